@@ -1,0 +1,332 @@
+/* Moments to scale and shift, and gradient sums to the coefficients of dx: here, and only here,
+ * normalizers differ.  All in double; arrays of N*C numbers, never of N*C*S.
+ *
+ * x is centered in its own precision, x - center, with center the mean rounded to that precision;
+ * what rounding left of the mean, `low`, goes into the shift.  So y is as exact at a mean of 1e6
+ * standard deviations as at 0. */
+#include "internal.h"
+
+#include <math.h>
+
+static double weight_of(const fn_coefs *cf, int64_t channel) {
+    return cf->params->weight ? fn_get(cf->plan, cf->params->weight, channel) : 1;
+}
+static double bias_of(const fn_coefs *cf, int64_t channel) {
+    return cf->params->bias ? fn_get(cf->plan, cf->params->bias, channel) : 0;
+}
+static double clip(double v, double lo, double hi) { return v < lo ? lo : v > hi ? hi : v; }
+static double rstd_of(const fn_coefs *cf, int64_t d) {
+    return 1 / sqrt(cf->var[d] + cf->plan->p.eps);
+}
+static int is_switchable(const fn_coefs *cf) { return cf->plan->p.norm == FN_SWITCHABLE; }
+/* statistics are constants of the backward pass */
+static int constant_stats(const fn_plan *plan) {
+    fn_norm norm = plan->p.norm;
+    return !plan->p.training &&
+           (norm == FN_BATCH || norm == FN_BATCH_RENORM || norm == FN_INSTANCE);
+}
+int fn_needs_moments(const fn_plan *plan) { return !constant_stats(plan); }
+
+/* ---- statistics of a domain ----------------------------------------------------------------*/
+
+/* Batch Renorm (Ioffe 2017), also for instance statistics: r = clip(sigma_B / sigma),
+ * d = clip((mean_B - mean) / sigma) against the running statistics. */
+static void renorm_corrections(fn_coefs *cf, int64_t d) {
+    const fn_plan *plan = cf->plan;
+    const fn_problem *p = &plan->p;
+    const int64_t c = d % plan->c;
+    if (constant_stats(plan)) {
+        cf->r[d] = 1;
+        cf->d[d] = 0;
+        return;
+    }
+    const double sigma = sqrt(fn_get(plan, cf->params->running_var, c) + p->eps);
+    const double blend = p->norm == FN_INSTANCE_RENORM ? p->blend : 1;
+    double r = clip(sqrt(cf->var[d] + p->eps) / sigma, 1 / p->r_max, p->r_max);
+    double shift = (cf->mean[d] - fn_get(plan, cf->params->running_mean, c)) / sigma;
+    cf->r[d] = 1 + blend * (r - 1);
+    cf->d[d] = blend * clip(shift, -p->d_max, p->d_max);
+}
+
+void fn_statistics(fn_coefs *cf, int64_t d, const fn_moments *m) {
+    const fn_plan *plan = cf->plan;
+    if (constant_stats(plan)) {
+        cf->mean[d] = fn_get(plan, cf->params->running_mean, d % plan->c);
+        cf->var[d] = fn_get(plan, cf->params->running_var, d % plan->c);
+    } else if (plan->p.norm == FN_RMS) {
+        cf->mean[d] = 0;
+        cf->var[d] = m->m2 / m->n + m->mean * m->mean;
+    } else {
+        cf->mean[d] = m->mean;
+        cf->var[d] = m->m2 / m->n;
+    }
+    if (cf->r)
+        renorm_corrections(cf, d);
+}
+
+/* ---- switchable norm (Luo et al. 2018) -----------------------------------------------------*/
+
+enum { SN_IN, SN_LN, SN_BN };
+
+static void softmax3(const fn_plan *plan, const void *logits, double w[3]) {
+    double top = -INFINITY, sum = 0;
+    for (int k = 0; k < 3; k++)
+        top = fmax(top, fn_get(plan, logits, k));
+    for (int k = 0; k < 3; k++)
+        sum += w[k] = exp(fn_get(plan, logits, k) - top);
+    for (int k = 0; k < 3; k++)
+        w[k] /= sum;
+}
+
+/* layer and batch statistics from the instance statistics */
+void fn_switchable_statistics(fn_coefs *cf) {
+    const fn_plan *plan = cf->plan;
+    const int64_t N = plan->n, C = plan->c;
+    const double S = (double)plan->s;
+    for (int64_t n = 0; n < N; n++) {
+        fn_moments m = {0, 0, 0};
+        for (int64_t c = 0; c < C; c++)
+            fn_merge(&m, S, cf->mean[n * C + c], cf->var[n * C + c] * S);
+        cf->lmean[n] = m.mean;
+        cf->lvar[n] = m.m2 / m.n;
+    }
+    for (int64_t c = 0; c < C; c++) {
+        fn_moments m = {0, 0, 0};
+        for (int64_t n = 0; n < N && plan->p.training; n++)
+            fn_merge(&m, S, cf->mean[n * C + c], cf->var[n * C + c] * S);
+        cf->bmean[c] = m.n > 0 ? m.mean : fn_get(plan, cf->params->running_mean, c);
+        cf->bvar[c] = m.n > 0 ? m.m2 / m.n : fn_get(plan, cf->params->running_var, c);
+    }
+}
+
+typedef struct {
+    double w[3], wv[3];       /* softmaxes of the logits */
+    double means[3], vars[3]; /* of a plane */
+    double mean, var;         /* mixed */
+} switchable_mix;
+
+static void mix_plane(const fn_coefs *cf, switchable_mix *mix, int64_t plane) {
+    const int64_t n = plane / cf->plan->c, c = plane % cf->plan->c;
+    mix->means[SN_IN] = cf->mean[plane];
+    mix->means[SN_LN] = cf->lmean[n];
+    mix->means[SN_BN] = cf->bmean[c];
+    mix->vars[SN_IN] = cf->var[plane];
+    mix->vars[SN_LN] = cf->lvar[n];
+    mix->vars[SN_BN] = cf->bvar[c];
+    /* around one of the means: equal means give exactly that mean */
+    mix->mean = mix->means[SN_IN];
+    mix->var = 0;
+    for (int k = 0; k < 3; k++) {
+        mix->mean += mix->w[k] * (mix->means[k] - mix->means[SN_IN]);
+        mix->var += mix->wv[k] * mix->vars[k];
+    }
+}
+
+/* ---- forward -------------------------------------------------------------------------------*/
+
+/* y = ((x - mean) * scale + shift) * weight + bias as (x - center) * scale + shift */
+static void put_plane(fn_coefs *cf, int64_t plane, double mean, double scale, double shift) {
+    const fn_plan *plan = cf->plan;
+    if (!plan->elem) {
+        const int64_t c = plane % plan->c;
+        scale *= weight_of(cf, c);
+        shift = shift * weight_of(cf, c) + bias_of(cf, c);
+    }
+    fn_put(plan, cf->center, plane, mean);
+    const double low = mean - fn_get(plan, cf->center, plane);
+    fn_put(plan, cf->scale, plane, scale);
+    fn_put(plan, cf->shift, plane, low == 0 ? shift : shift - low * scale);
+}
+
+static void switchable_coefficients(fn_coefs *cf) {
+    switchable_mix mix;
+    softmax3(cf->plan, cf->params->mean_logits, mix.w);
+    softmax3(cf->plan, cf->params->var_logits, mix.wv);
+    for (int64_t plane = 0; plane < cf->plan->planes; plane++) {
+        mix_plane(cf, &mix, plane);
+        put_plane(cf, plane, mix.mean, 1 / sqrt(mix.var + cf->plan->p.eps), 0);
+    }
+}
+
+void fn_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
+    const int64_t per = cf->plan->per_domain;
+    if (is_switchable(cf)) {
+        switchable_coefficients(cf);
+        return;
+    }
+    for (int64_t d = d0; d < d1; d++) {
+        const double r = cf->r ? cf->r[d] : 1, shift = cf->r ? cf->d[d] : 0;
+        const double rstd = rstd_of(cf, d);
+        for (int64_t plane = d * per; plane < (d + 1) * per; plane++)
+            put_plane(cf, plane, cf->mean[d], rstd * r, shift);
+    }
+}
+
+/* ---- backward ------------------------------------------------------------------------------
+ * With g = dy * weight, S1 = sum g and S2 = sum g * (x - mean) over the domain of m elements:
+ *     dx = g * r/sigma - r/sigma^3 * S2/m * (x - mean) - r/sigma * S1/m
+ * (r = 1 but in renorm, where it is a constant of the backward pass; RMS norm has no S1 term). */
+
+/* x - mean = (x - center) - low */
+static double low_of(const fn_coefs *cf, int64_t plane, double mean) {
+    return mean - fn_get(cf->plan, cf->center, plane);
+}
+static double centered_sum(const fn_coefs *cf, int64_t plane, double mean) {
+    return cf->sum_dy_xc[plane] - low_of(cf, plane, mean) * cf->sum_dy[plane];
+}
+static void put_grad_plane(fn_coefs *cf, int64_t plane, double a, double b, double e) {
+    fn_put(cf->plan, cf->a, plane, a);
+    fn_put(cf->plan, cf->b, plane, b);
+    fn_put(cf->plan, cf->e, plane, e);
+}
+
+/* The paths through the three means and variances: with mu and v mixed for each plane,
+ *     dmu = -weight/sigma * sum dy,  dv = -weight/(2 sigma^3) * sum dy*(x - mu)
+ * and each component k passes w[k]*dmu and wv[k]*dv, summed over its domain, on to x. */
+static void switchable_grad_coefficients(fn_coefs *cf) {
+    const fn_plan *plan = cf->plan;
+    const int64_t N = plan->n, C = plan->c;
+    const double S = (double)plan->s, eps = plan->p.eps;
+    const int bn = plan->p.training; /* else its statistics are constants */
+    switchable_mix mix;
+    softmax3(plan, cf->params->mean_logits, mix.w);
+    softmax3(plan, cf->params->var_logits, mix.wv);
+    for (int64_t i = 0; i < 2 * (N + C); i++)
+        cf->dmu_sums[i] = 0;
+    for (int k = 0; k < 3; k++)
+        cf->dmean_logits[k] = cf->dvar_logits[k] = 0;
+    double *lmu = cf->dmu_sums, *lv = lmu + N, *bmu = lv + N, *bv = bmu + C;
+    for (int64_t plane = 0; plane < plan->planes; plane++) {
+        const int64_t n = plane / C, c = plane % C;
+        mix_plane(cf, &mix, plane);
+        const double rstd = 1 / sqrt(mix.var + eps), w = weight_of(cf, c);
+        const double dmu = -w * rstd * cf->sum_dy[plane];
+        const double dv = -0.5 * w * rstd * rstd * rstd * centered_sum(cf, plane, mix.mean);
+        cf->dmu[plane] = dmu;
+        cf->dv[plane] = dv;
+        lmu[n] += dmu;
+        lv[n] += dv;
+        bmu[c] += dmu;
+        bv[c] += dv;
+        for (int k = 0; k < 3; k++) { /* through the softmax */
+            cf->dmean_logits[k] += mix.w[k] * dmu * (mix.means[k] - mix.mean);
+            cf->dvar_logits[k] += mix.wv[k] * dv * (mix.vars[k] - mix.var);
+        }
+    }
+    for (int64_t plane = 0; plane < plan->planes; plane++) {
+        const int64_t n = plane / C, c = plane % C;
+        mix_plane(cf, &mix, plane);
+        const double center = fn_get(plan, cf->center, plane);
+        const double gmu[3] = {cf->dmu[plane] / S, lmu[n] / (S * (double)C),
+                               bn ? bmu[c] / (S * (double)N) : 0};
+        const double gv[3] = {cf->dv[plane] / S, lv[n] / (S * (double)C),
+                              bn ? bv[c] / (S * (double)N) : 0};
+        double b = 0, e = 0;
+        for (int k = 0; k < 3; k++) {
+            b += 2 * mix.wv[k] * gv[k];
+            e += mix.w[k] * gmu[k] + 2 * mix.wv[k] * gv[k] * (center - mix.means[k]);
+        }
+        put_grad_plane(cf, plane, weight_of(cf, c) / sqrt(mix.var + eps), b, e);
+    }
+}
+
+void fn_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
+    const fn_plan *plan = cf->plan;
+    const int64_t per = plan->per_domain;
+    if (is_switchable(cf)) {
+        switchable_grad_coefficients(cf);
+        return;
+    }
+    for (int64_t d = d0; d < d1; d++) {
+        const double mean = cf->mean[d], rstd = rstd_of(cf, d), r = cf->r ? cf->r[d] : 1;
+        double s1 = 0, s2 = 0;
+        for (int64_t p = d * per; p < (d + 1) * per && !constant_stats(plan); p++) {
+            const double w = plan->elem ? 1 : weight_of(cf, p % plan->c); /* elem: in the sums */
+            s1 += w * cf->sum_dy[p];
+            s2 += w * centered_sum(cf, p, mean);
+        }
+        const double m = (double)plan->count;
+        const double b = -r * rstd * rstd * rstd * s2 / m;
+        const double e = plan->p.norm == FN_RMS ? 0 : -r * rstd * s1 / m;
+        for (int64_t p = d * per; p < (d + 1) * per; p++) {
+            const double w = plan->elem ? 1 : weight_of(cf, p % plan->c);
+            put_grad_plane(cf, p, w * r * rstd, b, e - low_of(cf, p, mean) * b);
+        }
+    }
+}
+
+/* dbias = sum dy,  dweight = sum dy * xhat,  xhat = (x - mean) * r/sigma + d: over the samples, in
+ * order */
+void fn_param_grads(const fn_coefs *cf, const fn_grads *grads) {
+    const fn_plan *plan = cf->plan;
+    switchable_mix mix;
+    if (is_switchable(cf)) {
+        softmax3(plan, cf->params->mean_logits, mix.w);
+        softmax3(plan, cf->params->var_logits, mix.wv);
+        for (int k = 0; k < 3; k++) {
+            if (grads->mean_logits)
+                fn_put(plan, grads->mean_logits, k, cf->dmean_logits[k]);
+            if (grads->var_logits)
+                fn_put(plan, grads->var_logits, k, cf->dvar_logits[k]);
+        }
+    }
+    for (int64_t c = 0; c < plan->c && !plan->elem; c++) {
+        double dweight = 0, dbias = 0;
+        for (int64_t p = c; p < plan->planes; p += plan->c) {
+            const int64_t d = p / plan->per_domain;
+            double mean = cf->mean[d], scale, shift = 0;
+            if (is_switchable(cf)) {
+                mix_plane(cf, &mix, p);
+                mean = mix.mean;
+                scale = 1 / sqrt(mix.var + plan->p.eps);
+            } else {
+                scale = rstd_of(cf, d) * (cf->r ? cf->r[d] : 1);
+                shift = cf->r ? cf->d[d] : 0;
+            }
+            dweight += scale * centered_sum(cf, p, mean) + shift * cf->sum_dy[p];
+            dbias += cf->sum_dy[p];
+        }
+        if (grads->weight)
+            fn_put(plan, grads->weight, c, dweight);
+        if (grads->bias)
+            fn_put(plan, grads->bias, c, dbias);
+    }
+}
+
+/* ---- running statistics --------------------------------------------------------------------*/
+
+/* What the running statistics take of channel c: batch moments; for instance norm the means over
+ * the samples, as in torch. */
+static void batch_statistics(const fn_coefs *cf, int64_t c, double *mean, double *var) {
+    const fn_plan *plan = cf->plan;
+    const double ddof = plan->p.ddof, s = (double)plan->s;
+    if (plan->p.norm == FN_INSTANCE) {
+        *mean = *var = 0;
+        for (int64_t p = c; p < plan->planes; p += plan->c) {
+            *mean += cf->mean[p] / (double)plan->n;
+            *var += cf->var[p] / (double)plan->n * (s / (s - ddof));
+        }
+        return;
+    }
+    fn_moments m = {0, 0, 0};
+    for (int64_t p = c; p < plan->planes; p += plan->c) {
+        const double count = (double)(plan->s * plan->nseg);
+        fn_merge(&m, count, cf->mean[p], cf->var[p] * count);
+    }
+    *mean = m.mean;
+    *var = m.m2 / (m.n - ddof);
+}
+
+void fn_update_running(const fn_coefs *cf) {
+    const fn_plan *plan = cf->plan;
+    const fn_params *q = cf->params;
+    if (plan->elem || !plan->p.training || !q->running_mean || !q->running_var)
+        return;
+    const double keep = 1 - plan->p.momentum, take = plan->p.momentum;
+    for (int64_t c = 0; c < plan->c; c++) {
+        double mean, var;
+        batch_statistics(cf, c, &mean, &var);
+        fn_put(plan, q->running_mean, c, keep * fn_get(plan, q->running_mean, c) + take * mean);
+        fn_put(plan, q->running_var, c, keep * fn_get(plan, q->running_var, c) + take * var);
+    }
+}

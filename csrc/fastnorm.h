@@ -1,0 +1,121 @@
+/* fastnorm: normalizers for the CPU, forward and backward.  The C library; no Python in it.
+ *
+ * Every normalizer is  y = weight * (x - mean) / sqrt(var + eps) + bias.  They differ in which
+ * elements share a mean and a variance (the statistic domain) and in how the moments of a domain
+ * become coefficients.  See docs/design.md.
+ *
+ * Buffers are dense.  x, y, dy, dx hold n*c*s elements:
+ *     FN_CHANNELS_FIRST   x[n][c][s]
+ *     FN_CHANNELS_LAST    x[n][s][c]
+ * Batch, instance, group norm and their relatives: n samples, c channels, s spatial elements.
+ * Layer and RMS norm: statistics over s for each (n, c), weight and bias of s elements.  So rows
+ * of length s are (n = rows, c = 1, s) channels first, and the channel axis of an image NCHW is
+ * (n = N, c = H*W, s = C) channels last.
+ *
+ * Parameters (weight, bias, running statistics, logits and their gradients) have the dtype of x.
+ *
+ * Same input, same bits: for any number of threads, any instruction set and any alignment.
+ */
+#ifndef FASTNORM_H
+#define FASTNORM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum { FN_F32, FN_F64, FN_DTYPE_COUNT } fn_dtype;
+typedef enum { FN_CHANNELS_FIRST, FN_CHANNELS_LAST } fn_layout;
+
+typedef enum {
+    FN_BATCH,         /* domain: channel over (n, s) */
+    FN_BATCH_RENORM,  /* as FN_BATCH, corrected by r and d from the running statistics */
+    FN_LAYER,         /* domain: (n, c) over s; weight and bias per element of s */
+    FN_RMS,           /* as FN_LAYER with the mean fixed at 0 */
+    FN_INSTANCE,      /* domain: (n, c) over s */
+    FN_GROUP,         /* domain: (n, group) over (c / groups, s) */
+    FN_SWITCHABLE,    /* instance, layer and batch moments mixed by two softmaxes */
+    FN_INSTANCE_RENORM, /* instance statistics corrected toward the running statistics */
+    FN_NORM_COUNT
+} fn_norm;
+
+typedef enum {
+    FN_OK = 0,
+    FN_NO_MEMORY = 1, /* nothing was written */
+    FN_BAD_PROBLEM = 2 /* a field of fn_problem or a missing parameter; nothing was written */
+} fn_status;
+
+/* What to compute. */
+typedef struct {
+    fn_norm norm;
+    fn_dtype dtype;
+    fn_layout layout;
+    int64_t n, c, s;
+    int64_t groups; /* FN_GROUP: divides c */
+    int training;   /* statistics of the batch (1) or the running ones (0); FN_INSTANCE: whether
+                       the input's statistics are used; FN_INSTANCE_RENORM: whether the running
+                       statistics are updated */
+    double eps;
+    double momentum; /* running = (1 - momentum) * running + momentum * batch */
+    int ddof;        /* of the variance that running_var takes: 1 unbiased, 0 biased */
+    double r_max, d_max; /* renorm: r in [1/r_max, r_max], d in [-d_max, d_max] */
+    double blend;        /* FN_INSTANCE_RENORM: 0 plain instance norm, 1 full correction */
+} fn_problem;
+
+/* Parameters, all of x's dtype.  NULL: weight 1, bias 0, no running statistics. */
+typedef struct {
+    const void *weight, *bias;            /* c elements; FN_LAYER, FN_RMS: s */
+    void *running_mean, *running_var;     /* c elements, updated when training */
+    const void *mean_logits, *var_logits; /* FN_SWITCHABLE: 3 each (instance, layer, batch) */
+} fn_params;
+
+/* Where fn_backward writes; NULL: not wanted. */
+typedef struct {
+    void *x;                        /* shaped as x */
+    void *weight, *bias;            /* shaped as the parameters */
+    void *mean_logits, *var_logits; /* 3 each */
+} fn_grads;
+
+/* Doubles that fn_forward saves for fn_backward. */
+int64_t fn_saved_size(const fn_problem *problem);
+
+/* y = normalized x.  y may be x, no other overlap.  saved: fn_saved_size doubles, or NULL.
+ * Running statistics are updated only when FN_OK is returned. */
+fn_status fn_forward(const fn_problem *problem, const fn_params *params, const void *x, void *y,
+                     double *saved);
+
+/* Gradients of sum(dy * y).  x, params (but the running statistics) and saved are those of the
+ * forward call.  grads->x may be dy or x, no other overlap. */
+fn_status fn_backward(const fn_problem *problem, const fn_params *params, const double *saved,
+                      const void *x, const void *dy, const fn_grads *grads);
+
+/* Threads.  0 means the default: FASTNORM_NUM_THREADS, else what OpenMP would take (so
+ * OMP_NUM_THREADS and threadpoolctl count).  Without OpenMP always 1. */
+void fn_set_num_threads(int num_threads);
+int fn_get_num_threads(void);
+
+/* Instruction sets that were built and that this processor has, worst first: fn_isa_name(0) up
+ * to fn_isa_count() - 1.  fn_set_isa returns 0, or -1 when there is none of that name.
+ * The default is the last one, or FASTNORM_ISA where that names one of them. */
+int fn_isa_count(void);
+const char *fn_isa_name(int i);
+int fn_set_isa(const char *name);
+const char *fn_get_isa(void);
+
+/* Facts about the build and the machine.  Cache sizes in bytes, 0 when unknown; level 1 to 3. */
+const char *fn_compiler(void);
+int fn_has_openmp(void);
+int64_t fn_cache_bytes(int level);
+const char *fn_isas_built(void);
+
+/* For benchmarks: y = x (dy NULL: one read, one write) or y = x + dy (two reads, one write) of len
+ * floats, with the threads and the instruction set of the library, through the cache or past it
+ * (stream).  No forward or backward pass can be faster. */
+void fn_memory_limit(const float *x, const float *dy, float *y, int64_t len, int stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,171 @@
+/* What the C files share: the kernel table and the plan. */
+#ifndef FN_INTERNAL_H
+#define FN_INTERNAL_H
+
+#include "fastnorm.h"
+
+/* ---- kernels -------------------------------------------------------------------------------
+ * One list: every entry is a kernel of the table, instantiated for each dtype and instruction
+ * set.  `void` stands for an element of x's dtype (x, y, dy, dx), or for the compute type (the
+ * coefficients, weight, bias: float for FN_F32, double for FN_F64).  Contracts: kernels_row.inc
+ * and kernels_col.inc. */
+
+/* Which elements a row kernel walks: nseg segments of len contiguous elements. */
+typedef struct {
+    int64_t nseg, seg_stride, len;
+} fn_run;
+
+/* How a kernel writes: `prefetch` bytes ahead of the element of x that is read, the input of the
+ * next unit is fetched into the L2 (0: none); `stream` writes past the cache. */
+typedef struct {
+    int64_t prefetch;
+    int stream;
+} fn_hints;
+
+#define FN_KERNELS(X)                                                                              \
+    X(row_moments, (const void *x, fn_run run, double *mean, double *m2))                          \
+    X(row_apply, (const void *x, void *y, int64_t planes, fn_run run, const void *center,          \
+                  const void *scale, const void *shift, fn_hints hints))                           \
+    X(row_apply_elem,                                                                              \
+      (const void *x, void *y, int64_t rows, int64_t stride, int64_t len, const void *center,      \
+       const void *scale, const void *shift, const void *weight, const void *bias,                 \
+       fn_hints hints))                                                                            \
+    X(row_grad_moments, (const void *x, const void *dy, fn_run run, const void *center,            \
+                         const void *weight, double *sum_dy, double *sum_dy_xc))                   \
+    X(row_grad_apply, (const void *x, const void *dy, void *dx, int64_t planes, fn_run run,        \
+                       const void *center, const void *a, const void *b, const void *e,            \
+                       fn_hints hints))                                                            \
+    X(row_grad_apply_elem,                                                                         \
+      (const void *x, const void *dy, void *dx, int64_t rows, int64_t stride, int64_t len,         \
+       const void *center, const void *scale, const void *shift, const void *b, const void *e,     \
+       const void *weight, void *dweight, void *dbias, fn_hints hints))                            \
+    X(col_moments, (const void *x, int64_t rows, int64_t ld, int64_t cols, double *mean,           \
+                    double *m2))                                                                   \
+    X(col_apply, (const void *x, void *y, int64_t rows, int64_t ld, int64_t cols,                  \
+                  const void *center, const void *scale, const void *shift, const void *weight,    \
+                  const void *bias, fn_hints hints))                                               \
+    X(col_grad_moments, (const void *x, const void *dy, int64_t rows, int64_t ld, int64_t cols,    \
+                         const void *center, const void *weight, double *sum_dy,                   \
+                         double *sum_dy_xc))                                                       \
+    X(col_grad_apply, (const void *x, const void *dy, void *dx, int64_t rows, int64_t ld,          \
+                       int64_t cols, const void *center, const void *a, const void *b,             \
+                       const void *e, fn_hints hints))                                             \
+    X(col_grad_apply_elem,                                                                         \
+      (const void *x, const void *dy, void *dx, int64_t rows, int64_t ld, int64_t cols,            \
+       const void *center, const void *scale, const void *shift, const void *b, const void *e,     \
+       const void *weight, double *dweight, double *dbias, fn_hints hints))                        \
+    X(limit, (const void *x, const void *dy, void *y, int64_t len, int stream))
+
+#define FN_KERNEL_FIELD(name, args) void(*name) args;
+typedef struct {
+    FN_KERNELS(FN_KERNEL_FIELD)
+} fn_kernels;
+
+/* name of the instruction set, width in bytes; the base set has 16 everywhere */
+extern const fn_kernels fn_kernels_base[FN_DTYPE_COUNT];
+#if defined(__x86_64__)
+extern const fn_kernels fn_kernels_avx2[FN_DTYPE_COUNT];
+extern const fn_kernels fn_kernels_avx512[FN_DTYPE_COUNT];
+#endif
+
+const fn_kernels *fn_active_kernels(fn_dtype dtype);
+
+/* ---- plan: shapes to domains ---------------------------------------------------------------
+ * plane   the smallest set of elements with common coefficients: a channel of a sample, or, when
+ *         the domain spans the samples (batch norm), a channel
+ * domain  planes that share a mean and a variance
+ * chunk   a piece of a plane or domain: a reduction is cut in chunks, whose moments are merged in
+ *         order.  Chunks depend on the shape alone: so do the bits of the result.
+ * unit    consecutive domains that a thread takes through moments, coefficients and apply while
+ *         they are in its cache
+ */
+typedef struct {
+    int64_t count, size; /* size: segments, or elements of a segment (pieces > 0), or rows */
+    int64_t pieces;      /* chunks of a segment; 0: a chunk is `size` whole segments */
+} fn_chunks;
+
+typedef struct {
+    fn_problem p;
+    const fn_kernels *k;
+    size_t esize;    /* bytes of an element of x */
+    size_t asize;    /* bytes of an element of the coefficients */
+    int col;         /* column form: x[n][s][c]; else row form: x[n][c][s] */
+    int elem;        /* weight and bias belong to the elements of s (layer and RMS norm) */
+    int64_t n, c, s; /* as walked: batch norm in column form has n = 1, s = n*s */
+
+    int64_t count;      /* elements of a domain */
+    int64_t domains;    /* number of domains */
+    int64_t planes;     /* number of planes = coefficient triples */
+    int64_t per_domain; /* planes of a domain */
+    int64_t nseg, seg_stride; /* row form: segments of a plane */
+
+    fn_chunks mchunks, gchunks; /* of what moments and gradient moments reduce */
+    int64_t units, unit_domains;
+    int prefetch; /* two units fit the L2: fetch the next while this one is written */
+} fn_plan;
+
+fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params *params,
+                       int backward);
+
+/* ---- moments -------------------------------------------------------------------------------*/
+typedef struct {
+    double n, mean, m2; /* count, mean, sum of squared deviations */
+} fn_moments;
+
+/* Chan, Golub & LeVeque (1979): the moments of the union. */
+static inline void fn_merge(fn_moments *a, double n, double mean, double m2) {
+    double total = a->n + n;
+    if (n == 0)
+        return;
+    double delta = mean - a->mean, part = n / total;
+    a->mean += delta * part;
+    a->m2 += m2 + delta * delta * a->n * part;
+    a->n = total;
+}
+
+/* ---- coefficients: here, and only here, normalizers differ ---------------------------------*/
+typedef struct {
+    const fn_plan *plan;
+    const fn_params *params;
+    double *mean, *var;           /* statistics of each domain (switchable: of each plane) */
+    double *r, *d;                /* renorm: corrections of each domain; else NULL */
+    double *lmean, *lvar;         /* switchable: layer statistics of each sample */
+    double *bmean, *bvar;         /* switchable: batch statistics of each channel */
+    void *center, *scale, *shift; /* y = (x - center) * scale + shift, for each plane */
+    void *a, *b, *e;              /* dx = a*dy + b*(x - center) + e, for each plane */
+    double *sum_dy, *sum_dy_xc;   /* sums over each plane of dy and dy*(x - center) */
+    double *dmu, *dv;             /* switchable: gradients of each plane's mean and variance, */
+    double *dmu_sums;             /* and their sums: 2*(n + c) */
+    double dmean_logits[3], dvar_logits[3];
+} fn_coefs;
+
+/* whether x has to be read for its moments (else the running statistics serve) */
+int fn_needs_moments(const fn_plan *plan);
+/* moments of domain d to its statistics */
+void fn_statistics(fn_coefs *cf, int64_t d, const fn_moments *m);
+/* switchable: what follows from the statistics of all planes */
+void fn_switchable_statistics(fn_coefs *cf);
+/* statistics of domains [d0, d1) to center, scale and shift */
+void fn_coefficients(fn_coefs *cf, int64_t d0, int64_t d1);
+/* sums of the planes of domains [d0, d1) to a, b, e */
+void fn_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1);
+/* what is summed over samples: dweight, dbias of channel normalizers, gradients of the logits */
+void fn_param_grads(const fn_coefs *cf, const fn_grads *grads);
+/* running statistics; the last thing a successful forward does */
+void fn_update_running(const fn_coefs *cf);
+
+/* an element of the compute type */
+static inline double fn_get(const fn_plan *plan, const void *p, int64_t i) {
+    return plan->asize == 4 ? ((const float *)p)[i] : ((const double *)p)[i];
+}
+static inline void fn_put(const fn_plan *plan, void *p, int64_t i, double v) {
+    if (plan->asize == 4)
+        ((float *)p)[i] = (float)v;
+    else
+        ((double *)p)[i] = v;
+}
+static inline int64_t fn_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t fn_max(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t fn_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+#endif

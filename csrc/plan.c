@@ -1,0 +1,128 @@
+/* Shapes to domains, and how domains are cut for caches and threads. */
+#include "internal.h"
+
+/* Elements of a chunk in row form; a multiple of every block, so that a chunk ends with one. */
+#define CHUNK_ELEMS 32768
+/* Column form: at least so many rows, and chunks so few, that their moments stay small. */
+#define CHUNK_ROWS 256
+#define CHUNK_TABLE_BYTES (512 * 1024)
+/* What a unit of small domains should hold: enough to be worth starting, in one run in memory. */
+#define UNIT_BYTES (64 * 1024)
+#define UNIT_RUN_BYTES 4096
+
+static int has_running(const fn_params *q) { return q->running_mean && q->running_var; }
+
+static int valid(const fn_problem *p, const fn_params *q) {
+    if ((unsigned)p->norm >= FN_NORM_COUNT || (unsigned)p->dtype >= FN_DTYPE_COUNT ||
+        (unsigned)p->layout > FN_CHANNELS_LAST || p->n < 0 || p->c < 0 || p->s < 0)
+        return 0;
+    if (!(p->eps >= 0) || (p->ddof != 0 && p->ddof != 1))
+        return 0;
+    switch (p->norm) {
+    case FN_GROUP:
+        return p->groups > 0 && p->c % p->groups == 0;
+    case FN_BATCH:
+    case FN_INSTANCE:
+        return p->training || has_running(q);
+    case FN_BATCH_RENORM:
+    case FN_INSTANCE_RENORM:
+        return has_running(q) && p->r_max >= 1 && p->d_max >= 0;
+    case FN_SWITCHABLE:
+        return q->mean_logits && q->var_logits && (p->training || has_running(q));
+    default:
+        return 1;
+    }
+}
+
+static fn_chunks row_chunks(int64_t nseg, int64_t len) {
+    fn_chunks ch = {1, CHUNK_ELEMS, 0};
+    if (len >= CHUNK_ELEMS) {
+        ch.pieces = fn_ceil_div(len, CHUNK_ELEMS);
+        ch.count = nseg * ch.pieces;
+    } else {
+        ch.size = fn_max(1, CHUNK_ELEMS / fn_max(len, 1));
+        ch.count = fn_ceil_div(nseg, ch.size);
+    }
+    return ch;
+}
+
+static fn_chunks col_chunks(int64_t rows, int64_t cols) {
+    int64_t most = CHUNK_TABLE_BYTES / (16 * fn_max(cols, 1));
+    most = most < 16 ? 16 : most > 64 ? 64 : most;
+    fn_chunks ch = {1, fn_max(CHUNK_ROWS, fn_ceil_div(fn_ceil_div(rows, most), 64) * 64), 0};
+    ch.count = fn_ceil_div(rows, ch.size);
+    return ch;
+}
+
+static int64_t l2(void) { return fn_cache_bytes(2) > 0 ? fn_cache_bytes(2) : 1 << 20; }
+
+/* Domains that are neighbours in memory and together fit the L2 with room for the output. */
+static int64_t unit_domains(const fn_plan *plan, int arrays) {
+    const int64_t bytes = fn_max(1, plan->count * (int64_t)plan->esize * arrays);
+    if (plan->col) {
+        const int64_t in_sample = plan->domains / fn_max(plan->n, 1);
+        const int64_t whole = bytes * in_sample;
+        if (whole <= l2() / 2)
+            return in_sample;
+        /* a tile of whole cache lines, wide enough to read memory in runs */
+        int64_t lines = fn_ceil_div(64 * 4, (int64_t)plan->esize * plan->per_domain);
+        int64_t fit = l2() / 2 / bytes / lines * lines;
+        return fit >= lines ? fn_min(fit, in_sample) : in_sample;
+    }
+    if (plan->nseg > 1) {
+        int64_t run = fn_ceil_div(UNIT_RUN_BYTES, fn_max(1, plan->s * (int64_t)plan->esize));
+        return fn_max(1, fn_min(run, l2() / 4 / bytes));
+    }
+    return fn_max(1, UNIT_BYTES / bytes);
+}
+
+fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params *params,
+                       int backward) {
+    const fn_problem *p = problem;
+    if (!valid(p, params))
+        return FN_BAD_PROBLEM;
+    *plan = (fn_plan){.p = *p, .n = p->n, .c = p->c, .s = p->s};
+    plan->k = fn_active_kernels(p->dtype);
+    plan->esize = p->dtype == FN_F64 ? 8 : 4;
+    plan->asize = p->dtype == FN_F64 ? 8 : 4;
+    plan->elem = p->norm == FN_LAYER || p->norm == FN_RMS;
+    plan->col = p->layout == FN_CHANNELS_LAST;
+    if (p->c == 1) /* one channel: both layouts are the same rows */
+        plan->col = 0;
+    else if (p->s == 1 && !plan->elem) /* one element: both are the same columns */
+        plan->col = 1;
+
+    const int over_n = p->norm == FN_BATCH || p->norm == FN_BATCH_RENORM;
+    plan->per_domain = p->norm == FN_GROUP ? p->c / p->groups : 1;
+    plan->nseg = 1;
+    if (over_n && (plan->col || p->c == 1)) { /* samples lie behind one another: one long plane */
+        plan->s = p->n * p->s;
+        plan->n = 1;
+    }
+    if (over_n && !plan->col && plan->n != 1) {
+        plan->nseg = p->n;
+        plan->seg_stride = p->c * p->s;
+    }
+    plan->planes = (over_n ? 1 : plan->n) * plan->c;
+    plan->domains = plan->planes / plan->per_domain;
+    plan->count = plan->per_domain * plan->s * plan->nseg;
+
+    if (plan->col) {
+        plan->mchunks = plan->gchunks = col_chunks(plan->s, plan->c);
+    } else {
+        plan->mchunks = row_chunks(plan->nseg, plan->per_domain * plan->s);
+        plan->gchunks = row_chunks(plan->nseg, plan->s);
+    }
+    const int arrays = backward ? 2 : 1;
+    plan->unit_domains = fn_max(1, unit_domains(plan, arrays));
+    plan->prefetch = plan->unit_domains * plan->count * (int64_t)plan->esize * arrays <= l2() / 2;
+    if (p->norm == FN_SWITCHABLE) { /* all planes depend on one another: no units */
+        plan->units = 1;
+        plan->unit_domains = plan->domains;
+    } else if (plan->col) {
+        plan->units = plan->n * fn_ceil_div(plan->domains / fn_max(plan->n, 1), plan->unit_domains);
+    } else {
+        plan->units = fn_ceil_div(plan->domains, plan->unit_domains);
+    }
+    return FN_OK;
+}

@@ -1,0 +1,485 @@
+/* Walks a plan: moments, coefficients, apply, and back.
+ *
+ * Units that are numerous enough go to the threads whole: a thread takes a unit through all steps
+ * while it is in its cache.  Otherwise the steps go one by one over the whole array, chunks shared
+ * among the threads.  The sums are the same, in the same order, either way. */
+#include "run.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- moments -------------------------------------------------------------------------------*/
+
+/* Chunk k of a reduction over `run`: its offset in elements, and its own run. */
+static int64_t chunk_of(const fn_chunks *ch, fn_run run, int64_t k, fn_run *out) {
+    *out = run;
+    if (ch->pieces) {
+        const int64_t at = k % ch->pieces * ch->size;
+        out->nseg = 1;
+        out->len = fn_min(ch->size, run.len - at);
+        return k / ch->pieces * run.seg_stride + at;
+    }
+    out->nseg = fn_min(ch->size, run.nseg - k * ch->size);
+    return k * ch->size * run.seg_stride;
+}
+
+static fn_run domain_run(const fn_plan *pl) {
+    return (fn_run){pl->nseg, pl->seg_stride, pl->s * pl->per_domain};
+}
+static fn_run plane_run(const fn_plan *pl) { return (fn_run){pl->nseg, pl->seg_stride, pl->s}; }
+
+static const char *x_at(const fn_job *job, int64_t i) {
+    return job->x + i * (int64_t)job->plan.esize;
+}
+static const char *dy_at(const fn_job *job, int64_t i) {
+    return job->dy + i * (int64_t)job->plan.esize;
+}
+static char *out_at(const fn_job *job, int64_t i) {
+    return job->out + i * (int64_t)job->plan.esize;
+}
+/* coefficient i */
+static char *at(const fn_job *job, void *p, int64_t i) {
+    return (char *)p + i * (int64_t)job->plan.asize;
+}
+
+/* Row form: chunk k of domain d.  Column form: chunk k of planes [d, d1) of one sample. */
+static void moments_chunk(fn_job *job, int64_t d, int64_t d1, int64_t k) {
+    const fn_plan *pl = &job->plan;
+    const fn_chunks *ch = &pl->mchunks;
+    if (pl->col) {
+        const int64_t n = d / pl->c, c = d % pl->c, r = k * ch->size;
+        const int64_t slot = (n * ch->count + k) * pl->c + c;
+        pl->k->col_moments(x_at(job, (n * pl->s + r) * pl->c + c), fn_min(ch->size, pl->s - r),
+                           pl->c, d1 - d, job->mean + slot, job->m2 + slot);
+    } else {
+        fn_run run;
+        const int64_t off = chunk_of(ch, domain_run(pl), k, &run);
+        pl->k->row_moments(x_at(job, d * pl->s * pl->per_domain + off), run,
+                           job->mean + d * ch->count + k, job->m2 + d * ch->count + k);
+    }
+}
+
+static void merge_domain(fn_job *job, int64_t d) {
+    const fn_plan *pl = &job->plan;
+    const fn_chunks *ch = &pl->mchunks;
+    fn_moments m = {0, 0, 0};
+    fn_run run;
+    if (!fn_needs_moments(pl)) {
+    } else if (pl->col) {
+        for (int64_t p = d * pl->per_domain; p < (d + 1) * pl->per_domain; p++)
+            for (int64_t k = 0; k < ch->count; k++) {
+                const int64_t slot = (p / pl->c * ch->count + k) * pl->c + p % pl->c;
+                fn_merge(&m, (double)fn_min(ch->size, pl->s - k * ch->size), job->mean[slot],
+                         job->m2[slot]);
+            }
+    } else {
+        for (int64_t k = 0; k < ch->count; k++) {
+            chunk_of(ch, domain_run(pl), k, &run);
+            fn_merge(&m, (double)(run.nseg * run.len), job->mean[d * ch->count + k],
+                     job->m2[d * ch->count + k]);
+        }
+    }
+    fn_statistics(&job->cf, d, &m);
+}
+
+/* Sums of dy and dy * (x - center), as moments_chunk, of planes. */
+static void grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k) {
+    const fn_plan *pl = &job->plan;
+    const fn_chunks *ch = &pl->gchunks;
+    const void *w = pl->elem ? job->cf.params->weight : NULL;
+    if (pl->col) {
+        const int64_t n = p / pl->c, c = p % pl->c, r = k * ch->size;
+        const int64_t slot = (n * ch->count + k) * pl->c + c, off = (n * pl->s + r) * pl->c + c;
+        pl->k->col_grad_moments(x_at(job, off), dy_at(job, off), fn_min(ch->size, pl->s - r), pl->c,
+                                p1 - p, at(job, job->cf.center, p),
+                                w ? at(job, (void *)w, r) : NULL, job->mean + slot,
+                                job->m2 + slot);
+    } else {
+        fn_run run;
+        const int64_t in = chunk_of(ch, plane_run(pl), k, &run), off = p * pl->s + in;
+        pl->k->row_grad_moments(x_at(job, off), dy_at(job, off), run, at(job, job->cf.center, p),
+                                w ? at(job, (void *)w, in) : NULL, job->mean + p * ch->count + k,
+                                job->m2 + p * ch->count + k);
+    }
+}
+
+static void merge_grad_plane(fn_job *job, int64_t p) {
+    const fn_plan *pl = &job->plan;
+    const int64_t K = pl->gchunks.count;
+    double s1 = 0, s2 = 0;
+    for (int64_t k = 0; k < K; k++) {
+        const int64_t slot = pl->col ? (p / pl->c * K + k) * pl->c + p % pl->c : p * K + k;
+        s1 += job->mean[slot];
+        s2 += job->m2[slot];
+    }
+    job->cf.sum_dy[p] = s1;
+    job->cf.sum_dy_xc[p] = s2;
+}
+
+/* ---- apply ---------------------------------------------------------------------------------*/
+
+/* Row form: `len` elements of planes [p, p1) from element `off` of the plane on, in the segments
+ * [g, g1).  More than one plane only with whole planes. */
+static void row_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, int64_t off,
+                     int64_t len, fn_hints hints) {
+    const fn_plan *pl = &job->plan;
+    const fn_coefs *cf = &job->cf;
+    const int64_t i = g * pl->seg_stride + p * pl->s + off;
+    const fn_run run = {g1 - g, pl->seg_stride, len};
+    const char *center = at(job, cf->center, p);
+    if (job->dy)
+        pl->k->row_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), p1 - p, run, center,
+                              at(job, cf->a, p), at(job, cf->b, p), at(job, cf->e, p), hints);
+    else if (pl->elem && (job->weight || job->bias))
+        pl->k->row_apply_elem(x_at(job, i), out_at(job, i), p1 - p, pl->s, len, center,
+                              at(job, cf->scale, p), at(job, cf->shift, p),
+                              job->weight ? at(job, job->weight, off) : NULL,
+                              job->bias ? at(job, job->bias, off) : NULL, hints);
+    else
+        pl->k->row_apply(x_at(job, i), out_at(job, i), p1 - p, run, center, at(job, cf->scale, p),
+                         at(job, cf->shift, p), hints);
+}
+
+/* Column form: rows [r, r1) of planes [p, p1) of one sample. */
+static void col_part(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1, fn_hints hints) {
+    const fn_plan *pl = &job->plan;
+    const fn_coefs *cf = &job->cf;
+    const int64_t i = (p / pl->c * pl->s + r) * pl->c + p % pl->c;
+    const char *center = at(job, cf->center, p);
+    if (job->dy)
+        pl->k->col_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), r1 - r, pl->c, p1 - p,
+                              center, at(job, cf->a, p), at(job, cf->b, p), at(job, cf->e, p),
+                              hints);
+    else
+        pl->k->col_apply(x_at(job, i), out_at(job, i), r1 - r, pl->c, p1 - p, center,
+                         at(job, cf->scale, p), at(job, cf->shift, p),
+                         pl->elem && job->weight ? at(job, job->weight, r) : NULL,
+                         pl->elem && job->bias ? at(job, job->bias, r) : NULL, hints);
+}
+
+/* ---- tasks ---------------------------------------------------------------------------------*/
+
+static void unit_domains(const fn_plan *pl, int64_t u, int64_t *d0, int64_t *d1) {
+    int64_t in_group = pl->domains, first = 0;
+    if (pl->col) { /* units do not cross samples */
+        in_group = pl->domains / pl->n;
+        const int64_t per_sample = fn_ceil_div(in_group, pl->unit_domains);
+        first = u / per_sample * in_group;
+        u %= per_sample;
+    }
+    *d0 = first + u * pl->unit_domains;
+    *d1 = first + fn_min(in_group, (u + 1) * pl->unit_domains);
+}
+
+/* planes [p, p1) of a unit: all of them, in all segments or rows */
+static void apply_unit(fn_job *job, int64_t p, int64_t p1, fn_hints hints) {
+    const fn_plan *pl = &job->plan;
+    if (pl->col)
+        col_part(job, p, p1, 0, pl->s, hints);
+    else
+        row_part(job, p, p1, 0, pl->nseg, 0, pl->s, hints);
+}
+
+/* bytes from unit u to the next one of the same shape, to prefetch it; 0 where there is none */
+static int64_t to_next_unit(const fn_plan *pl, int64_t u) {
+    int64_t d0, d1, e0, e1;
+    if (u + 1 >= pl->units || !pl->prefetch)
+        return 0;
+    unit_domains(pl, u, &d0, &d1);
+    unit_domains(pl, u + 1, &e0, &e1);
+    const int64_t p = d0 * pl->per_domain, q = e0 * pl->per_domain;
+    if (!pl->col)
+        return (q - p) * pl->s * (int64_t)pl->esize;
+    return ((q / pl->c - p / pl->c) * pl->s * pl->c + q % pl->c - p % pl->c) * (int64_t)pl->esize;
+}
+
+static void task_forward_unit(fn_job *job, int64_t u) {
+    const fn_plan *pl = &job->plan;
+    int64_t d0, d1;
+    unit_domains(pl, u, &d0, &d1);
+    const int64_t p0 = d0 * pl->per_domain, p1 = d1 * pl->per_domain;
+    for (int64_t k = 0; k < pl->mchunks.count; k++)
+        if (pl->col)
+            moments_chunk(job, p0, p1, k);
+        else
+            for (int64_t d = d0; d < d1; d++)
+                moments_chunk(job, d, d + 1, k);
+    for (int64_t d = d0; d < d1; d++)
+        merge_domain(job, d);
+    fn_coefficients(&job->cf, d0, d1);
+    apply_unit(job, p0, p1, (fn_hints){to_next_unit(pl, u), job->stream});
+}
+
+/* gradient sums and the coefficients of dx of planes [p, p1): whole domains, of one sample */
+void fn_grad_sums_of(fn_job *job, int64_t p, int64_t p1) {
+    const fn_plan *pl = &job->plan;
+    for (int64_t k = 0; k < pl->gchunks.count; k++)
+        if (pl->col)
+            grad_chunk(job, p, p1, k);
+        else
+            for (int64_t q = p; q < p1; q++)
+                grad_chunk(job, q, q + 1, k);
+    for (int64_t q = p; q < p1; q++)
+        merge_grad_plane(job, q);
+    fn_grad_coefficients(&job->cf, p / pl->per_domain, p1 / pl->per_domain);
+}
+
+static void task_backward_unit(fn_job *job, int64_t u) {
+    const fn_plan *pl = &job->plan;
+    int64_t d0, d1;
+    unit_domains(pl, u, &d0, &d1);
+    const int64_t p0 = d0 * pl->per_domain, p1 = d1 * pl->per_domain;
+    fn_grad_sums_of(job, p0, p1);
+    apply_unit(job, p0, p1, (fn_hints){to_next_unit(pl, u), job->stream});
+}
+
+/* steps of the walk over the whole array */
+static void task_moments(fn_job *job, int64_t i) {
+    const fn_plan *pl = &job->plan;
+    const int64_t K = pl->mchunks.count;
+    if (pl->col)
+        moments_chunk(job, i / K * pl->c, (i / K + 1) * pl->c, i % K);
+    else
+        moments_chunk(job, i / K, i / K + 1, i % K);
+}
+static void task_merge(fn_job *job, int64_t d) { merge_domain(job, d); }
+static void task_grad_moments(fn_job *job, int64_t i) {
+    const fn_plan *pl = &job->plan;
+    const int64_t K = pl->gchunks.count;
+    if (pl->col)
+        grad_chunk(job, i / K * pl->c, (i / K + 1) * pl->c, i % K);
+    else
+        grad_chunk(job, i / K, i / K + 1, i % K);
+}
+static void task_grad_merge(fn_job *job, int64_t p) { merge_grad_plane(job, p); }
+static void task_coefficients(fn_job *job, int64_t d) { fn_coefficients(&job->cf, d, d + 1); }
+static void task_grad_coefficients(fn_job *job, int64_t d) {
+    fn_grad_coefficients(&job->cf, d, d + 1);
+}
+
+/* The array in pieces of about PIECE elements, in memory order. */
+#define PIECE 32768
+static int64_t piece_count(const fn_plan *pl) {
+    if (pl->col)
+        return pl->n * fn_ceil_div(pl->s, fn_max(1, PIECE / pl->c));
+    if (pl->s > PIECE)
+        return pl->nseg * pl->planes * fn_ceil_div(pl->s, PIECE);
+    return pl->nseg * fn_ceil_div(pl->planes, PIECE / pl->s);
+}
+static void task_apply_piece(fn_job *job, int64_t i) {
+    const fn_plan *pl = &job->plan;
+    const fn_hints hints = {0, job->stream};
+    if (pl->col) {
+        const int64_t rows = fn_max(1, PIECE / pl->c), in_sample = fn_ceil_div(pl->s, rows);
+        const int64_t n = i / in_sample, r = i % in_sample * rows;
+        col_part(job, n * pl->c, (n + 1) * pl->c, r, fn_min(r + rows, pl->s), hints);
+    } else if (pl->s > PIECE) {
+        const int64_t in_plane = fn_ceil_div(pl->s, PIECE), off = i % in_plane * PIECE;
+        const int64_t plane = i / in_plane % pl->planes, g = i / in_plane / pl->planes;
+        row_part(job, plane, plane + 1, g, g + 1, off, fn_min(PIECE, pl->s - off), hints);
+    } else {
+        const int64_t each = PIECE / pl->s, in_seg = fn_ceil_div(pl->planes, each);
+        const int64_t g = i / in_seg, p = i % in_seg * each;
+        row_part(job, p, fn_min(p + each, pl->planes), g, g + 1, 0, pl->s, hints);
+    }
+}
+
+/* ---- walks --------------------------------------------------------------------------------*/
+
+/* Units to whole threads, when that keeps every thread busy. */
+static int by_units(const fn_job *job) {
+    const int64_t U = job->plan.units, T = job->threads;
+    return job->plan.p.norm != FN_SWITCHABLE && (U >= 4 * T || U % T == 0);
+}
+
+static void forward(fn_job *job) {
+    fn_plan *pl = &job->plan;
+    if (!fn_needs_moments(pl)) {
+        for (int64_t d = 0; d < pl->domains; d++)
+            merge_domain(job, d);
+        fn_coefficients(&job->cf, 0, pl->domains);
+        fn_parallel(job, piece_count(pl), task_apply_piece, 0);
+    } else if (by_units(job)) {
+        fn_parallel(job, pl->units, task_forward_unit, 0);
+    } else {
+        fn_parallel(job, (pl->col ? pl->n : pl->domains) * pl->mchunks.count, task_moments, 0);
+        fn_parallel(job, pl->domains, task_merge, 0);
+        if (pl->p.norm == FN_SWITCHABLE) {
+            fn_switchable_statistics(&job->cf);
+            fn_coefficients(&job->cf, 0, pl->domains);
+        } else {
+            fn_parallel(job, pl->domains, task_coefficients, 0);
+        }
+        fn_parallel(job, piece_count(pl), task_apply_piece, 1);
+    }
+    fn_update_running(&job->cf);
+}
+
+/* gradient sums of all planes and the coefficients of dx */
+void fn_grad_sums(fn_job *job) {
+    const fn_plan *pl = &job->plan;
+    fn_parallel(job, (pl->col ? pl->n : pl->planes) * pl->gchunks.count, task_grad_moments, 0);
+    fn_parallel(job, pl->planes, task_grad_merge, 0);
+    if (pl->p.norm == FN_SWITCHABLE)
+        fn_grad_coefficients(&job->cf, 0, pl->domains);
+    else
+        fn_parallel(job, pl->domains, task_grad_coefficients, 0);
+}
+
+static void backward(fn_job *job, const fn_grads *grads) {
+    const fn_plan *pl = &job->plan;
+    fn_coefficients(&job->cf, 0, pl->domains);
+    if (pl->elem && (job->weight || job->bias)) {
+        fn_backward_elem(job, grads);
+        return;
+    }
+    if (by_units(job)) {
+        fn_parallel(job, pl->units, task_backward_unit, 0);
+    } else {
+        fn_grad_sums(job);
+        fn_parallel(job, piece_count(pl), task_apply_piece, 1);
+    }
+    fn_param_grads(&job->cf, grads);
+}
+
+/* ---- entry points --------------------------------------------------------------------------*/
+
+static int64_t saved_size(const fn_plan *pl) {
+    const int renorm = pl->p.norm == FN_BATCH_RENORM || pl->p.norm == FN_INSTANCE_RENORM;
+    const int64_t mixed = pl->p.norm == FN_SWITCHABLE ? 2 * (pl->n + pl->c) : 0;
+    return pl->domains * (renorm ? 4 : 2) + mixed;
+}
+
+static void point_saved(fn_coefs *cf, const fn_plan *pl, double *saved) {
+    const int64_t D = pl->domains;
+    cf->mean = saved;
+    cf->var = saved + D;
+    if (pl->p.norm == FN_BATCH_RENORM || pl->p.norm == FN_INSTANCE_RENORM) {
+        cf->r = saved + 2 * D;
+        cf->d = saved + 3 * D;
+    } else if (pl->p.norm == FN_SWITCHABLE) {
+        cf->lmean = saved + 2 * D;
+        cf->lvar = cf->lmean + pl->n;
+        cf->bmean = cf->lvar + pl->n;
+        cf->bvar = cf->bmean + pl->c;
+    }
+}
+
+/* One allocation for all that a call needs: moments of the chunks, statistics (when the caller does
+ * not want them), sums, coefficients. */
+static void *workspace(fn_job *job, double *saved, int grad) {
+    const fn_plan *pl = &job->plan;
+    fn_coefs *cf = &job->cf;
+    const int64_t P = pl->planes, K = grad ? pl->gchunks.count : pl->mchunks.count;
+    const int64_t slots = K * (pl->col || grad ? P : pl->domains);
+    const int64_t own = saved ? 0 : saved_size(pl);
+    const int64_t mixed = pl->p.norm == FN_SWITCHABLE && grad ? 2 * P + 2 * (pl->n + pl->c) : 0;
+    const int64_t doubles = 2 * slots + own + (grad ? 2 * P : 0) + mixed;
+    double *w = malloc((size_t)doubles * sizeof *w + (size_t)(P * (grad ? 6 : 3)) * pl->asize);
+    if (!w)
+        return NULL;
+    job->mean = w;
+    job->m2 = w + slots;
+    double *next = w + 2 * slots;
+    point_saved(cf, pl, saved ? saved : next);
+    next += own;
+    if (grad) {
+        cf->sum_dy = next;
+        cf->sum_dy_xc = next + P;
+        next += 2 * P;
+    }
+    if (mixed) {
+        cf->dmu = next;
+        cf->dv = next + P;
+        cf->dmu_sums = next + 2 * P;
+        next += mixed;
+    }
+    void **fields[6] = {&cf->center, &cf->scale, &cf->shift, &cf->a, &cf->b, &cf->e};
+    for (int i = 0; i < (grad ? 6 : 3); i++)
+        *fields[i] = at(job, next, i * P);
+    return w;
+}
+
+static fn_status start(fn_job *job, const fn_problem *problem, const fn_params *params,
+                       const void *x, const void *dy, void *out) {
+    *job = (fn_job){.x = x, .dy = dy, .out = out};
+    fn_status status = fn_plan_make(&job->plan, problem, params, dy != NULL);
+    if (status != FN_OK)
+        return status;
+    job->cf = (fn_coefs){.plan = &job->plan, .params = params};
+    job->weight = (void *)params->weight;
+    job->bias = (void *)params->bias;
+    const int64_t bytes = problem->n * problem->c * problem->s * (int64_t)job->plan.esize;
+    job->threads = fn_threads_for(bytes);
+    job->stream = bytes > FN_STREAM_BYTES;
+    return FN_OK;
+}
+
+int64_t fn_saved_size(const fn_problem *problem) {
+    fn_plan plan;
+    const double some[3] = {0};
+    const fn_params params = {some, some, (void *)some, (void *)some, some, some};
+    return fn_plan_make(&plan, problem, &params, 0) == FN_OK ? saved_size(&plan) : 0;
+}
+
+fn_status fn_forward(const fn_problem *problem, const fn_params *params, const void *x, void *y,
+                     double *saved) {
+    fn_job job;
+    fn_status status = start(&job, problem, params, x, NULL, y);
+    if (status != FN_OK || problem->n * problem->c * problem->s == 0)
+        return status;
+    void *w = workspace(&job, saved, 0);
+    if (!w)
+        return FN_NO_MEMORY;
+    forward(&job);
+    free(w);
+    return FN_OK;
+}
+
+static void zero_grads(const fn_plan *pl, const fn_grads *grads) {
+    const int64_t params = pl->elem ? pl->p.s : pl->p.c;
+    if (grads->weight)
+        memset(grads->weight, 0, (size_t)params * pl->asize);
+    if (grads->bias)
+        memset(grads->bias, 0, (size_t)params * pl->asize);
+    if (grads->mean_logits)
+        memset(grads->mean_logits, 0, 3 * pl->asize);
+    if (grads->var_logits)
+        memset(grads->var_logits, 0, 3 * pl->asize);
+}
+
+fn_status fn_backward(const fn_problem *problem, const fn_params *params, const double *saved,
+                      const void *x, const void *dy, const fn_grads *grads) {
+    fn_job job;
+    fn_status status = start(&job, problem, params, x, dy, grads->x);
+    if (status != FN_OK)
+        return status;
+    if (problem->n * problem->c * problem->s == 0) {
+        zero_grads(&job.plan, grads);
+        return FN_OK;
+    }
+    void *w = workspace(&job, (double *)saved, 1);
+    if (!w || (status = fn_elem_workspace(&job)) != FN_OK) {
+        free(w);
+        return FN_NO_MEMORY;
+    }
+    backward(&job, grads);
+    free(job.elem_work);
+    free(w);
+    return FN_OK;
+}
+
+static void task_limit(fn_job *job, int64_t i) {
+    const int64_t at = i * PIECE, len = fn_min(PIECE, job->plan.s - at);
+    job->plan.k->limit((const float *)job->x + at, job->dy ? (const float *)job->dy + at : NULL,
+                       (float *)job->out + at, len, job->stream);
+}
+
+void fn_memory_limit(const float *x, const float *dy, float *y, int64_t len, int stream) {
+    fn_job job = {.x = (const char *)x, .dy = (const char *)dy, .out = (char *)y};
+    job.plan.s = len;
+    job.plan.k = fn_active_kernels(FN_F32);
+    job.stream = stream;
+    job.threads = fn_threads_for(len * (int64_t)sizeof(float));
+    fn_parallel(&job, fn_ceil_div(len, PIECE), task_limit, 0);
+}

@@ -1,0 +1,31 @@
+/* A call in progress: what run.c, backward_elem.c and threads.c share. */
+#ifndef FN_RUN_H
+#define FN_RUN_H
+
+#include "internal.h"
+
+/* Outputs above this go past the cache (streaming stores). */
+#define FN_STREAM_BYTES (4 << 20)
+
+typedef struct {
+    fn_plan plan;
+    fn_coefs cf;
+    const char *x, *dy; /* dy NULL: forward */
+    char *out;          /* y or dx */
+    void *weight, *bias;
+    double *mean, *m2; /* moments, or gradient sums, of each chunk */
+    void *elem_work;   /* backward of layer and RMS norm: sums of dweight and dbias */
+    int threads, stream;
+} fn_job;
+
+int fn_threads_for(int64_t bytes);
+void fn_parallel(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t), int backwards);
+/* gradient sums and the coefficients of dx: of all planes; of planes [p, p1) of one sample */
+void fn_grad_sums(fn_job *job);
+void fn_grad_sums_of(fn_job *job, int64_t p, int64_t p1);
+
+/* backward of layer and RMS norm with weight or bias */
+fn_status fn_elem_workspace(fn_job *job);
+void fn_backward_elem(fn_job *job, const fn_grads *grads);
+
+#endif

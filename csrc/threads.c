@@ -1,0 +1,84 @@
+/* Threads: how many, sharing out, and what a fork needs.  The only file with OpenMP. */
+#include "run.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+/* Waking a team costs 5 to 10 microseconds: work below this many bytes for each thread stays on the
+ * calling thread. */
+#define BYTES_PER_THREAD (128 * 1024)
+
+static atomic_int wanted = 0; /* 0: the default */
+
+void fn_set_num_threads(int num_threads) {
+    atomic_store_explicit(&wanted, num_threads < 0 ? 0 : num_threads, memory_order_relaxed);
+}
+
+#ifdef _OPENMP
+
+static int default_threads(void) {
+    static atomic_int from_environment = -1;
+    int n = atomic_load_explicit(&from_environment, memory_order_relaxed);
+    if (n < 0) {
+        const char *text = getenv("FASTNORM_NUM_THREADS");
+        n = text ? atoi(text) : 0;
+        n = n < 0 ? 0 : n;
+        atomic_store_explicit(&from_environment, n, memory_order_relaxed);
+    }
+    return n ? n : omp_get_max_threads();
+}
+
+int fn_get_num_threads(void) {
+    int n = atomic_load_explicit(&wanted, memory_order_relaxed);
+    return n ? n : default_threads();
+}
+
+int fn_has_openmp(void) { return 1; }
+
+/* GNU's OpenMP hangs in the child when a process forks after a parallel region: its threads are
+ * gone, its pool still counts on them.  So the pool is given up before each fork; the next region
+ * makes a new one. */
+static void before_fork(void) {
+    if (!omp_in_parallel())
+        omp_pause_resource_all(omp_pause_soft);
+}
+__attribute__((constructor)) static void watch_forks(void) {
+    pthread_atfork(before_fork, NULL, NULL);
+}
+
+#else
+
+int fn_get_num_threads(void) { return 1; }
+int fn_has_openmp(void) { return 0; }
+
+#endif
+
+int fn_threads_for(int64_t bytes) {
+    if (bytes < 2 * BYTES_PER_THREAD)
+        return 1;
+    return (int)fn_min(fn_get_num_threads(), bytes / BYTES_PER_THREAD);
+}
+
+/* task(job, i) for all i in [0, count): each thread a contiguous range, taken backwards when the
+ * step before went forwards over the same data (the last read is still in the cache). */
+void fn_parallel(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t), int backwards) {
+#ifdef _OPENMP
+    if (job->threads > 1 && count > 1) {
+#pragma omp parallel num_threads(job->threads)
+        {
+            const int64_t T = omp_get_num_threads(), t = omp_get_thread_num();
+            const int64_t lo = count * t / T, hi = count * (t + 1) / T;
+            for (int64_t i = lo; i < hi; i++)
+                task(job, backwards ? hi - 1 - (i - lo) : i);
+        }
+        return;
+    }
+#endif
+    for (int64_t i = 0; i < count; i++)
+        task(job, backwards ? count - 1 - i : i);
+}

@@ -1,0 +1,115 @@
+/* The only place that knows the register width.
+ *
+ * Arithmetic on vectors is written with the C operators of GCC/clang vector types at the native
+ * width (wider ones are lowered through memory).  What differs between instruction sets and has no
+ * operator is here: partial loads and stores, and stores that bypass the cache.
+ *
+ * A file that includes this has defined FN_VEC_BYTES (16, 32 or 64) and, above 16, switched the
+ * compiler to the instruction set.
+ */
+#ifndef FN_VEC_H
+#define FN_VEC_H
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define FN_INLINE static inline __attribute__((always_inline))
+#define FN_LINE 64 /* bytes in a cache line, and in a virtual vector */
+
+typedef float fn_vec_f32 __attribute__((vector_size(FN_VEC_BYTES)));
+typedef double fn_vec_f64 __attribute__((vector_size(FN_VEC_BYTES)));
+typedef float fn_vec_f32_any __attribute__((vector_size(FN_VEC_BYTES), aligned(1), may_alias));
+typedef double fn_vec_f64_any __attribute__((vector_size(FN_VEC_BYTES), aligned(1), may_alias));
+
+FN_INLINE fn_vec_f32 fn_load_f32(const float *p) { return *(const fn_vec_f32_any *)p; }
+FN_INLINE fn_vec_f64 fn_load_f64(const double *p) { return *(const fn_vec_f64_any *)p; }
+FN_INLINE void fn_store_f32(float *p, fn_vec_f32 v) { *(fn_vec_f32_any *)p = v; }
+FN_INLINE void fn_store_f64(double *p, fn_vec_f64 v) { *(fn_vec_f64_any *)p = v; }
+
+/* fn_load_part: the first n elements (0 < n < width), the rest are zero.  fn_store_part: only the
+ * first n elements are written.  fn_stream: p is aligned to FN_VEC_BYTES; the line is not brought
+ * into the cache. */
+#if FN_VEC_BYTES == 64
+
+FN_INLINE fn_vec_f32 fn_load_part_f32(const float *p, int n) {
+    return (fn_vec_f32)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+}
+FN_INLINE fn_vec_f64 fn_load_part_f64(const double *p, int n) {
+    return (fn_vec_f64)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
+}
+FN_INLINE void fn_store_part_f32(float *p, fn_vec_f32 v, int n) {
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+}
+FN_INLINE void fn_store_part_f64(double *p, fn_vec_f64 v, int n) {
+    _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v);
+}
+FN_INLINE void fn_stream_f32(float *p, fn_vec_f32 v) { _mm512_stream_ps(p, (__m512)v); }
+FN_INLINE void fn_stream_f64(double *p, fn_vec_f64 v) { _mm512_stream_pd(p, (__m512d)v); }
+
+#elif FN_VEC_BYTES == 32
+
+FN_INLINE __m256i fn_mask32(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+FN_INLINE __m256i fn_mask64(int n) {
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+FN_INLINE fn_vec_f32 fn_load_part_f32(const float *p, int n) {
+    return (fn_vec_f32)_mm256_maskload_ps(p, fn_mask32(n));
+}
+FN_INLINE fn_vec_f64 fn_load_part_f64(const double *p, int n) {
+    return (fn_vec_f64)_mm256_maskload_pd(p, fn_mask64(n));
+}
+FN_INLINE void fn_store_part_f32(float *p, fn_vec_f32 v, int n) {
+    _mm256_maskstore_ps(p, fn_mask32(n), (__m256)v);
+}
+FN_INLINE void fn_store_part_f64(double *p, fn_vec_f64 v, int n) {
+    _mm256_maskstore_pd(p, fn_mask64(n), (__m256d)v);
+}
+FN_INLINE void fn_stream_f32(float *p, fn_vec_f32 v) { _mm256_stream_ps(p, (__m256)v); }
+FN_INLINE void fn_stream_f64(double *p, fn_vec_f64 v) { _mm256_stream_pd(p, (__m256d)v); }
+
+#else /* 16 bytes: SSE2, NEON, or whatever the compiler makes of it */
+
+FN_INLINE fn_vec_f32 fn_load_part_f32(const float *p, int n) {
+    fn_vec_f32 v = {0};
+    for (int i = 0; i < n; i++)
+        v[i] = p[i];
+    return v;
+}
+FN_INLINE fn_vec_f64 fn_load_part_f64(const double *p, int n) {
+    fn_vec_f64 v = {0};
+    for (int i = 0; i < n; i++)
+        v[i] = p[i];
+    return v;
+}
+FN_INLINE void fn_store_part_f32(float *p, fn_vec_f32 v, int n) {
+    for (int i = 0; i < n; i++)
+        p[i] = v[i];
+}
+FN_INLINE void fn_store_part_f64(double *p, fn_vec_f64 v, int n) {
+    for (int i = 0; i < n; i++)
+        p[i] = v[i];
+}
+#if defined(__x86_64__)
+FN_INLINE void fn_stream_f32(float *p, fn_vec_f32 v) { _mm_stream_ps(p, (__m128)v); }
+FN_INLINE void fn_stream_f64(double *p, fn_vec_f64 v) { _mm_stream_pd(p, (__m128d)v); }
+#else
+FN_INLINE void fn_stream_f32(float *p, fn_vec_f32 v) { fn_store_f32(p, v); }
+FN_INLINE void fn_stream_f64(double *p, fn_vec_f64 v) { fn_store_f64(p, v); }
+#endif
+
+#endif
+
+/* Streaming stores are weakly ordered: fence before another thread may read them. */
+FN_INLINE void fn_stream_fence(void) {
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
+
+#endif

@@ -1,0 +1,500 @@
+"""The edge between NumPy and the C library: every check of an argument is here.
+
+A call fills a `Context`: the problem, the dense input and the parameters. Everything is checked
+before the C library runs; it cannot fail after that but for memory, and then writes nothing.
+"""
+
+import math
+import os
+import warnings
+
+import numpy as np
+
+cimport numpy as cnp
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from libc.stdint cimport int64_t
+
+from fastnorm._types import Gradients, SwitchableGradients
+
+cnp.import_array()
+
+cdef extern from *:
+    """
+    #ifndef FASTNORM_VERSION
+    #define FASTNORM_VERSION "unknown"
+    #endif
+    """
+    const char* FASTNORM_VERSION
+
+__version__ = FASTNORM_VERSION.decode()
+
+cdef extern from "fastnorm.h" nogil:
+    ctypedef enum fn_dtype:
+        FN_F32
+        FN_F64
+    ctypedef enum fn_layout:
+        FN_CHANNELS_FIRST
+        FN_CHANNELS_LAST
+    ctypedef enum fn_norm:
+        FN_BATCH
+        FN_BATCH_RENORM
+        FN_LAYER
+        FN_RMS
+        FN_INSTANCE
+        FN_GROUP
+        FN_SWITCHABLE
+        FN_INSTANCE_RENORM
+    ctypedef enum fn_status:
+        FN_OK
+        FN_NO_MEMORY
+    ctypedef struct fn_problem:
+        fn_norm norm
+        fn_dtype dtype
+        fn_layout layout
+        int64_t n, c, s, groups
+        int training, ddof
+        double eps, momentum, r_max, d_max, blend
+    ctypedef struct fn_params:
+        const void *weight
+        const void *bias
+        void *running_mean
+        void *running_var
+        const void *mean_logits
+        const void *var_logits
+    ctypedef struct fn_grads:
+        void *x
+        void *weight
+        void *bias
+        void *mean_logits
+        void *var_logits
+    int64_t fn_saved_size(const fn_problem*)
+    fn_status fn_forward(const fn_problem*, const fn_params*, const void*, void*, double*)
+    fn_status fn_backward(const fn_problem*, const fn_params*, const double*, const void*,
+                          const void*, const fn_grads*)
+    void fn_set_num_threads(int)
+    int fn_get_num_threads()
+    int fn_isa_count()
+    const char* fn_isa_name(int)
+    int fn_set_isa(const char*)
+    const char* fn_get_isa()
+    const char* fn_compiler()
+    int fn_has_openmp()
+    int64_t fn_cache_bytes(int)
+    const char* fn_isas_built()
+    void fn_memory_limit(const float*, const float*, float*, int64_t, int)
+
+
+include "_arguments.pxi"
+
+
+cdef class Context:
+    """What a forward call leaves for :func:`fastnorm.backward`.
+
+    It refers to the input and the weight, and holds the statistics; it copies neither. Changing
+    either array between forward and backward changes the gradients.
+    """
+
+    cdef fn_problem p
+    cdef fn_params q
+    cdef double* saved
+    cdef cnp.ndarray x          # dense, as the C library reads it
+    cdef tuple shape            # of the caller's array
+    cdef object axes            # a permutation that makes the axes of layer norm adjacent, or None
+    cdef tuple param_shape
+    cdef object weight, bias, running_mean, running_var, mean_logits, var_logits
+
+    def __cinit__(self):
+        self.saved = NULL
+
+    def __dealloc__(self):
+        PyMem_Free(self.saved)
+
+    def __repr__(self):
+        return f"<fastnorm.Context of an input of shape {self.shape}>"
+
+
+cdef inline Context _start(object x, fn_norm norm, object eps):
+    cdef Context ctx = Context.__new__(Context)
+    ctx.x = _dense_input(x, "x")
+    ctx.shape = (<object>ctx.x).shape
+    ctx.p.norm = norm
+    ctx.p.dtype = FN_F32 if cnp.PyArray_TYPE(ctx.x) == cnp.NPY_FLOAT32 else FN_F64
+    ctx.p.groups = 1
+    ctx.p.training = 1
+    ctx.p.ddof = 0
+    ctx.p.eps = _number(eps, "eps", 0, math.inf)
+    ctx.p.r_max = 1
+    ctx.p.d_max = 0
+    ctx.p.momentum = 0
+    ctx.p.blend = 0
+    return ctx
+
+
+cdef int _set_layout(Context ctx, object layout) except -1:
+    cdef Py_ssize_t rank = cnp.PyArray_NDIM(ctx.x), i
+    cdef int64_t s = 1
+    if rank < 2:
+        raise ValueError(f"x: expected at least 2 dimensions (samples, channels), got shape "
+                         f"{ctx.shape}")
+    ctx.p.layout = <fn_layout>_layout(layout, rank)
+    for i in range(2, rank):
+        s *= cnp.PyArray_DIM(ctx.x, i if ctx.p.layout == FN_CHANNELS_FIRST else i - 1)
+    ctx.p.n = cnp.PyArray_DIM(ctx.x, 0)
+    ctx.p.c = cnp.PyArray_DIM(ctx.x, 1 if ctx.p.layout == FN_CHANNELS_FIRST else rank - 1)
+    ctx.p.s = s
+    ctx.param_shape = (ctx.p.c,)
+    return 0
+
+
+cdef int _set_axis(Context ctx, object axis) except -1:
+    """Rows when the axes are the last ones, columns when they are others side by side; axes with
+    others between them are brought to the end, by a copy."""
+    cdef Py_ssize_t rank = cnp.PyArray_NDIM(ctx.x), i, first, last
+    cdef tuple axes = _axes(axis, rank)
+    ctx.param_shape = tuple([ctx.shape[i] for i in axes])
+    first = axes[0]
+    last = axes[len(axes) - 1]
+    if last - first + 1 != len(axes):
+        kept = tuple([i for i in range(rank) if i not in axes])
+        ctx.axes = kept + axes
+        ctx.x = np.ascontiguousarray(ctx.x.transpose(ctx.axes))
+        first = rank - len(axes)
+        last = rank - 1
+    ctx.p.n = ctx.p.c = ctx.p.s = 1
+    for i in range(first):
+        ctx.p.n *= cnp.PyArray_DIM(ctx.x, i)
+    for i in range(first, last + 1):
+        ctx.p.s *= cnp.PyArray_DIM(ctx.x, i)
+    for i in range(last + 1, rank):
+        ctx.p.c *= cnp.PyArray_DIM(ctx.x, i)
+    ctx.p.layout = FN_CHANNELS_FIRST if ctx.p.c == 1 else FN_CHANNELS_LAST
+    return 0
+
+
+cdef inline int _set_affine(Context ctx, object weight, object bias) except -1:
+    if weight is not None:
+        ctx.weight = _parameter(weight, "weight", ctx.x, ctx.param_shape)
+        ctx.q.weight = cnp.PyArray_DATA(<cnp.ndarray>ctx.weight)
+    if bias is not None:
+        ctx.bias = _parameter(bias, "bias", ctx.x, ctx.param_shape)
+        ctx.q.bias = cnp.PyArray_DATA(<cnp.ndarray>ctx.bias)
+    return 0
+
+
+cdef int _set_running(Context ctx, object mean, object var, object momentum, object ddof,
+                      bint update, bint required, str why) except -1:
+    if (mean is None) != (var is None):
+        raise ValueError("running_mean, running_var: expected both or neither, got only "
+                         + ("running_var" if mean is None else "running_mean"))
+    if mean is None:
+        if required:
+            raise ValueError(f"running_mean, running_var: expected arrays of shape "
+                             f"({ctx.p.c},) {why}, got None")
+    else:
+        ctx.running_mean = _state(mean, "running_mean", ctx.x, ctx.param_shape, update)
+        ctx.running_var = _state(var, "running_var", ctx.x, ctx.param_shape, update)
+        ctx.q.running_mean = cnp.PyArray_DATA(<cnp.ndarray>ctx.running_mean)
+        ctx.q.running_var = cnp.PyArray_DATA(<cnp.ndarray>ctx.running_var)
+    if momentum is None:
+        raise TypeError("momentum: expected a number, got None (the cumulative average belongs to "
+                        "the layers, which count batches)")
+    ctx.p.momentum = _number(momentum, "momentum", 0, 1)
+    if not isinstance(ddof, (int, np.integer)) or ddof not in (0, 1):
+        raise ValueError(f"ddof: expected 0 or 1, got {ddof!r}")
+    ctx.p.ddof = ddof
+    return 0
+
+
+cdef int _check_count(Context ctx, int64_t per_domain, str domain, bint updates,
+                      int64_t updated_from) except -1:
+    """A variance needs two values, an unbiased one for the running statistics too."""
+    if ctx.p.n * ctx.p.c * ctx.p.s == 0:
+        return 0
+    if per_domain == 1:
+        raise ValueError(f"x: expected more than one value for each {domain}, whose variance is "
+                         f"0 otherwise, got shape {ctx.shape}")
+    if updates and ctx.running_mean is not None and updated_from <= ctx.p.ddof:
+        raise ValueError(f"ddof: expected less than the {updated_from} value(s) of a channel that "
+                         f"update running_var, got {ctx.p.ddof}")
+    return 0
+
+
+cdef object _forward(Context ctx, object out, bint keep):
+    """Run the C library into `out`, or into a temporary where `out` is no dense array or shares
+    memory with the input in another way than being it."""
+    cdef cnp.ndarray y
+    cdef int64_t saved_size
+    cdef fn_status status
+    if out is not None:
+        _check_out(out, ctx.x, ctx.shape)
+        if keep and _overlap(out, ctx.x):
+            raise ValueError("out: expected an array apart from x when return_ctx is True, since "
+                             "backward reads x; got one that shares memory with it")
+    y = _target(out, ctx.x, ctx.axes)
+    if out is not None:
+        _detach(ctx, y)
+    if keep:
+        saved_size = fn_saved_size(&ctx.p)
+        ctx.saved = <double*>PyMem_Malloc(<size_t>(saved_size + 1) * sizeof(double))
+        if ctx.saved == NULL:
+            raise MemoryError
+    with nogil:
+        status = fn_forward(&ctx.p, &ctx.q, cnp.PyArray_DATA(ctx.x), cnp.PyArray_DATA(y),
+                            ctx.saved)
+    _check_status(status)
+    result = _deliver(y, out, ctx.axes)
+    if keep:
+        ctx.running_mean = ctx.running_var = None
+        ctx.q.running_mean = ctx.q.running_var = NULL
+        return result, ctx
+    return result
+
+
+cdef int _detach(Context ctx, cnp.ndarray y) except -1:
+    """Copy parameters that lie in the memory that will be written."""
+    if ctx.weight is not None and _overlap(y, ctx.weight):
+        ctx.weight = ctx.weight.copy()
+        ctx.q.weight = cnp.PyArray_DATA(<cnp.ndarray>ctx.weight)
+    if ctx.bias is not None and _overlap(y, ctx.bias):
+        ctx.bias = ctx.bias.copy()
+        ctx.q.bias = cnp.PyArray_DATA(<cnp.ndarray>ctx.bias)
+    for name, state in (("running_mean", ctx.running_mean), ("running_var", ctx.running_var)):
+        if state is not None and _overlap(y, state):
+            raise ValueError(f"out: expected an array apart from {name}, got one that shares "
+                             "memory with it")
+    return 0
+
+
+def layer_norm(x, weight, bias, axis, eps, out, return_ctx):
+    cdef Context ctx = _start(x, FN_LAYER, eps)
+    _set_axis(ctx, axis)
+    _set_affine(ctx, weight, bias)
+    return _forward(ctx, out, return_ctx)
+
+
+def rms_norm(x, weight, axis, eps, out, return_ctx):
+    cdef Context ctx = _start(x, FN_RMS, eps)
+    _set_axis(ctx, axis)
+    _set_affine(ctx, weight, None)
+    return _forward(ctx, out, return_ctx)
+
+
+def batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps, ddof, layout,
+               out, return_ctx):
+    cdef Context ctx = _start(x, FN_BATCH, eps)
+    _set_layout(ctx, layout)
+    _set_affine(ctx, weight, bias)
+    ctx.p.training = _flag(training, "training")
+    _set_running(ctx, running_mean, running_var, momentum, ddof, ctx.p.training,
+                 not ctx.p.training, "when training is False")
+    if ctx.p.training:
+        _check_count(ctx, ctx.p.n * ctx.p.s, "channel in training", True, ctx.p.n * ctx.p.s)
+    return _forward(ctx, out, return_ctx)
+
+
+def batch_renorm(x, weight, bias, running_mean, running_var, training, momentum, eps, r_max,
+                 d_max, ddof, layout, out, return_ctx):
+    cdef Context ctx = _start(x, FN_BATCH_RENORM, eps)
+    _set_layout(ctx, layout)
+    _set_affine(ctx, weight, bias)
+    ctx.p.training = _flag(training, "training")
+    _set_running(ctx, running_mean, running_var, momentum, ddof, ctx.p.training, True,
+                 "for the corrections r and d")
+    ctx.p.r_max = _number(r_max, "r_max", 1, math.inf)
+    ctx.p.d_max = _number(d_max, "d_max", 0, math.inf)
+    if ctx.p.training:
+        _check_count(ctx, ctx.p.n * ctx.p.s, "channel in training", True, ctx.p.n * ctx.p.s)
+    return _forward(ctx, out, return_ctx)
+
+
+def group_norm(x, num_groups, weight, bias, eps, layout, out, return_ctx):
+    cdef Context ctx = _start(x, FN_GROUP, eps)
+    _set_layout(ctx, layout)
+    ctx.p.groups = _groups(num_groups, ctx.p.c)
+    _set_affine(ctx, weight, bias)
+    _check_count(ctx, ctx.p.c // ctx.p.groups * ctx.p.s, "group", False, 0)
+    return _forward(ctx, out, return_ctx)
+
+
+def instance_norm(x, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, ddof,
+                  layout, out, return_ctx):
+    cdef Context ctx = _start(x, FN_INSTANCE, eps)
+    _set_layout(ctx, layout)
+    _set_affine(ctx, weight, bias)
+    ctx.p.training = _flag(use_input_stats, "use_input_stats")
+    _set_running(ctx, running_mean, running_var, momentum, ddof, ctx.p.training,
+                 not ctx.p.training, "when use_input_stats is False")
+    if ctx.p.training:
+        _check_count(ctx, ctx.p.s, "channel of a sample", True, ctx.p.s)
+    return _forward(ctx, out, return_ctx)
+
+
+def switchable_norm(x, weight, bias, mean_logits, var_logits, running_mean, running_var, training,
+                    momentum, eps, ddof, layout, out, return_ctx):
+    cdef Context ctx = _start(x, FN_SWITCHABLE, eps)
+    _set_layout(ctx, layout)
+    _set_affine(ctx, weight, bias)
+    ctx.mean_logits = _parameter(mean_logits, "mean_logits", ctx.x, (3,))
+    ctx.q.mean_logits = cnp.PyArray_DATA(<cnp.ndarray>ctx.mean_logits)
+    ctx.var_logits = _parameter(var_logits, "var_logits", ctx.x, (3,))
+    ctx.q.var_logits = cnp.PyArray_DATA(<cnp.ndarray>ctx.var_logits)
+    ctx.p.training = _flag(training, "training")
+    _set_running(ctx, running_mean, running_var, momentum, ddof, ctx.p.training,
+                 not ctx.p.training, "when training is False")
+    _check_count(ctx, ctx.p.n * ctx.p.c * ctx.p.s, "batch", ctx.p.training, ctx.p.n * ctx.p.s)
+    return _forward(ctx, out, return_ctx)
+
+
+def instance_renorm(x, weight, bias, running_mean, running_var, r_max, d_max, blend, training,
+                    momentum, eps, ddof, layout, out, return_ctx):
+    cdef Context ctx = _start(x, FN_INSTANCE_RENORM, eps)
+    _set_layout(ctx, layout)
+    _set_affine(ctx, weight, bias)
+    ctx.p.training = _flag(training, "training")
+    _set_running(ctx, running_mean, running_var, momentum, ddof, ctx.p.training, True,
+                 "for the corrections r and d")
+    ctx.p.r_max = _number(r_max, "r_max", 1, math.inf)
+    ctx.p.d_max = _number(d_max, "d_max", 0, math.inf)
+    ctx.p.blend = _number(blend, "blend", 0, 1)
+    _check_count(ctx, ctx.p.s, "channel of a sample", ctx.p.training, ctx.p.n * ctx.p.s)
+    return _forward(ctx, out, return_ctx)
+
+
+cdef object _grad_like(object param):
+    return None if param is None else np.empty_like(param)
+
+
+cdef inline void* _data(object array):
+    return NULL if array is None else cnp.PyArray_DATA(<cnp.ndarray>array)
+
+
+def backward(dy, ctx, out):
+    cdef Context c
+    cdef cnp.ndarray g, dx
+    cdef fn_grads grads
+    cdef fn_status status
+    if not isinstance(ctx, Context):
+        raise TypeError(f"ctx: expected the Context of a forward call with return_ctx=True, got "
+                        f"{type(ctx).__name__}")
+    c = ctx
+    g = _dense_input(dy, "dy")
+    if (<object>g).shape != c.shape:
+        raise ValueError(f"dy: expected x's shape {c.shape}, got {(<object>g).shape}")
+    if cnp.PyArray_TYPE(g) != cnp.PyArray_TYPE(c.x):
+        raise TypeError(f"dy: expected x's dtype {c.x.dtype}, got {g.dtype}")
+    if c.axes is not None:
+        g = np.ascontiguousarray(g.transpose(c.axes))
+    if out is not None:
+        _check_out(out, g, c.shape)
+        for name, array in (("x", c.x), ("weight", c.weight)):
+            if array is not None and _overlap(out, array):
+                raise ValueError(f"out: expected an array apart from the {name} of the forward "
+                                 "call, got one that shares memory with it")
+    dx = _target(out, g, c.axes)
+    dweight = _grad_like(c.weight)
+    dbias = _grad_like(c.bias)
+    dmean_logits = _grad_like(c.mean_logits)
+    dvar_logits = _grad_like(c.var_logits)
+    grads.x = cnp.PyArray_DATA(dx)
+    grads.weight = _data(dweight)
+    grads.bias = _data(dbias)
+    grads.mean_logits = _data(dmean_logits)
+    grads.var_logits = _data(dvar_logits)
+    with nogil:
+        status = fn_backward(&c.p, &c.q, c.saved, cnp.PyArray_DATA(c.x), cnp.PyArray_DATA(g),
+                             &grads)
+    _check_status(status)
+    result = _deliver(dx, out, c.axes)
+    if c.p.norm == FN_SWITCHABLE:
+        return SwitchableGradients(result, dweight, dbias, dmean_logits, dvar_logits)
+    return Gradients(result, dweight, dbias)
+
+
+# ---- threads, instruction sets, facts --------------------------------------------------------
+
+def set_num_threads(num_threads):
+    """Set how many threads a call may use.
+
+    Parameters
+    ----------
+    num_threads : int
+        At least 1; 0 goes back to the default: ``FASTNORM_NUM_THREADS``, else what OpenMP would
+        take (``OMP_NUM_THREADS``, threadpoolctl). Small arrays stay on the calling thread.
+    """
+    if isinstance(num_threads, bool) or not isinstance(num_threads, (int, np.integer)):
+        raise TypeError(f"num_threads: expected an int, got {type(num_threads).__name__}")
+    if not 0 <= num_threads <= 1024:
+        raise ValueError(f"num_threads: expected 0 to 1024, got {num_threads}")
+    fn_set_num_threads(num_threads)
+
+
+def get_num_threads():
+    """Return how many threads a call may use; 1 in a build without OpenMP."""
+    return fn_get_num_threads()
+
+
+def available_isas():
+    """Return the names of the instruction sets that this processor has, worst first."""
+    return tuple([fn_isa_name(i).decode() for i in range(fn_isa_count())])
+
+
+def set_isa(name):
+    """Choose the instruction set of the kernels; the results keep the same bits.
+
+    Parameters
+    ----------
+    name : str
+        One of :func:`available_isas`.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name: expected a str, got {type(name).__name__}")
+    if name not in available_isas():
+        raise ValueError(f"name: expected one of {', '.join(available_isas())}, got {name!r}")
+    fn_set_isa(name.encode())
+
+
+def get_isa():
+    """Return the name of the instruction set in use."""
+    return fn_get_isa().decode()
+
+
+def show_config():
+    """Print version, compiler, OpenMP, instruction sets, threads and cache sizes."""
+    openmp = "yes" if fn_has_openmp() else "no (built without it: single-threaded)"
+    caches = ", ".join([f"L{i} {fn_cache_bytes(i) // 1024} KiB" for i in range(1, 4)
+                        if fn_cache_bytes(i)]) or "unknown"
+    print(f"fastnorm {__version__}\n"
+          f"compiler: {fn_compiler().decode()}\n"
+          f"OpenMP: {openmp}\n"
+          f"instruction sets built: {fn_isas_built().decode()}\n"
+          f"instruction sets of this processor: {' '.join(available_isas())}\n"
+          f"instruction set in use: {get_isa()}\n"
+          f"threads: {get_num_threads()}\n"
+          f"caches: {caches}")
+
+
+def memory_limit(x, dy, out, stream):
+    """For benchmarks: out = x, or x + dy where dy is given, float32 and dense; see fastnorm.h."""
+    cdef cnp.ndarray a = _dense_input(x, "x"), y = out
+    cdef cnp.ndarray b = None if dy is None else _dense_input(dy, "dy")
+    cdef const float* g = NULL if dy is None else <const float*>cnp.PyArray_DATA(b)
+    cdef int flag = stream
+    if not cnp.PyArray_ISCARRAY(y) or cnp.PyArray_TYPE(y) != cnp.NPY_FLOAT32 or cnp.PyArray_TYPE(
+            a) != cnp.NPY_FLOAT32 or y.size != a.size or (b is not None and b.size != a.size):
+        raise ValueError("out: expected dense float32 arrays of one size")
+    with nogil:
+        fn_memory_limit(<const float*>cnp.PyArray_DATA(a), g, <float*>cnp.PyArray_DATA(y),
+                        cnp.PyArray_SIZE(a), flag)
+
+
+def _check_environment():
+    isa, threads = os.environ.get("FASTNORM_ISA"), os.environ.get("FASTNORM_NUM_THREADS")
+    if isa is not None and isa not in available_isas():
+        warnings.warn(f"FASTNORM_ISA: expected one of {', '.join(available_isas())}, got {isa!r}; "
+                      f"using {get_isa()}", RuntimeWarning, stacklevel=2)
+    if threads is not None and not (threads.isdecimal() and int(threads) > 0):
+        warnings.warn(f"FASTNORM_NUM_THREADS: expected a positive number, got {threads!r}; using "
+                      f"{get_num_threads()}", RuntimeWarning, stacklevel=2)
+
+
+_check_environment()
