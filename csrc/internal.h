@@ -69,6 +69,8 @@ extern const fn_kernels fn_kernels_avx512[FN_DTYPE_COUNT];
 #endif
 
 const fn_kernels *fn_active_kernels(fn_dtype dtype);
+/* outputs above this many bytes are written past the cache */
+int64_t fn_stream_bytes(void);
 
 /* ---- plan: shapes to domains ---------------------------------------------------------------
  * plane   the smallest set of elements with common coefficients: a channel of a sample, or, when

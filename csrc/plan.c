@@ -62,7 +62,9 @@ static int64_t unit_domains(const fn_plan *plan, int arrays) {
     if (plan->col) {
         const int64_t in_sample = plan->domains / fn_max(plan->n, 1);
         const int64_t whole = bytes * in_sample;
-        if (whole <= l2() / 2)
+        /* a tile of columns whose rows fall on few sets of the cache would push itself out */
+        const int64_t line = plan->c * (int64_t)plan->esize / 64;
+        if (whole <= l2() / 2 || line % 8 == 0)
             return in_sample;
         /* a tile of whole cache lines, wide enough to read memory in runs */
         int64_t lines = fn_ceil_div(64 * 4, (int64_t)plan->esize * plan->per_domain);

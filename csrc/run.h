@@ -4,9 +4,6 @@
 
 #include "internal.h"
 
-/* Outputs above this go past the cache (streaming stores). */
-#define FN_STREAM_BYTES (4 << 20)
-
 typedef struct {
     fn_plan plan;
     fn_coefs cf;

@@ -30,6 +30,20 @@ FN_INLINE fn_vec_f64 fn_load_f64(const double *p) { return *(const fn_vec_f64_an
 FN_INLINE void fn_store_f32(float *p, fn_vec_f32 v) { *(fn_vec_f32_any *)p = v; }
 FN_INLINE void fn_store_f64(double *p, fn_vec_f64 v) { *(fn_vec_f64_any *)p = v; }
 
+/* lanes of the compute type as doubles, one vector of doubles at a time */
+FN_INLINE fn_vec_f64 fn_widen_f64(const double *p) { return fn_load_f64(p); }
+#if FN_VEC_BYTES == 64
+FN_INLINE fn_vec_f64 fn_widen_f32(const float *p) {
+    return (fn_vec_f64)_mm512_cvtps_pd(_mm256_loadu_ps(p));
+}
+#elif FN_VEC_BYTES == 32
+FN_INLINE fn_vec_f64 fn_widen_f32(const float *p) {
+    return (fn_vec_f64)_mm256_cvtps_pd(_mm_loadu_ps(p));
+}
+#else
+FN_INLINE fn_vec_f64 fn_widen_f32(const float *p) { return (fn_vec_f64){p[0], p[1]}; }
+#endif
+
 /* fn_load_part: the first n elements (0 < n < width), the rest are zero.  fn_store_part: only the
  * first n elements are written.  fn_stream: p is aligned to FN_VEC_BYTES; the line is not brought
  * into the cache. */

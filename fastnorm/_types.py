@@ -1,0 +1,51 @@
+"""Types that the compiled core and the Python modules share."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+
+
+class Gradients(NamedTuple):
+    """Gradients of one normalization with respect to its input and its parameters.
+
+    Attributes
+    ----------
+    x : ndarray
+        Gradient of the input: its shape and dtype.
+    weight : ndarray or None
+        Gradient of the weight: its shape and dtype; None where no weight was given.
+    bias : ndarray or None
+        Gradient of the bias: its shape and dtype; None where no bias was given.
+    """
+
+    x: Array
+    weight: Array | None
+    bias: Array | None
+
+
+class SwitchableGradients(NamedTuple):
+    """Gradients of :func:`fastnorm.switchable_norm`.
+
+    Attributes
+    ----------
+    x : ndarray
+        Gradient of the input: its shape and dtype.
+    weight : ndarray or None
+        Gradient of the weight, shape (C,); None where no weight was given.
+    bias : ndarray or None
+        Gradient of the bias, shape (C,); None where no bias was given.
+    mean_logits : ndarray
+        Gradient of the logits that mix the means, shape (3,), order (in, ln, bn).
+    var_logits : ndarray
+        Gradient of the logits that mix the variances, shape (3,), order (in, ln, bn).
+    """
+
+    x: Array
+    weight: Array | None
+    bias: Array | None
+    mean_logits: Array
+    var_logits: Array

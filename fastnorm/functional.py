@@ -1,0 +1,726 @@
+"""The normalizers as functions of NumPy arrays, and their one backward.
+
+All compute ``y = weight * (x - mean) / sqrt(var + eps) + bias`` with a biased variance, and differ
+in which elements share a mean and a variance. What holds for all of them:
+
+- x is float32 or float64, of any strides, alignment and byte order (an array that is not
+  C-contiguous, aligned and native is copied first). Every other array must have x's dtype.
+- In the ``(N, C, *)`` normalizers x has rank 2 or more: N samples, C channels, any number of
+  spatial axes. `layout` says where the channels are: first, ``(N, C, *)``, for "NCHW", "NC",
+  "NCL", "NCDHW" or "channels_first"; last, ``(N, *, C)``, for "NHWC", "NLC", "NDHWC" or
+  "channels_last".
+- ``weight=None`` means 1 and ``bias=None`` means 0.
+- Running statistics are updated in place, ``running = (1 - momentum) * running + momentum * new``,
+  so they must be writeable, native, C-contiguous arrays.
+- `out` may be x itself; any other overlap behaves as if there were none.
+- An error is raised before anything is written.
+"""
+
+# The overloads tell type checkers that `return_ctx` decides what is returned. Signatures are
+# packed (fmt: skip), because one parameter a line would hide the functions between them.
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, overload
+
+from numpy.typing import ArrayLike
+
+from . import _core
+from ._core import Context
+from ._types import Array, Gradients, SwitchableGradients
+
+__all__ = [
+    "backward",
+    "batch_norm",
+    "batch_renorm",
+    "group_norm",
+    "instance_norm",
+    "instance_renorm",
+    "layer_norm",
+    "rms_norm",
+    "switchable_norm",
+]
+
+Axes: TypeAlias = int | tuple[int, ...]
+Param: TypeAlias = ArrayLike | None
+MaybeArray: TypeAlias = Array | None
+WithContext: TypeAlias = tuple[Array, Context]
+
+
+@overload
+def layer_norm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, axis: Axes = ..., eps: float = ...,
+    out: MaybeArray = ..., return_ctx: Literal[False] = ...,
+) -> Array: ...  # fmt: skip
+@overload
+def layer_norm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, axis: Axes = ..., eps: float = ...,
+    out: MaybeArray = ..., return_ctx: Literal[True],
+) -> WithContext: ...  # fmt: skip
+def layer_norm(
+    x: ArrayLike, weight: Param = None, bias: Param = None, *, axis: Axes = -1, eps: float = 1e-5,
+    out: MaybeArray = None, return_ctx: bool = False,
+) -> Array | WithContext:  # fmt: skip
+    """Layer Norm: statistics over `axis`, for each position along the other axes.
+
+    Parameters
+    ----------
+    x : array_like, float32 or float64
+        Input of any shape with at least one axis.
+    weight, bias : array_like, optional
+        Their shape is that of `axis` in x, in x's axis order; x's dtype.
+    axis : int or tuple of int
+        Axes that share a mean and a variance, exactly these; ``axis=1`` normalizes the
+        channels of each pixel of an NCHW image.
+    eps : float
+        Added to the variance, at least 0.
+    out : ndarray, optional
+        Where to write y.
+    return_ctx : bool
+        Whether to return the context for :func:`backward` too.
+
+    Returns
+    -------
+    y : ndarray
+        Shape and dtype of x.
+    ctx : Context
+        Only with `return_ctx`.
+
+    Raises
+    ------
+    TypeError
+        An argument of the wrong type or dtype.
+    ValueError
+        A wrong shape, axis or eps; `out` that overlaps x with `return_ctx`.
+
+    Notes
+    -----
+    With ``g = weight * dy``, ``x_hat = (x - mean) / sigma`` and means over `axis`, the gradient is
+    ``dx = (g - mean(g) - x_hat * mean(g * x_hat)) / sigma``.
+
+    References
+    ----------
+    Ba, Kiros, Hinton: Layer Normalization, 2016. arXiv:1607.06450
+
+    Examples
+    --------
+    >>> import numpy as np, fastnorm
+    >>> x = np.array([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]])
+    >>> fastnorm.layer_norm(x, bias=np.ones(3)).round(3)
+    array([[-0.225,  1.   ,  2.225],
+           [-0.225,  1.   ,  2.225]])
+    """
+    return _core.layer_norm(x, weight, bias, axis, eps, out, return_ctx)
+
+
+@overload
+def rms_norm(
+    x: ArrayLike, weight: Param = ..., *, axis: Axes = ..., eps: float = ...,
+    out: MaybeArray = ..., return_ctx: Literal[False] = ...,
+) -> Array: ...  # fmt: skip
+@overload
+def rms_norm(
+    x: ArrayLike, weight: Param = ..., *, axis: Axes = ..., eps: float = ...,
+    out: MaybeArray = ..., return_ctx: Literal[True],
+) -> WithContext: ...  # fmt: skip
+def rms_norm(
+    x: ArrayLike, weight: Param = None, *, axis: Axes = -1, eps: float = 1e-6,
+    out: MaybeArray = None, return_ctx: bool = False,
+) -> Array | WithContext:  # fmt: skip
+    """RMS Norm: ``weight * x / sqrt(mean(x**2) + eps)``, the mean over `axis`.
+
+    Parameters
+    ----------
+    x : array_like, float32 or float64
+        Input of any shape with at least one axis.
+    weight : array_like, optional
+        Its shape is that of `axis` in x, in x's axis order; x's dtype.
+    axis : int or tuple of int
+        Axes that share a root mean square, exactly these.
+    eps : float
+        Added to the mean square, at least 0.
+    out : ndarray, optional
+        Where to write y.
+    return_ctx : bool
+        Whether to return the context for :func:`backward` too.
+
+    Returns
+    -------
+    y : ndarray
+        Shape and dtype of x.
+    ctx : Context
+        Only with `return_ctx`.
+
+    Raises
+    ------
+    TypeError
+        An argument of the wrong type or dtype.
+    ValueError
+        A wrong shape, axis or eps; `out` that overlaps x with `return_ctx`.
+
+    Notes
+    -----
+    With ``g = weight * dy`` and ``x_hat = x / rms`` the gradient is
+    ``dx = (g - x_hat * mean(g * x_hat)) / rms``.
+
+    References
+    ----------
+    Zhang, Sennrich: Root Mean Square Layer Normalization, 2019. arXiv:1910.07467
+
+    Examples
+    --------
+    >>> import numpy as np, fastnorm
+    >>> fastnorm.rms_norm(np.array([3.0, -4.0]), np.array([1.0, 10.0])).round(3)
+    array([  0.849, -11.314])
+    """
+    return _core.rms_norm(x, weight, axis, eps, out, return_ctx)
+
+
+@overload
+def batch_norm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: MaybeArray = ...,
+    running_var: MaybeArray = ..., training: bool = ..., momentum: float = ..., eps: float = ...,
+    ddof: int = ..., layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[False] = ...,
+) -> Array: ...  # fmt: skip
+@overload
+def batch_norm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: MaybeArray = ...,
+    running_var: MaybeArray = ..., training: bool = ..., momentum: float = ..., eps: float = ...,
+    ddof: int = ..., layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[True],
+) -> WithContext: ...  # fmt: skip
+def batch_norm(
+    x: ArrayLike, weight: Param = None, bias: Param = None, *, running_mean: MaybeArray = None,
+    running_var: MaybeArray = None, training: bool = False, momentum: float = 0.1,
+    eps: float = 1e-5, ddof: int = 1, layout: str = "NCHW", out: MaybeArray = None,
+    return_ctx: bool = False,
+) -> Array | WithContext:  # fmt: skip
+    """Batch Norm: statistics of each channel over samples and space.
+
+    Parameters
+    ----------
+    x : array_like, float32 or float64
+        Input, ``(N, C, *)`` or, by `layout`, ``(N, *, C)``.
+    weight, bias : array_like, shape (C,), optional
+        Scale and shift of each channel; x's dtype.
+    running_mean, running_var : ndarray, shape (C,), optional
+        Read in inference, where both are required; updated in training, when given.
+    training : bool
+        Whether to use the batch's statistics (True) or the running ones.
+    momentum : float
+        Share of the batch in the running statistics, in [0, 1].
+    eps : float
+        Added to the variance, at least 0.
+    ddof : {1, 0}
+        Whether `running_var` takes the unbiased (1, as torch) or the biased variance (0, as Keras,
+        flax and ONNX). The variance that normalizes is always biased.
+    layout : str
+        "NCHW" or "NHWC", for any rank.
+    out : ndarray, optional
+        Where to write y.
+    return_ctx : bool
+        Whether to return the context for :func:`backward` too.
+
+    Returns
+    -------
+    y : ndarray
+        Shape and dtype of x.
+    ctx : Context
+        Only with `return_ctx`.
+
+    Raises
+    ------
+    TypeError
+        An argument of the wrong type or dtype; ``momentum=None``, which belongs to
+        :class:`BatchNorm`.
+    ValueError
+        A wrong shape or value; inference without running statistics; training with one value per
+        channel, which has no variance; `out` that overlaps x with `return_ctx`.
+
+    Notes
+    -----
+    In training the gradient is that of :func:`layer_norm`, with means over samples and space. In
+    inference the statistics are constants: ``dx = weight * dy / sigma``.
+
+    References
+    ----------
+    Ioffe, Szegedy: Batch Normalization, 2015. arXiv:1502.03167
+
+    Examples
+    --------
+    >>> import numpy as np, fastnorm
+    >>> x = np.array([[1.0, 0.0], [3.0, 8.0]])
+    >>> mean, var = np.zeros(2), np.ones(2)
+    >>> fastnorm.batch_norm(x, running_mean=mean, running_var=var, training=True).round(3)
+    array([[-1., -1.],
+           [ 1.,  1.]])
+    >>> mean.round(3), var.round(3)
+    (array([0.2, 0.4]), array([1.1, 4.1]))
+    """
+    return _core.batch_norm(
+        x, weight, bias, running_mean, running_var, training, momentum, eps, ddof, layout,
+        out, return_ctx,
+    )  # fmt: skip
+
+
+@overload
+def batch_renorm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: Array,
+    running_var: Array, training: bool = ..., momentum: float = ..., eps: float = ...,
+    r_max: float = ..., d_max: float = ..., ddof: int = ..., layout: str = ...,
+    out: MaybeArray = ..., return_ctx: Literal[False] = ...,
+) -> Array: ...  # fmt: skip
+@overload
+def batch_renorm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: Array,
+    running_var: Array, training: bool = ..., momentum: float = ..., eps: float = ...,
+    r_max: float = ..., d_max: float = ..., ddof: int = ..., layout: str = ...,
+    out: MaybeArray = ..., return_ctx: Literal[True],
+) -> WithContext: ...  # fmt: skip
+def batch_renorm(
+    x: ArrayLike, weight: Param = None, bias: Param = None, *, running_mean: Array,
+    running_var: Array, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+    r_max: float = 3.0, d_max: float = 5.0, ddof: int = 0, layout: str = "NCHW",
+    out: MaybeArray = None, return_ctx: bool = False,
+) -> Array | WithContext:  # fmt: skip
+    """Batch Renorm: Batch Norm that pulls small batches toward the running statistics.
+
+    In training ``x_hat = (x - mean) / sigma * r + d`` with the batch's moments and, from the
+    running statistics as they were before, ``r = clip(sigma / running_sigma, 1 / r_max, r_max)``,
+    ``d = clip((mean - running_mean) / running_sigma, -d_max, d_max)`` and
+    ``sigma = sqrt(var + eps)``. Inference is that of Batch Norm.
+
+    Parameters
+    ----------
+    x : array_like, float32 or float64
+        Input, ``(N, C, *)`` or, by `layout`, ``(N, *, C)``.
+    weight, bias : array_like, shape (C,), optional
+        Scale and shift of each channel; x's dtype.
+    running_mean, running_var : ndarray, shape (C,)
+        Read always, updated in training.
+    training : bool
+        Whether to use the corrected statistics of the batch (True) or the running ones.
+    momentum : float
+        Share of the batch in the running statistics, in [0, 1].
+    eps : float
+        Added to the variances, at least 0.
+    r_max, d_max : float
+        Limits of the correction, at least 1 and 0; 1 and 0 give Batch Norm.
+    ddof : {0, 1}
+        Whether `running_var` takes the biased (0) or the unbiased variance (1).
+    layout : str
+        "NCHW" or "NHWC", for any rank.
+    out : ndarray, optional
+        Where to write y.
+    return_ctx : bool
+        Whether to return the context for :func:`backward` too.
+
+    Returns
+    -------
+    y : ndarray
+        Shape and dtype of x.
+    ctx : Context
+        Only with `return_ctx`.
+
+    Raises
+    ------
+    TypeError
+        An argument of the wrong type or dtype.
+    ValueError
+        A wrong shape or value; training with one value per channel; `out` that overlaps x with
+        `return_ctx`.
+
+    Notes
+    -----
+    r and d are constants in the gradient: ``dx`` is r times that of :func:`batch_norm`. The paper
+    averages sigma; here the variance is averaged, so that Batch Norm's checkpoints load.
+
+    References
+    ----------
+    Ioffe: Batch Renormalization, 2017. arXiv:1702.03275
+
+    Examples
+    --------
+    >>> import numpy as np, fastnorm
+    >>> x = np.array([[1.0], [3.0]])
+    >>> mean, var = np.zeros(1), np.ones(1)
+    >>> fastnorm.batch_renorm(x, running_mean=mean, running_var=var, training=True).round(3)
+    array([[1.],
+           [3.]])
+    """
+    return _core.batch_renorm(
+        x, weight, bias, running_mean, running_var, training, momentum, eps, r_max, d_max, ddof,
+        layout, out, return_ctx,
+    )  # fmt: skip
+
+
+@overload
+def group_norm(
+    x: ArrayLike, num_groups: int, weight: Param = ..., bias: Param = ..., *, eps: float = ...,
+    layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[False] = ...,
+) -> Array: ...  # fmt: skip
+@overload
+def group_norm(
+    x: ArrayLike, num_groups: int, weight: Param = ..., bias: Param = ..., *, eps: float = ...,
+    layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[True],
+) -> WithContext: ...  # fmt: skip
+def group_norm(
+    x: ArrayLike, num_groups: int, weight: Param = None, bias: Param = None, *, eps: float = 1e-5,
+    layout: str = "NCHW", out: MaybeArray = None, return_ctx: bool = False,
+) -> Array | WithContext:  # fmt: skip
+    """Group Norm: statistics of each sample over groups of neighbouring channels and space.
+
+    Parameters
+    ----------
+    x : array_like, float32 or float64
+        Input, ``(N, C, *)`` or, by `layout`, ``(N, *, C)``.
+    num_groups : int
+        Number of groups; divides C. 1 is Layer Norm over channels and space, C Instance Norm.
+    weight, bias : array_like, shape (C,), optional
+        Scale and shift of each channel; x's dtype.
+    eps : float
+        Added to the variance, at least 0.
+    layout : str
+        "NCHW" or "NHWC", for any rank.
+    out : ndarray, optional
+        Where to write y.
+    return_ctx : bool
+        Whether to return the context for :func:`backward` too.
+
+    Returns
+    -------
+    y : ndarray
+        Shape and dtype of x.
+    ctx : Context
+        Only with `return_ctx`.
+
+    Raises
+    ------
+    TypeError
+        An argument of the wrong type or dtype.
+    ValueError
+        A wrong shape or value; `num_groups` that does not divide C; groups of one value, which
+        have no variance; `out` that overlaps x with `return_ctx`.
+
+    Notes
+    -----
+    The gradient is that of :func:`layer_norm`, with means over each group.
+
+    References
+    ----------
+    Wu, He: Group Normalization, 2018. arXiv:1803.08494
+
+    Examples
+    --------
+    >>> import numpy as np, fastnorm
+    >>> fastnorm.group_norm(np.array([[1.0, 3.0, 10.0, 30.0]]), 2).round(3)
+    array([[-1.,  1., -1.,  1.]])
+    """
+    return _core.group_norm(x, num_groups, weight, bias, eps, layout, out, return_ctx)
+
+
+@overload
+def instance_norm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: MaybeArray = ...,
+    running_var: MaybeArray = ..., use_input_stats: bool = ..., momentum: float = ...,
+    eps: float = ..., ddof: int = ..., layout: str = ..., out: MaybeArray = ...,
+    return_ctx: Literal[False] = ...,
+) -> Array: ...  # fmt: skip
+@overload
+def instance_norm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: MaybeArray = ...,
+    running_var: MaybeArray = ..., use_input_stats: bool = ..., momentum: float = ...,
+    eps: float = ..., ddof: int = ..., layout: str = ..., out: MaybeArray = ...,
+    return_ctx: Literal[True],
+) -> WithContext: ...  # fmt: skip
+def instance_norm(
+    x: ArrayLike, weight: Param = None, bias: Param = None, *, running_mean: MaybeArray = None,
+    running_var: MaybeArray = None, use_input_stats: bool = True, momentum: float = 0.1,
+    eps: float = 1e-5, ddof: int = 1, layout: str = "NCHW", out: MaybeArray = None,
+    return_ctx: bool = False,
+) -> Array | WithContext:  # fmt: skip
+    """Instance Norm: statistics of each sample and channel over space.
+
+    Parameters
+    ----------
+    x : array_like, float32 or float64
+        Input, ``(N, C, *)`` or, by `layout`, ``(N, *, C)``.
+    weight, bias : array_like, shape (C,), optional
+        Scale and shift of each channel; x's dtype.
+    running_mean, running_var : ndarray, shape (C,), optional
+        With input statistics updated, when given, by the means over the samples of the instances'
+        means and variances; else used, and both required.
+    use_input_stats : bool
+        Whether to use the input's statistics (True) or the running ones.
+    momentum : float
+        Share of the batch in the running statistics, in [0, 1].
+    eps : float
+        Added to the variance, at least 0.
+    ddof : {1, 0}
+        Whether `running_var` takes unbiased (1, as torch) or biased variances (0).
+    layout : str
+        "NCHW" or "NHWC", for any rank.
+    out : ndarray, optional
+        Where to write y.
+    return_ctx : bool
+        Whether to return the context for :func:`backward` too.
+
+    Returns
+    -------
+    y : ndarray
+        Shape and dtype of x.
+    ctx : Context
+        Only with `return_ctx`.
+
+    Raises
+    ------
+    TypeError
+        An argument of the wrong type or dtype.
+    ValueError
+        A wrong shape or value; input statistics of one spatial element, which have no variance;
+        `out` that overlaps x with `return_ctx`.
+
+    Notes
+    -----
+    The gradient is that of :func:`layer_norm`, with means over space; with running statistics
+    ``dx = weight * dy / sigma``.
+
+    References
+    ----------
+    Ulyanov, Vedaldi, Lempitsky: Instance Normalization, 2016. arXiv:1607.08022
+
+    Examples
+    --------
+    >>> import numpy as np, fastnorm
+    >>> x = np.array([[[1.0, 3.0], [10.0, 30.0]]])
+    >>> fastnorm.instance_norm(x, layout="NCL").round(3)
+    array([[[-1.,  1.],
+            [-1.,  1.]]])
+    """
+    return _core.instance_norm(
+        x, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, ddof, layout,
+        out, return_ctx,
+    )  # fmt: skip
+
+
+@overload
+def switchable_norm(
+    x: ArrayLike, weight: Param, bias: Param, mean_logits: ArrayLike, var_logits: ArrayLike, *,
+    running_mean: MaybeArray = ..., running_var: MaybeArray = ..., training: bool = ...,
+    momentum: float = ..., eps: float = ..., ddof: int = ..., layout: str = ...,
+    out: MaybeArray = ..., return_ctx: Literal[False] = ...,
+) -> Array: ...  # fmt: skip
+@overload
+def switchable_norm(
+    x: ArrayLike, weight: Param, bias: Param, mean_logits: ArrayLike, var_logits: ArrayLike, *,
+    running_mean: MaybeArray = ..., running_var: MaybeArray = ..., training: bool = ...,
+    momentum: float = ..., eps: float = ..., ddof: int = ..., layout: str = ...,
+    out: MaybeArray = ..., return_ctx: Literal[True],
+) -> WithContext: ...  # fmt: skip
+def switchable_norm(
+    x: ArrayLike, weight: Param, bias: Param, mean_logits: ArrayLike, var_logits: ArrayLike, *,
+    running_mean: MaybeArray = None, running_var: MaybeArray = None, training: bool = False,
+    momentum: float = 0.1, eps: float = 1e-5, ddof: int = 0, layout: str = "NCHW",
+    out: MaybeArray = None, return_ctx: bool = False,
+) -> Array | WithContext:  # fmt: skip
+    """Switchable Norm: a learned mixture of the Instance, Layer and Batch Norm statistics.
+
+    ``mean = sum_k softmax(mean_logits)[k] * mean_k`` and likewise the variance, with
+    k = (in, ln, bn).
+
+    Parameters
+    ----------
+    x : array_like, float32 or float64
+        Input, ``(N, C, *)`` or, by `layout`, ``(N, *, C)``.
+    weight, bias : array_like, shape (C,), or None
+        Scale and shift of each channel; x's dtype.
+    mean_logits, var_logits : array_like, shape (3,)
+        What the two softmaxes are taken of, in the order (in, ln, bn); x's dtype.
+    running_mean, running_var : ndarray, shape (C,), optional
+        In inference the Batch Norm component, and both required; updated in training, when given.
+    training : bool
+        Whether the Batch Norm component is that of the batch (True) or the running one.
+    momentum : float
+        Share of the batch in the running statistics, in [0, 1].
+    eps : float
+        Added to the mixed variance, at least 0.
+    ddof : {0, 1}
+        Whether `running_var` takes the biased (0) or the unbiased variance (1).
+    layout : str
+        "NCHW" or "NHWC", for any rank.
+    out : ndarray, optional
+        Where to write y.
+    return_ctx : bool
+        Whether to return the context for :func:`backward` too.
+
+    Returns
+    -------
+    y : ndarray
+        Shape and dtype of x.
+    ctx : Context
+        Only with `return_ctx`.
+
+    Raises
+    ------
+    TypeError
+        An argument of the wrong type or dtype.
+    ValueError
+        A wrong shape or value; inference without running statistics; x of a single element;
+        `out` that overlaps x with `return_ctx`.
+
+    Notes
+    -----
+    The gradient runs through all three statistics and both softmaxes.
+
+    References
+    ----------
+    Luo, Ren, Peng, Zhang, Li: Differentiable Learning-to-Normalize via Switchable Normalization,
+    2018. arXiv:1806.10779
+
+    Examples
+    --------
+    The third logit alone gives Batch Norm.
+
+    >>> import numpy as np, fastnorm
+    >>> x, batch_only = np.array([[1.0, 0.0], [3.0, 8.0]]), np.array([0.0, 0.0, 100.0])
+    >>> fastnorm.switchable_norm(x, None, None, batch_only, batch_only, training=True).round(3)
+    array([[-1., -1.],
+           [ 1.,  1.]])
+    """
+    return _core.switchable_norm(
+        x, weight, bias, mean_logits, var_logits, running_mean, running_var, training, momentum,
+        eps, ddof, layout, out, return_ctx,
+    )  # fmt: skip
+
+
+@overload
+def instance_renorm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: Array,
+    running_var: Array, r_max: float = ..., d_max: float = ..., blend: float = ...,
+    training: bool = ..., momentum: float = ..., eps: float = ..., ddof: int = ...,
+    layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[False] = ...,
+) -> Array: ...  # fmt: skip
+@overload
+def instance_renorm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: Array,
+    running_var: Array, r_max: float = ..., d_max: float = ..., blend: float = ...,
+    training: bool = ..., momentum: float = ..., eps: float = ..., ddof: int = ...,
+    layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[True],
+) -> WithContext: ...  # fmt: skip
+def instance_renorm(
+    x: ArrayLike, weight: Param = None, bias: Param = None, *, running_mean: Array,
+    running_var: Array, r_max: float = 3.0, d_max: float = 5.0, blend: float = 1.0,
+    training: bool = False, momentum: float = 0.1, eps: float = 1e-5, ddof: int = 0,
+    layout: str = "NCHW", out: MaybeArray = None, return_ctx: bool = False,
+) -> Array | WithContext:  # fmt: skip
+    """Instance Renorm: Batch Renorm's correction applied to the statistics of each instance.
+
+    ``x_hat = (x - mean) / sigma * (1 + blend * (r - 1)) + blend * d`` with the moments of each
+    sample and channel, in training and in inference; r and d as in :func:`batch_renorm`.
+
+    Parameters
+    ----------
+    x : array_like, float32 or float64
+        Input, ``(N, C, *)`` or, by `layout`, ``(N, *, C)``.
+    weight, bias : array_like, shape (C,), optional
+        Scale and shift of each channel; x's dtype.
+    running_mean, running_var : ndarray, shape (C,)
+        Population statistics: read always, in training updated by the batch's moments.
+    r_max, d_max : float
+        Limits of the correction, at least 1 and 0.
+    blend : float
+        From 0, Instance Norm, to 1, which without limits is Batch Norm's inference.
+    training : bool
+        Whether to update the running statistics.
+    momentum : float
+        Share of the batch in the running statistics, in [0, 1].
+    eps : float
+        Added to the variances, at least 0.
+    ddof : {0, 1}
+        Whether `running_var` takes the biased (0) or the unbiased variance (1).
+    layout : str
+        "NCHW" or "NHWC", for any rank.
+    out : ndarray, optional
+        Where to write y.
+    return_ctx : bool
+        Whether to return the context for :func:`backward` too.
+
+    Returns
+    -------
+    y : ndarray
+        Shape and dtype of x.
+    ctx : Context
+        Only with `return_ctx`.
+
+    Raises
+    ------
+    TypeError
+        An argument of the wrong type or dtype.
+    ValueError
+        A wrong shape or value; one spatial element; `out` that overlaps x with `return_ctx`.
+
+    Notes
+    -----
+    r and d are constants in the gradient, which is that of :func:`instance_norm` times
+    ``1 + blend * (r - 1)``.
+
+    References
+    ----------
+    The correction: Ioffe: Batch Renormalization, 2017. arXiv:1702.03275
+    The statistics: Ulyanov, Vedaldi, Lempitsky: Instance Normalization, 2016. arXiv:1607.08022
+
+    Examples
+    --------
+    >>> import numpy as np, fastnorm
+    >>> x, mean, var = np.array([[[1.0, 3.0]]]), np.zeros(1), np.ones(1)
+    >>> for blend in 0.0, 1.0:
+    ...     y = fastnorm.instance_renorm(x, running_mean=mean, running_var=var, blend=blend)
+    ...     print(y.round(3).tolist())
+    [[[-1.0, 1.0]]]
+    [[[1.0, 3.0]]]
+    """
+    return _core.instance_renorm(
+        x, weight, bias, running_mean, running_var, r_max, d_max, blend, training, momentum, eps,
+        ddof, layout, out, return_ctx,
+    )  # fmt: skip
+
+
+def backward(
+    dy: ArrayLike, ctx: Context, out: MaybeArray = None
+) -> Gradients | SwitchableGradients:
+    """Gradients of ``sum(dy * y)`` for the forward call that made `ctx`.
+
+    Parameters
+    ----------
+    dy : array_like
+        Gradient of y: its shape and dtype.
+    ctx : Context
+        From a forward with ``return_ctx=True``, in training or in inference. It refers to x and
+        weight, which must be unchanged since. It can be used again.
+    out : ndarray, optional
+        Where to write the gradient of x; dy itself is allowed.
+
+    Returns
+    -------
+    Gradients or SwitchableGradients
+        Named tuple ``(x, weight, bias)``, after :func:`switchable_norm` with ``mean_logits`` and
+        ``var_logits``; weight or bias is None where there was none.
+
+    Raises
+    ------
+    TypeError
+        `ctx` is not a context; dy or `out` of another dtype than y.
+    ValueError
+        dy or `out` of another shape than y; `out` that overlaps x.
+
+    Examples
+    --------
+    >>> import numpy as np, fastnorm
+    >>> x, weight = np.array([[1.0, 2.0, 4.0]]), np.ones(3)
+    >>> y, ctx = fastnorm.layer_norm(x, weight, return_ctx=True)
+    >>> grads = fastnorm.backward(np.array([[1.0, 0.0, 0.0]]), ctx)
+    >>> grads.x.round(3)
+    array([[ 0.191, -0.286,  0.095]])
+    >>> grads.weight.round(3), grads.bias
+    (array([-1.069,  0.   ,  0.   ]), None)
+    """
+    return _core.backward(dy, ctx, out)
