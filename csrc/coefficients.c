@@ -48,19 +48,24 @@ static void renorm_corrections(fn_coefs *cf, int64_t d) {
     cf->d[d] = blend * clip(shift, -p->d_max, p->d_max);
 }
 
-void fn_statistics(fn_coefs *cf, int64_t d, const fn_moments *m) {
+void fn_statistics(fn_coefs *cf, int64_t d0, int64_t d1) {
     const fn_plan *plan = cf->plan;
+    const double count = (double)plan->count;
     if (constant_stats(plan)) {
-        cf->mean[d] = fn_get(plan, cf->params->running_mean, d % plan->c);
-        cf->var[d] = fn_get(plan, cf->params->running_var, d % plan->c);
+        for (int64_t d = d0; d < d1; d++) {
+            cf->mean[d] = fn_get(plan, cf->params->running_mean, d % plan->c);
+            cf->var[d] = fn_get(plan, cf->params->running_var, d % plan->c);
+        }
     } else if (plan->p.norm == FN_RMS) {
-        cf->mean[d] = 0;
-        cf->var[d] = m->m2 / m->n + m->mean * m->mean;
+        for (int64_t d = d0; d < d1; d++) {
+            cf->var[d] = cf->var[d] / count + cf->mean[d] * cf->mean[d];
+            cf->mean[d] = 0;
+        }
     } else {
-        cf->mean[d] = m->mean;
-        cf->var[d] = m->m2 / m->n;
+        for (int64_t d = d0; d < d1; d++)
+            cf->var[d] /= count;
     }
-    if (cf->r)
+    for (int64_t d = d0; d < d1 && cf->r; d++)
         renorm_corrections(cf, d);
 }
 
@@ -125,10 +130,10 @@ static void mix_plane(const fn_coefs *cf, switchable_mix *mix, int64_t plane) {
 /* ---- forward -------------------------------------------------------------------------------*/
 
 /* y = ((x - mean) * scale + shift) * weight + bias as (x - center) * scale + shift */
-static void put_plane(fn_coefs *cf, int64_t plane, double mean, double scale, double shift) {
+static void put_plane(fn_coefs *cf, int64_t plane, int64_t c, double mean, double scale,
+                      double shift) {
     const fn_plan *plan = cf->plan;
     if (!plan->elem) {
-        const int64_t c = plane % plan->c;
         scale *= weight_of(cf, c);
         shift = shift * weight_of(cf, c) + bias_of(cf, c);
     }
@@ -144,21 +149,24 @@ static void switchable_coefficients(fn_coefs *cf) {
     softmax3(cf->plan, cf->params->var_logits, mix.wv);
     for (int64_t plane = 0; plane < cf->plan->planes; plane++) {
         mix_plane(cf, &mix, plane);
-        put_plane(cf, plane, mix.mean, 1 / sqrt(mix.var + cf->plan->p.eps), 0);
+        put_plane(cf, plane, plane % cf->plan->c, mix.mean, 1 / sqrt(mix.var + cf->plan->p.eps), 0);
     }
 }
 
 void fn_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
-    const int64_t per = cf->plan->per_domain;
+    const int64_t per = cf->plan->per_domain, C = cf->plan->c;
     if (is_switchable(cf)) {
         switchable_coefficients(cf);
         return;
     }
+    int64_t c = d0 * per % C;
     for (int64_t d = d0; d < d1; d++) {
         const double r = cf->r ? cf->r[d] : 1, shift = cf->r ? cf->d[d] : 0;
         const double rstd = rstd_of(cf, d);
-        for (int64_t plane = d * per; plane < (d + 1) * per; plane++)
-            put_plane(cf, plane, cf->mean[d], rstd * r, shift);
+        for (int64_t plane = d * per; plane < (d + 1) * per; plane++) {
+            put_plane(cf, plane, c, cf->mean[d], rstd * r, shift);
+            c = c + 1 == C ? 0 : c + 1;
+        }
     }
 }
 

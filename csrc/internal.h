@@ -23,15 +23,16 @@ typedef struct {
 } fn_hints;
 
 #define FN_KERNELS(X)                                                                              \
-    X(row_moments, (const void *x, fn_run run, double *mean, double *m2))                          \
+    X(row_moments, (const void *x, int64_t items, fn_run run, double *mean, double *m2))           \
     X(row_apply, (const void *x, void *y, int64_t planes, fn_run run, const void *center,          \
                   const void *scale, const void *shift, fn_hints hints))                           \
     X(row_apply_elem,                                                                              \
       (const void *x, void *y, int64_t rows, int64_t stride, int64_t len, const void *center,      \
        const void *scale, const void *shift, const void *weight, const void *bias,                 \
        fn_hints hints))                                                                            \
-    X(row_grad_moments, (const void *x, const void *dy, fn_run run, const void *center,            \
-                         const void *weight, double *sum_dy, double *sum_dy_xc))                   \
+    X(row_grad_moments, (const void *x, const void *dy, int64_t items, fn_run run,                 \
+                         const void *center, const void *weight, double *sum_dy,                   \
+                         double *sum_dy_xc))                                                       \
     X(row_grad_apply, (const void *x, const void *dy, void *dx, int64_t planes, fn_run run,        \
                        const void *center, const void *a, const void *b, const void *e,            \
                        fn_hints hints))                                                            \
@@ -143,8 +144,8 @@ typedef struct {
 
 /* whether x has to be read for its moments (else the running statistics serve) */
 int fn_needs_moments(const fn_plan *plan);
-/* moments of domain d to its statistics */
-void fn_statistics(fn_coefs *cf, int64_t d, const fn_moments *m);
+/* domains [d0, d1): `var` holds m2 and becomes the variance, and what else the norm makes of it */
+void fn_statistics(fn_coefs *cf, int64_t d0, int64_t d1);
 /* switchable: what follows from the statistics of all planes */
 void fn_switchable_statistics(fn_coefs *cf);
 /* statistics of domains [d0, d1) to center, scale and shift */

@@ -42,75 +42,92 @@ static char *at(const fn_job *job, void *p, int64_t i) {
     return (char *)p + i * (int64_t)job->plan.asize;
 }
 
-/* Row form: chunk k of domain d.  Column form: chunk k of planes [d, d1) of one sample. */
-static void moments_chunk(fn_job *job, int64_t d, int64_t d1, int64_t k) {
+/* Where the moments of chunk k of reduction i (a domain in row form, a plane in column form) go.
+ * With one chunk that is where those of the domain, or the sums of the plane, are wanted. */
+static int64_t slot(const fn_plan *pl, int64_t chunks, int64_t i, int64_t k) {
+    return pl->col ? (i / pl->c * chunks + k) * pl->c + i % pl->c : i * chunks + k;
+}
+
+/* Chunk k of the reductions [i, i1); in column form of one sample, in row form one when there are
+ * several chunks. */
+static void moments_chunk(fn_job *job, int64_t i, int64_t i1, int64_t k) {
     const fn_plan *pl = &job->plan;
     const fn_chunks *ch = &pl->mchunks;
+    const int64_t to = slot(pl, ch->count, i, k);
     if (pl->col) {
-        const int64_t n = d / pl->c, c = d % pl->c, r = k * ch->size;
-        const int64_t slot = (n * ch->count + k) * pl->c + c;
-        pl->k->col_moments(x_at(job, (n * pl->s + r) * pl->c + c), fn_min(ch->size, pl->s - r),
-                           pl->c, d1 - d, job->mean + slot, job->m2 + slot);
+        const int64_t r = k * ch->size;
+        pl->k->col_moments(x_at(job, (i / pl->c * pl->s + r) * pl->c + i % pl->c),
+                           fn_min(ch->size, pl->s - r), pl->c, i1 - i, job->mean + to,
+                           job->m2 + to);
     } else {
         fn_run run;
         const int64_t off = chunk_of(ch, domain_run(pl), k, &run);
-        pl->k->row_moments(x_at(job, d * pl->s * pl->per_domain + off), run,
-                           job->mean + d * ch->count + k, job->m2 + d * ch->count + k);
+        pl->k->row_moments(x_at(job, i * pl->s * pl->per_domain + off), i1 - i, run,
+                           job->mean + to, job->m2 + to);
     }
 }
 
-static void merge_domain(fn_job *job, int64_t d) {
-    const fn_plan *pl = &job->plan;
-    const fn_chunks *ch = &pl->mchunks;
-    fn_moments m = {0, 0, 0};
-    fn_run run;
-    if (!fn_needs_moments(pl)) {
-    } else if (pl->col) {
-        for (int64_t p = d * pl->per_domain; p < (d + 1) * pl->per_domain; p++)
-            for (int64_t k = 0; k < ch->count; k++) {
-                const int64_t slot = (p / pl->c * ch->count + k) * pl->c + p % pl->c;
-                fn_merge(&m, (double)fn_min(ch->size, pl->s - k * ch->size), job->mean[slot],
-                         job->m2[slot]);
-            }
-    } else {
-        for (int64_t k = 0; k < ch->count; k++) {
-            chunk_of(ch, domain_run(pl), k, &run);
-            fn_merge(&m, (double)(run.nseg * run.len), job->mean[d * ch->count + k],
-                     job->m2[d * ch->count + k]);
-        }
-    }
-    fn_statistics(&job->cf, d, &m);
-}
-
-/* Sums of dy and dy * (x - center), as moments_chunk, of planes. */
+/* Sums of dy and dy * (x - center) of planes, as moments_chunk. */
 static void grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k) {
     const fn_plan *pl = &job->plan;
     const fn_chunks *ch = &pl->gchunks;
-    const void *w = pl->elem ? job->cf.params->weight : NULL;
+    const int64_t to = slot(pl, ch->count, p, k);
+    void *const w = pl->elem ? job->weight : NULL;
+    const void *center = at(job, job->cf.center, p);
     if (pl->col) {
-        const int64_t n = p / pl->c, c = p % pl->c, r = k * ch->size;
-        const int64_t slot = (n * ch->count + k) * pl->c + c, off = (n * pl->s + r) * pl->c + c;
+        const int64_t r = k * ch->size, off = (p / pl->c * pl->s + r) * pl->c + p % pl->c;
         pl->k->col_grad_moments(x_at(job, off), dy_at(job, off), fn_min(ch->size, pl->s - r), pl->c,
-                                p1 - p, at(job, job->cf.center, p),
-                                w ? at(job, (void *)w, r) : NULL, job->mean + slot,
-                                job->m2 + slot);
+                                p1 - p, center, w ? at(job, w, r) : NULL, job->mean + to,
+                                job->m2 + to);
     } else {
         fn_run run;
         const int64_t in = chunk_of(ch, plane_run(pl), k, &run), off = p * pl->s + in;
-        pl->k->row_grad_moments(x_at(job, off), dy_at(job, off), run, at(job, job->cf.center, p),
-                                w ? at(job, (void *)w, in) : NULL, job->mean + p * ch->count + k,
-                                job->m2 + p * ch->count + k);
+        pl->k->row_grad_moments(x_at(job, off), dy_at(job, off), p1 - p, run, center,
+                                w ? at(job, w, in) : NULL, job->mean + to, job->m2 + to);
     }
+}
+
+/* all chunks of the reductions [i, i1), in column form of one sample */
+static void all_chunks(fn_job *job, int64_t chunks, int64_t i, int64_t i1,
+                       void (*chunk)(fn_job *, int64_t, int64_t, int64_t)) {
+    if (job->plan.col || chunks == 1) {
+        for (int64_t k = 0; k < chunks; k++)
+            chunk(job, i, i1, k);
+    } else {
+        for (; i < i1; i++)
+            for (int64_t k = 0; k < chunks; k++)
+                chunk(job, i, i + 1, k);
+    }
+}
+
+/* chunks of domain d, in order, to its mean and m2 */
+static void merge_domain(fn_job *job, int64_t d) {
+    const fn_plan *pl = &job->plan;
+    const fn_chunks *ch = &pl->mchunks;
+    const int64_t per = pl->col ? pl->per_domain : 1;
+    fn_moments m = {0, 0, 0};
+    if (job->mean == job->cf.mean)
+        return;
+    for (int64_t i = d * per; i < (d + 1) * per; i++)
+        for (int64_t k = 0; k < ch->count; k++) {
+            fn_run run = {1, 0, fn_min(ch->size, pl->s - k * ch->size)};
+            if (!pl->col)
+                chunk_of(ch, domain_run(pl), k, &run);
+            const int64_t from = slot(pl, ch->count, i, k);
+            fn_merge(&m, (double)(run.nseg * run.len), job->mean[from], job->m2[from]);
+        }
+    job->cf.mean[d] = m.mean;
+    job->cf.var[d] = m.m2;
 }
 
 static void merge_grad_plane(fn_job *job, int64_t p) {
     const fn_plan *pl = &job->plan;
-    const int64_t K = pl->gchunks.count;
+    if (job->mean == job->cf.sum_dy)
+        return;
     double s1 = 0, s2 = 0;
-    for (int64_t k = 0; k < K; k++) {
-        const int64_t slot = pl->col ? (p / pl->c * K + k) * pl->c + p % pl->c : p * K + k;
-        s1 += job->mean[slot];
-        s2 += job->m2[slot];
+    for (int64_t k = 0; k < pl->gchunks.count; k++) {
+        s1 += job->mean[slot(pl, pl->gchunks.count, p, k)];
+        s2 += job->m2[slot(pl, pl->gchunks.count, p, k)];
     }
     job->cf.sum_dy[p] = s1;
     job->cf.sum_dy_xc[p] = s2;
@@ -198,14 +215,10 @@ static void task_forward_unit(fn_job *job, int64_t u) {
     int64_t d0, d1;
     unit_domains(pl, u, &d0, &d1);
     const int64_t p0 = d0 * pl->per_domain, p1 = d1 * pl->per_domain;
-    for (int64_t k = 0; k < pl->mchunks.count; k++)
-        if (pl->col)
-            moments_chunk(job, p0, p1, k);
-        else
-            for (int64_t d = d0; d < d1; d++)
-                moments_chunk(job, d, d + 1, k);
+    all_chunks(job, pl->mchunks.count, pl->col ? p0 : d0, pl->col ? p1 : d1, moments_chunk);
     for (int64_t d = d0; d < d1; d++)
         merge_domain(job, d);
+    fn_statistics(&job->cf, d0, d1);
     fn_coefficients(&job->cf, d0, d1);
     apply_unit(job, p0, p1, (fn_hints){to_next_unit(pl, u), job->stream});
 }
@@ -213,12 +226,7 @@ static void task_forward_unit(fn_job *job, int64_t u) {
 /* gradient sums and the coefficients of dx of planes [p, p1): whole domains, of one sample */
 void fn_grad_sums_of(fn_job *job, int64_t p, int64_t p1) {
     const fn_plan *pl = &job->plan;
-    for (int64_t k = 0; k < pl->gchunks.count; k++)
-        if (pl->col)
-            grad_chunk(job, p, p1, k);
-        else
-            for (int64_t q = p; q < p1; q++)
-                grad_chunk(job, q, q + 1, k);
+    all_chunks(job, pl->gchunks.count, p, p1, grad_chunk);
     for (int64_t q = p; q < p1; q++)
         merge_grad_plane(job, q);
     fn_grad_coefficients(&job->cf, p / pl->per_domain, p1 / pl->per_domain);
@@ -242,7 +250,10 @@ static void task_moments(fn_job *job, int64_t i) {
     else
         moments_chunk(job, i / K, i / K + 1, i % K);
 }
-static void task_merge(fn_job *job, int64_t d) { merge_domain(job, d); }
+static void task_merge(fn_job *job, int64_t d) {
+    merge_domain(job, d);
+    fn_statistics(&job->cf, d, d + 1);
+}
 static void task_grad_moments(fn_job *job, int64_t i) {
     const fn_plan *pl = &job->plan;
     const int64_t K = pl->gchunks.count;
@@ -295,8 +306,7 @@ static int by_units(const fn_job *job) {
 static void forward(fn_job *job) {
     fn_plan *pl = &job->plan;
     if (!fn_needs_moments(pl)) {
-        for (int64_t d = 0; d < pl->domains; d++)
-            merge_domain(job, d);
+        fn_statistics(&job->cf, 0, pl->domains);
         fn_coefficients(&job->cf, 0, pl->domains);
         fn_parallel(job, piece_count(pl), task_apply_piece, 0);
     } else if (by_units(job)) {
@@ -371,7 +381,9 @@ static void *workspace(fn_job *job, double *saved, int grad) {
     const fn_plan *pl = &job->plan;
     fn_coefs *cf = &job->cf;
     const int64_t P = pl->planes, K = grad ? pl->gchunks.count : pl->mchunks.count;
-    const int64_t slots = K * (pl->col || grad ? P : pl->domains);
+    /* one chunk, and nothing to merge: moments and sums are written where they are wanted */
+    const int direct = K == 1 && (grad || !pl->col || pl->per_domain == 1);
+    const int64_t slots = direct ? 0 : K * (pl->col || grad ? P : pl->domains);
     const int64_t own = saved ? 0 : saved_size(pl);
     const int64_t mixed = pl->p.norm == FN_SWITCHABLE && grad ? 2 * P + 2 * (pl->n + pl->c) : 0;
     const int64_t doubles = 2 * slots + own + (grad ? 2 * P : 0) + mixed;
@@ -393,6 +405,10 @@ static void *workspace(fn_job *job, double *saved, int grad) {
         cf->dv = next + P;
         cf->dmu_sums = next + 2 * P;
         next += mixed;
+    }
+    if (direct) {
+        job->mean = grad ? cf->sum_dy : cf->mean;
+        job->m2 = grad ? cf->sum_dy_xc : cf->var;
     }
     void **fields[6] = {&cf->center, &cf->scale, &cf->shift, &cf->a, &cf->b, &cf->e};
     for (int i = 0; i < (grad ? 6 : 3); i++)
