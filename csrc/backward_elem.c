@@ -1,8 +1,8 @@
 /* Backward of layer and RMS norm with a weight or bias for each element of a domain: dweight and
  * dbias are sums across domains, while dx needs sums along them.
  *
- * The domains are cut, by the shape alone, into parts.  A part sums dweight and dbias of its domains
- * in order; the parts are added in order.  So the bits do not depend on the threads. */
+ * The domains are cut, by the shape alone, into parts.  A part sums dweight and dbias of its
+ * domains in order; the parts are added in order.  So the bits do not depend on the threads. */
 #include "run.h"
 
 #include <stdlib.h>
@@ -63,8 +63,8 @@ fn_status fn_elem_workspace(fn_job *job) {
         return FN_OK;
     const elem_grid g = grid_of(pl);
     const int64_t blocks = pl->col ? 0 : g.parts * g.pieces * 2 * g.piece;
-    job->elem_work = calloc(1, (size_t)(g.parts * 2 * pl->s) * sizeof(double) +
-                                   (size_t)blocks * pl->asize);
+    job->elem_work =
+        calloc(1, (size_t)(g.parts * 2 * pl->s) * sizeof(double) + (size_t)blocks * pl->asize);
     return job->elem_work ? FN_OK : FN_NO_MEMORY;
 }
 
@@ -121,11 +121,11 @@ static void apply_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
     const int64_t i = ((p / pl->c * pl->s + r) * pl->c + p % pl->c) * (int64_t)pl->esize;
-    pl->k->col_grad_apply_elem(
-        job->x + i, job->dy + i, job->out + i, r1 - r, pl->c, p1 - p, coef(job, cf->center, p),
-        coef(job, cf->scale, p), coef(job, cf->shift, p), coef(job, cf->b, p), coef(job, cf->e, p),
-        job->weight ? coef(job, job->weight, r) : NULL, sums + r, sums + pl->s + r,
-        (fn_hints){0, 0});
+    pl->k->col_grad_apply_elem(job->x + i, job->dy + i, job->out + i, r1 - r, pl->c, p1 - p,
+                               coef(job, cf->center, p), coef(job, cf->scale, p),
+                               coef(job, cf->shift, p), coef(job, cf->b, p), coef(job, cf->e, p),
+                               job->weight ? coef(job, job->weight, r) : NULL, sums + r,
+                               sums + pl->s + r, (fn_hints){0, 0});
 }
 
 static void task_units(fn_job *job, int64_t part) {

@@ -104,9 +104,7 @@ int fn_set_isa(const char *name) {
 
 const char *fn_get_isa(void) { return isas[active_isa()].name; }
 
-const fn_kernels *fn_active_kernels(fn_dtype dtype) {
-    return &isas[active_isa()].kernels[dtype];
-}
+const fn_kernels *fn_active_kernels(fn_dtype dtype) { return &isas[active_isa()].kernels[dtype]; }
 
 #define FN_STRING_(x) #x
 #define FN_STRING(x) FN_STRING_(x)
@@ -158,8 +156,8 @@ int64_t fn_cache_bytes(int level) {
     return bytes;
 }
 
-/* An output that leaves no room for its input in the last cache gains nothing from being kept there.
- * FASTNORM_STREAM_BYTES is for measurements and tests: the bits are the same. */
+/* An output that leaves no room for its input in the last cache gains nothing from being kept
+ * there. FASTNORM_STREAM_BYTES is for measurements and tests: the bits are the same. */
 int64_t fn_stream_bytes(void) {
     static _Atomic int64_t known = -1;
     int64_t bytes = atomic_load_explicit(&known, memory_order_relaxed);

@@ -30,20 +30,20 @@ typedef enum { FN_F32, FN_F64, FN_DTYPE_COUNT } fn_dtype;
 typedef enum { FN_CHANNELS_FIRST, FN_CHANNELS_LAST } fn_layout;
 
 typedef enum {
-    FN_BATCH,         /* domain: channel over (n, s) */
-    FN_BATCH_RENORM,  /* as FN_BATCH, corrected by r and d from the running statistics */
-    FN_LAYER,         /* domain: (n, c) over s; weight and bias per element of s */
-    FN_RMS,           /* as FN_LAYER with the mean fixed at 0 */
-    FN_INSTANCE,      /* domain: (n, c) over s */
-    FN_GROUP,         /* domain: (n, group) over (c / groups, s) */
-    FN_SWITCHABLE,    /* instance, layer and batch moments mixed by two softmaxes */
+    FN_BATCH,           /* domain: channel over (n, s) */
+    FN_BATCH_RENORM,    /* as FN_BATCH, corrected by r and d from the running statistics */
+    FN_LAYER,           /* domain: (n, c) over s; weight and bias per element of s */
+    FN_RMS,             /* as FN_LAYER with the mean fixed at 0 */
+    FN_INSTANCE,        /* domain: (n, c) over s */
+    FN_GROUP,           /* domain: (n, group) over (c / groups, s) */
+    FN_SWITCHABLE,      /* instance, layer and batch moments mixed by two softmaxes */
     FN_INSTANCE_RENORM, /* instance statistics corrected toward the running statistics */
     FN_NORM_COUNT
 } fn_norm;
 
 typedef enum {
     FN_OK = 0,
-    FN_NO_MEMORY = 1, /* nothing was written */
+    FN_NO_MEMORY = 1,  /* nothing was written */
     FN_BAD_PROBLEM = 2 /* a field of fn_problem or a missing parameter; nothing was written */
 } fn_status;
 
@@ -58,8 +58,8 @@ typedef struct {
                        the input's statistics are used; FN_INSTANCE_RENORM: whether the running
                        statistics are updated */
     double eps;
-    double momentum; /* running = (1 - momentum) * running + momentum * batch */
-    int ddof;        /* of the variance that running_var takes: 1 unbiased, 0 biased */
+    double momentum;     /* running = (1 - momentum) * running + momentum * batch */
+    int ddof;            /* of the variance that running_var takes: 1 unbiased, 0 biased */
     double r_max, d_max; /* renorm: r in [1/r_max, r_max], d in [-d_max, d_max] */
     double blend;        /* FN_INSTANCE_RENORM: 0 plain instance norm, 1 full correction */
 } fn_problem;

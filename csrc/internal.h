@@ -26,31 +26,30 @@ typedef struct {
     X(row_moments, (const void *x, int64_t items, fn_run run, double *mean, double *m2))           \
     X(row_apply, (const void *x, void *y, int64_t planes, fn_run run, const void *center,          \
                   const void *scale, const void *shift, fn_hints hints))                           \
-    X(row_apply_elem,                                                                              \
-      (const void *x, void *y, int64_t rows, int64_t stride, int64_t len, const void *center,      \
-       const void *scale, const void *shift, const void *weight, const void *bias,                 \
-       fn_hints hints))                                                                            \
-    X(row_grad_moments, (const void *x, const void *dy, int64_t items, fn_run run,                 \
-                         const void *center, const void *weight, double *sum_dy,                   \
-                         double *sum_dy_xc))                                                       \
-    X(row_grad_apply, (const void *x, const void *dy, void *dx, int64_t planes, fn_run run,        \
-                       const void *center, const void *a, const void *b, const void *e,            \
-                       fn_hints hints))                                                            \
+    X(row_apply_elem, (const void *x, void *y, int64_t rows, int64_t stride, int64_t len,          \
+                       const void *center, const void *scale, const void *shift,                   \
+                       const void *weight, const void *bias, fn_hints hints))                      \
+    X(row_grad_moments,                                                                            \
+      (const void *x, const void *dy, int64_t items, fn_run run, const void *center,               \
+       const void *weight, double *sum_dy, double *sum_dy_xc))                                     \
+    X(row_grad_apply,                                                                              \
+      (const void *x, const void *dy, void *dx, int64_t planes, fn_run run, const void *center,    \
+       const void *a, const void *b, const void *e, fn_hints hints))                               \
     X(row_grad_apply_elem,                                                                         \
       (const void *x, const void *dy, void *dx, int64_t rows, int64_t stride, int64_t len,         \
        const void *center, const void *scale, const void *shift, const void *b, const void *e,     \
        const void *weight, void *dweight, void *dbias, fn_hints hints))                            \
-    X(col_moments, (const void *x, int64_t rows, int64_t ld, int64_t cols, double *mean,           \
-                    double *m2))                                                                   \
+    X(col_moments,                                                                                 \
+      (const void *x, int64_t rows, int64_t ld, int64_t cols, double *mean, double *m2))           \
     X(col_apply, (const void *x, void *y, int64_t rows, int64_t ld, int64_t cols,                  \
                   const void *center, const void *scale, const void *shift, const void *weight,    \
                   const void *bias, fn_hints hints))                                               \
-    X(col_grad_moments, (const void *x, const void *dy, int64_t rows, int64_t ld, int64_t cols,    \
-                         const void *center, const void *weight, double *sum_dy,                   \
-                         double *sum_dy_xc))                                                       \
-    X(col_grad_apply, (const void *x, const void *dy, void *dx, int64_t rows, int64_t ld,          \
-                       int64_t cols, const void *center, const void *a, const void *b,             \
-                       const void *e, fn_hints hints))                                             \
+    X(col_grad_moments,                                                                            \
+      (const void *x, const void *dy, int64_t rows, int64_t ld, int64_t cols, const void *center,  \
+       const void *weight, double *sum_dy, double *sum_dy_xc))                                     \
+    X(col_grad_apply,                                                                              \
+      (const void *x, const void *dy, void *dx, int64_t rows, int64_t ld, int64_t cols,            \
+       const void *center, const void *a, const void *b, const void *e, fn_hints hints))           \
     X(col_grad_apply_elem,                                                                         \
       (const void *x, const void *dy, void *dx, int64_t rows, int64_t ld, int64_t cols,            \
        const void *center, const void *scale, const void *shift, const void *b, const void *e,     \
@@ -96,10 +95,10 @@ typedef struct {
     int elem;        /* weight and bias belong to the elements of s (layer and RMS norm) */
     int64_t n, c, s; /* as walked: batch norm in column form has n = 1, s = n*s */
 
-    int64_t count;      /* elements of a domain */
-    int64_t domains;    /* number of domains */
-    int64_t planes;     /* number of planes = coefficient triples */
-    int64_t per_domain; /* planes of a domain */
+    int64_t count;            /* elements of a domain */
+    int64_t domains;          /* number of domains */
+    int64_t planes;           /* number of planes = coefficient triples */
+    int64_t per_domain;       /* planes of a domain */
     int64_t nseg, seg_stride; /* row form: segments of a plane */
 
     fn_chunks mchunks, gchunks; /* of what moments and gradient moments reduce */

@@ -10,27 +10,22 @@
 #define UNIT_BYTES (64 * 1024)
 #define UNIT_RUN_BYTES 4096
 
-static int has_running(const fn_params *q) { return q->running_mean && q->running_var; }
-
-static int valid(const fn_problem *p, const fn_params *q) {
+/* backward finds the running statistics that were used among what forward saved */
+static int valid(const fn_problem *p, const fn_params *q, int backward) {
+    const int running = backward || (q->running_mean && q->running_var);
     if ((unsigned)p->norm >= FN_NORM_COUNT || (unsigned)p->dtype >= FN_DTYPE_COUNT ||
         (unsigned)p->layout > FN_CHANNELS_LAST || p->n < 0 || p->c < 0 || p->s < 0)
         return 0;
     if (!(p->eps >= 0) || (p->ddof != 0 && p->ddof != 1))
         return 0;
     switch (p->norm) {
-    case FN_GROUP:
-        return p->groups > 0 && p->c % p->groups == 0;
+    case FN_GROUP: return p->groups > 0 && p->c % p->groups == 0;
     case FN_BATCH:
-    case FN_INSTANCE:
-        return p->training || has_running(q);
+    case FN_INSTANCE: return p->training || running;
     case FN_BATCH_RENORM:
-    case FN_INSTANCE_RENORM:
-        return has_running(q) && p->r_max >= 1 && p->d_max >= 0;
-    case FN_SWITCHABLE:
-        return q->mean_logits && q->var_logits && (p->training || has_running(q));
-    default:
-        return 1;
+    case FN_INSTANCE_RENORM: return running && p->r_max >= 1 && p->d_max >= 0;
+    case FN_SWITCHABLE: return q->mean_logits && q->var_logits && (p->training || running);
+    default: return 1;
     }
 }
 
@@ -81,7 +76,7 @@ static int64_t unit_domains(const fn_plan *plan, int arrays) {
 fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params *params,
                        int backward) {
     const fn_problem *p = problem;
-    if (!valid(p, params))
+    if (!valid(p, params, backward))
         return FN_BAD_PROBLEM;
     *plan = (fn_plan){.p = *p, .n = p->n, .c = p->c, .s = p->s};
     plan->k = fn_active_kernels(p->dtype);

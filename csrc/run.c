@@ -62,8 +62,8 @@ static void moments_chunk(fn_job *job, int64_t i, int64_t i1, int64_t k) {
     } else {
         fn_run run;
         const int64_t off = chunk_of(ch, domain_run(pl), k, &run);
-        pl->k->row_moments(x_at(job, i * pl->s * pl->per_domain + off), i1 - i, run,
-                           job->mean + to, job->m2 + to);
+        pl->k->row_moments(x_at(job, i * pl->s * pl->per_domain + off), i1 - i, run, job->mean + to,
+                           job->m2 + to);
     }
 }
 

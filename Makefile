@@ -1,0 +1,55 @@
+# Everything runs in a virtual environment of its own in the tree; each target sets up what it needs.
+
+PYTHON ?= python3
+CC ?= cc
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(wildcard csrc/*) $(wildcard fastnorm/*.pyx fastnorm/*.pxi) setup.py pyproject.toml
+
+.PHONY: demo test bench lint format ctest clean
+
+demo: $(VENV)/demo
+	$(BIN)/python examples/train_digits.py
+	$(BIN)/python bench/report.py --quick
+
+# PEERS=1 installs torch as well and leaves no test skipped.
+test: $(VENV)/test $(if $(PEERS),$(VENV)/peers)
+	$(BIN)/python -m pytest --cov=fastnorm --cov-report=term-missing $(PYTEST_ARGS)
+
+bench: $(VENV)/bench
+	$(BIN)/python -m pytest bench -p no:cacheprovider --benchmark-group-by=group
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror csrc/*.c csrc/*.h csrc/*.inc tests/c/*.c
+	$(BIN)/cython-lint fastnorm/_core.pyx fastnorm/_arguments.pxi
+	$(BIN)/mypy
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*.c csrc/*.h csrc/*.inc tests/c/*.c
+
+# The C library without Python.
+ctest:
+	mkdir -p build
+	$(CC) -std=c11 -O3 -ffp-contract=off -fno-math-errno -fopenmp -Wall -Wextra -Icsrc \
+	    csrc/*.c tests/c/test_fastnorm.c -lm -o build/test_fastnorm
+	build/test_fastnorm
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info fastnorm/_core.c fastnorm/*.so
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# A stamp for each extra: the package built from this tree, with what the extra needs.
+$(VENV)/built: $(SOURCES) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/demo $(VENV)/test $(VENV)/bench $(VENV)/dev $(VENV)/peers: $(VENV)/%: $(VENV)/built
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	touch $@
