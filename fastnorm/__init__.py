@@ -1,0 +1,72 @@
+"""Normalizers for NumPy on the CPU, forward and backward, at the speed of memory.
+
+Functions (`batch_norm`, `layer_norm`, ...) and their one `backward`; layers (`BatchNorm`, ...) with
+parameters, running statistics and torch's state names; control of threads and instruction sets.
+"""
+
+from ._core import (
+    Context,
+    __version__,
+    available_isas,
+    get_isa,
+    get_num_threads,
+    set_isa,
+    set_num_threads,
+    show_config,
+)
+from ._types import Gradients, SwitchableGradients
+from .functional import (
+    backward,
+    batch_norm,
+    batch_renorm,
+    group_norm,
+    instance_norm,
+    instance_renorm,
+    layer_norm,
+    rms_norm,
+    switchable_norm,
+)
+from .layers import (
+    BatchNorm,
+    BatchRenorm,
+    GroupNorm,
+    InstanceNorm,
+    InstanceRenorm,
+    LayerNorm,
+    RMSNorm,
+    SwitchableNorm,
+    batch_renorm_d_max,
+    batch_renorm_r_max,
+)
+
+__all__ = [
+    "BatchNorm",
+    "BatchRenorm",
+    "Context",
+    "Gradients",
+    "GroupNorm",
+    "InstanceNorm",
+    "InstanceRenorm",
+    "LayerNorm",
+    "RMSNorm",
+    "SwitchableGradients",
+    "SwitchableNorm",
+    "__version__",
+    "available_isas",
+    "backward",
+    "batch_norm",
+    "batch_renorm",
+    "batch_renorm_d_max",
+    "batch_renorm_r_max",
+    "get_isa",
+    "get_num_threads",
+    "group_norm",
+    "instance_norm",
+    "instance_renorm",
+    "layer_norm",
+    "rms_norm",
+    "set_isa",
+    "set_num_threads",
+    "show_config",
+    "switchable_norm",
+]

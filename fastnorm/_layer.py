@@ -1,0 +1,179 @@
+"""What all layers share: parameters, buffers, train and eval, backward, state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from . import functional as F
+from ._core import Context
+from ._types import Array
+
+
+class Norm:
+    """What all layers share.
+
+    Attributes
+    ----------
+    params : dict of str to ndarray
+        What an optimizer updates, in place: ``weight``, ``bias`` and, in Switchable Norm, the
+        logits.
+    grads : dict of str to ndarray
+        Gradients of `params` from the last `backward`.
+    buffers : dict of str to ndarray
+        Running statistics; updated in place by calls in training.
+    training : bool
+        Set by `train` and `eval`.
+    """
+
+    def __init__(self, dtype: DTypeLike, **describe: Any) -> None:
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in (np.float32, np.float64):
+            raise TypeError(f"dtype: expected float32 or float64, got {self.dtype}")
+        self.params: dict[str, Array] = {}
+        self.grads: dict[str, Array] = {}
+        self.buffers: dict[str, Array] = {}
+        self.training = True
+        self._describe = describe
+        self._ctx: Context | None = None
+
+    def _affine(self, shape: int | tuple[int, ...], weight: bool = True, bias: bool = True) -> None:
+        if weight:
+            self.params["weight"] = np.ones(shape, self.dtype)
+        if bias:
+            self.params["bias"] = np.zeros(shape, self.dtype)
+
+    def _forward(self, x: ArrayLike) -> tuple[Array, Context]:
+        """Return what the functional form returns with `return_ctx`."""
+        raise AssertionError("a layer defines its forward call")
+
+    def __call__(self, x: ArrayLike) -> Array:
+        """Normalize x."""
+        y, self._ctx = self._forward(x)
+        if self.training and "num_batches_tracked" in self.buffers:
+            self.buffers["num_batches_tracked"] += 1
+        return y
+
+    def backward(self, dy: ArrayLike) -> Array:
+        """Return the gradient of the last call's input and fill `grads`.
+
+        Parameters
+        ----------
+        dy : array_like
+            Gradient of the last call's output: its shape and dtype.
+
+        Returns
+        -------
+        ndarray
+            Gradient of the input.
+
+        Raises
+        ------
+        RuntimeError
+            Without a call before.
+        """
+        if self._ctx is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.backward: expected a call of the layer before"
+            )
+        grads = F.backward(dy, self._ctx)
+        found = grads._asdict()
+        self.grads = {name: found[name] for name in self.params}
+        return grads.x
+
+    def train(self, mode: bool = True) -> Norm:
+        """Use batch statistics, and update the running ones; ``mode=False`` is `eval`."""
+        self.training = bool(mode)
+        return self
+
+    def eval(self) -> Norm:
+        """Use the running statistics."""
+        return self.train(False)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return copies of the parameters and buffers, by torch's names."""
+        return {name: array.copy() for name, array in {**self.params, **self.buffers}.items()}
+
+    def load_state_dict(self, state: Mapping[str, ArrayLike], strict: bool = True) -> None:
+        """Load parameters and buffers, in place.
+
+        Parameters
+        ----------
+        state : mapping of str to array_like
+            As `state_dict` returns it, or torch's with NumPy arrays. Floats of another precision
+            are converted. ``num_batches_tracked`` may be missing, as in old checkpoints.
+        strict : bool
+            Whether missing and unexpected names are an error.
+
+        Raises
+        ------
+        ValueError
+            Missing or unexpected names, or a wrong shape; nothing was loaded.
+        TypeError
+            A value that is no array of numbers; nothing was loaded.
+        """
+        own = {**self.params, **self.buffers}
+        missing = own.keys() - state.keys() - {"num_batches_tracked"}
+        unexpected = state.keys() - own.keys()
+        if strict and (missing or unexpected):
+            raise ValueError(
+                f"state: expected {sorted(own)}, got {sorted(state)} "
+                f"(missing {sorted(missing)}, unexpected {sorted(unexpected)})"
+            )
+        values = {name: np.asarray(state[name]) for name in own.keys() & state.keys()}
+        for name, value in values.items():
+            kinds = "iu" if own[name].dtype.kind == "i" else "f"
+            if value.dtype.kind not in kinds:
+                raise TypeError(f"state[{name!r}]: expected {own[name].dtype}, got {value.dtype}")
+            if value.shape != own[name].shape:
+                raise ValueError(
+                    f"state[{name!r}]: expected shape {own[name].shape}, got {value.shape}"
+                )
+        for name, value in values.items():
+            own[name][...] = value
+
+    def __repr__(self) -> str:
+        described = ", ".join(f"{k}={v!r}" for k, v in self._describe.items())
+        return f"{type(self).__name__}({described})"
+
+
+def count(value: int, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+    return int(value)
+
+
+class ChannelNorm(Norm):
+    """A layer over `num_features` channels, in a layout, that may track running statistics."""
+
+    def __init__(
+        self, num_features: int, eps: float, momentum: float | None, affine: bool, track: bool,
+        ddof: int, layout: str, dtype: DTypeLike,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            dtype, num_features=num_features, eps=eps, momentum=momentum, layout=layout
+        )
+        self.num_features = count(num_features, "num_features")
+        self.eps, self.momentum, self.ddof, self.layout = eps, momentum, ddof, layout
+        if affine:
+            self._affine(self.num_features)
+        if track:
+            self.buffers["running_mean"] = np.zeros(self.num_features, self.dtype)
+            self.buffers["running_var"] = np.ones(self.num_features, self.dtype)
+            self.buffers["num_batches_tracked"] = np.zeros((), np.int64)
+
+    def _common(self) -> dict[str, Any]:
+        """Arguments that all functions of channels with running statistics take."""
+        momentum = self.momentum
+        if momentum is None:  # the cumulative average
+            momentum = 1.0 / (int(self.buffers.get("num_batches_tracked", 0)) + 1)
+        running = {k: v for k, v in self.buffers.items() if k.startswith("running")}
+        return {
+            **self.params, **running, "momentum": momentum, "eps": self.eps, "ddof": self.ddof,
+            "layout": self.layout,
+        }  # fmt: skip
