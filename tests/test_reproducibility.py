@@ -1,0 +1,128 @@
+"""Same input, same bits: threads, instruction sets, alignment, streaming stores, run to run."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from cases import NORMS, make_input, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fastnorm
+
+# above 256 kB in float32, from where on several threads share the work
+SHAPES = [(6, 24, 40, 40), (40, 96, 9, 9), (2, 3, 250, 250), (3, 34, 61, 63)]
+
+
+def everything(norm, x, args, kwargs, dy):
+    y, grads, own = run(norm, x, args, kwargs, dy)
+    running = [own[k] for k in ("running_mean", "running_var") if k in own]
+    return [a.tobytes() for a in [y, *grads, *running] if a is not None]
+
+
+def problem(norm, shape, dtype, seed):
+    rng = np.random.default_rng(seed)
+    if norm.kwargs.get("num_groups", 1) > 1:
+        shape = (shape[0], -(-shape[1] // 3) * 3, *shape[2:])
+    for layout in ["channels_first", "channels_last"] if norm.channels else ["channels_first"]:
+        x = make_input(rng, shape, layout, dtype, mean=3.0)
+        args, kwargs = norm.arguments(rng, x, layout)
+        yield x, args, kwargs, rng.standard_normal(x.shape).astype(dtype)
+
+
+def unaligned(a, offset):
+    """A copy whose data start `offset` elements behind a cache line."""
+    raw = np.empty(a.size + 2 * 64, a.dtype)
+    start = (-raw.ctypes.data % 64) // a.itemsize + offset
+    b = raw[start : start + a.size].reshape(a.shape)
+    b[...] = a
+    return b
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("norm", NORMS, ids=lambda n: n.id)
+def test_threads_instruction_sets_and_alignment(norm, shape, dtype):
+    for x, args, kwargs, dy in problem(norm, shape, dtype, 7):
+        fastnorm.set_num_threads(1)
+        fastnorm.set_isa(fastnorm.available_isas()[0])
+        want = everything(norm, x, args, kwargs, dy)
+        for isa in fastnorm.available_isas():
+            fastnorm.set_isa(isa)
+            for threads in (1, 2, 5):
+                fastnorm.set_num_threads(threads)
+                assert everything(norm, x, args, kwargs, dy) == want, (isa, threads)
+            for offset in (0, 1, 5):
+                got = everything(
+                    norm, unaligned(x, offset), args, kwargs, unaligned(dy, 7 - offset)
+                )
+                assert got == want, (isa, "offset", offset)
+
+
+@pytest.mark.parametrize("norm", NORMS, ids=lambda n: n.id)
+@settings(max_examples=15)
+@given(
+    shape=st.tuples(st.integers(1, 20), st.integers(2, 70), st.integers(2, 40), st.integers(1, 40)),
+    threads=st.sampled_from([2, 3, 5, 16]),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    offset=st.integers(0, 15),
+)
+def test_drawn_shapes(norm, shape, threads, dtype, offset):
+    for x, args, kwargs, dy in problem(norm, shape, dtype, 11):
+        results = []
+        for isa in fastnorm.available_isas():
+            fastnorm.set_isa(isa)
+            for n in (1, threads):
+                fastnorm.set_num_threads(n)
+                results.append(everything(norm, x, args, kwargs, dy))
+        results.append(everything(norm, unaligned(x, offset), args, kwargs, dy))
+        assert all(r == results[0] for r in results)
+
+
+@pytest.mark.parametrize("shape", [(3, 20_000), (5, 3000), (1, 300_000)])
+def test_long_rows(shape):
+    """Rows that are cut into chunks and pieces, of which several threads take their share."""
+    rng = np.random.default_rng(3)
+    x, dy = (rng.standard_normal(shape).astype(np.float32) for _ in range(2))
+    weight, bias = (rng.standard_normal(shape[1]).astype(np.float32) for _ in range(2))
+    results = set()
+    for isa in fastnorm.available_isas():
+        fastnorm.set_isa(isa)
+        for threads in (1, 2, 5):
+            fastnorm.set_num_threads(threads)
+            y, ctx = fastnorm.layer_norm(x, weight, bias, return_ctx=True)
+            results.add((y.tobytes(), *(g.tobytes() for g in fastnorm.backward(dy, ctx))))
+    assert len(results) == 1
+
+
+PROGRAM = """
+import hashlib, numpy as np, fastnorm
+from cases import NORMS, make_input, run
+digest = hashlib.sha256()
+for norm in NORMS:
+    for shape in [(6, 24, 40, 40), (3, 33, 61, 31)]:
+        for layout in ["channels_first", "channels_last"] if norm.channels else ["channels_first"]:
+            rng = np.random.default_rng(5)
+            x = make_input(rng, shape, layout, np.float32)
+            args, kwargs = norm.arguments(rng, x, layout)
+            y, grads, own = run(norm, x, args, kwargs, x)
+            for a in (y, *grads):
+                digest.update(b"" if a is None else a.tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_streaming_stores_and_processes():
+    """The bound from which on outputs go past the cache is read once, so by processes."""
+    digests = set()
+    for bound in ("0", "1000000000000"):
+        for isa in fastnorm.available_isas():
+            env = {**os.environ, "FASTNORM_STREAM_BYTES": bound, "FASTNORM_ISA": isa}
+            done = subprocess.run(
+                [sys.executable, "-c", PROGRAM], env=env, cwd=os.path.dirname(__file__), check=True,
+                capture_output=True, text=True, timeout=120,
+            )  # fmt: skip
+            digests.add(done.stdout)
+    assert len(digests) == 1
