@@ -373,7 +373,7 @@ def backward(dy, ctx, out):
     cdef cnp.ndarray g, dx
     cdef fn_grads grads
     cdef fn_status status
-    if not isinstance(ctx, Context):
+    if not isinstance(ctx, Context) or (<Context>ctx).saved == NULL:
         raise TypeError(f"ctx: expected the Context of a forward call with return_ctx=True, got "
                         f"{type(ctx).__name__}")
     c = ctx

@@ -1,0 +1,159 @@
+/* The C library without Python: forward and backward of batch and layer norm against plain loops in
+ * double, running statistics, error codes, and that nothing is written on an error. */
+#include "fastnorm.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int failures;
+
+static void check(int ok, const char *what) {
+    if (!ok) {
+        printf("failed: %s\n", what);
+        failures++;
+    }
+}
+
+static void check_close(const float *got, const double *want, int count, double tolerance,
+                        const char *what) {
+    double error = 0, top = 1e-30;
+    for (int i = 0; i < count; i++) {
+        error = fmax(error, fabs(got[i] - want[i]));
+        top = fmax(top, fabs(want[i]));
+    }
+    if (!(error <= tolerance * top)) {
+        printf("failed: %s: error %g of %g\n", what, error, top);
+        failures++;
+    }
+}
+
+enum { N = 5, C = 6, S = 147, SIZE = N * C * S };
+
+static float x[SIZE], dy[SIZE], y[SIZE], dx[SIZE], weight[S], bias[S], dweight[S], dbias[S];
+static double want_y[SIZE], want_dx[SIZE], want_dweight[S], want_dbias[S];
+
+static void fill(float *to, int count, double offset) {
+    static unsigned state = 1;
+    for (int i = 0; i < count; i++) {
+        state = state * 1664525u + 1013904223u;
+        to[i] = (float)(offset + state / 4294967296.0);
+    }
+}
+
+/* y = w * (x - mean) / sigma + b over `domains` domains of `count` elements; element j of domain d
+ * is at(d, j), its weight has the index param(d, j) */
+static void reference(int domains, int count, int params, int (*at)(int, int),
+                      int (*param)(int, int)) {
+    memset(want_dweight, 0, sizeof want_dweight);
+    memset(want_dbias, 0, sizeof want_dbias);
+    check(params <= S, "room for the parameters");
+    for (int d = 0; d < domains; d++) {
+        double mean = 0, var = 0, s1 = 0, s2 = 0;
+        for (int j = 0; j < count; j++)
+            mean += x[at(d, j)] / (double)count;
+        for (int j = 0; j < count; j++)
+            var += pow(x[at(d, j)] - mean, 2) / count;
+        double sigma = sqrt(var + 1e-5);
+        for (int j = 0; j < count; j++) {
+            double z = (x[at(d, j)] - mean) / sigma, g = dy[at(d, j)] * weight[param(d, j)];
+            want_y[at(d, j)] = z * weight[param(d, j)] + bias[param(d, j)];
+            want_dweight[param(d, j)] += dy[at(d, j)] * z;
+            want_dbias[param(d, j)] += dy[at(d, j)];
+            s1 += g / count;
+            s2 += g * z / count;
+        }
+        for (int j = 0; j < count; j++) {
+            double z = (x[at(d, j)] - mean) / sigma, g = dy[at(d, j)] * weight[param(d, j)];
+            want_dx[at(d, j)] = (g - s1 - z * s2) / sigma;
+        }
+    }
+}
+
+static int channel_first(int c, int j) { return (j / S * C + c) * S + j % S; }
+static int channel_last(int c, int j) { return j * C + c; }
+static int domain_of(int d, int j) { return (void)j, d; }
+static int row_at(int d, int j) { return d * S + j; }
+static int element_of(int d, int j) { return (void)d, j; }
+
+static void compare(const fn_problem *problem, int params, const char *what) {
+    fn_params q = {.weight = weight, .bias = bias};
+    fn_grads grads = {.x = dx, .weight = dweight, .bias = dbias};
+    double *saved = malloc((size_t)fn_saved_size(problem) * sizeof *saved);
+    check(fn_forward(problem, &q, x, y, saved) == FN_OK, what);
+    check_close(y, want_y, SIZE, 2e-6, what);
+    check(fn_backward(problem, &q, saved, x, dy, &grads) == FN_OK, what);
+    check_close(dx, want_dx, SIZE, 1e-5, what);
+    check_close(dweight, want_dweight, params, 1e-5, what);
+    check_close(dbias, want_dbias, params, 1e-5, what);
+    free(saved);
+}
+
+static void test_norms(void) {
+    fn_problem p = {.norm = FN_BATCH, .n = N, .c = C, .s = S, .training = 1, .eps = 1e-5};
+    reference(C, N * S, C, channel_first, domain_of);
+    compare(&p, C, "batch norm, channels first");
+    p.layout = FN_CHANNELS_LAST;
+    reference(C, N * S, C, channel_last, domain_of);
+    compare(&p, C, "batch norm, channels last");
+    fn_problem rows = {.norm = FN_LAYER, .n = N * C, .c = 1, .s = S, .eps = 1e-5};
+    reference(N * C, S, S, row_at, element_of);
+    compare(&rows, S, "layer norm");
+}
+
+static void test_running_statistics(void) {
+    float mean[C] = {0}, var[C] = {0};
+    fn_problem p = {.norm = FN_BATCH,
+                    .n = N,
+                    .c = C,
+                    .s = S,
+                    .training = 1,
+                    .momentum = 1,
+                    .ddof = 1,
+                    .eps = 1e-5};
+    fn_params q = {.running_mean = mean, .running_var = var};
+    check(fn_forward(&p, &q, x, y, NULL) == FN_OK, "forward with running statistics");
+    double want_mean[C], want_var[C];
+    for (int c = 0; c < C; c++) {
+        want_mean[c] = want_var[c] = 0;
+        for (int j = 0; j < N * S; j++)
+            want_mean[c] += x[channel_first(c, j)] / (double)(N * S);
+        for (int j = 0; j < N * S; j++)
+            want_var[c] += pow(x[channel_first(c, j)] - want_mean[c], 2) / (N * S - 1);
+    }
+    check_close(mean, want_mean, C, 1e-6, "running_mean");
+    check_close(var, want_var, C, 1e-6, "running_var");
+}
+
+static void test_errors(void) {
+    fn_problem p = {.norm = FN_GROUP, .n = N, .c = C, .s = S, .groups = 4, .eps = 1e-5};
+    fn_params q = {0};
+    memset(y, 0, sizeof y);
+    check(fn_forward(&p, &q, x, y, NULL) == FN_BAD_PROBLEM, "groups that do not divide c");
+    p = (fn_problem){.norm = FN_BATCH, .n = N, .c = C, .s = S, .eps = 1e-5};
+    check(fn_forward(&p, &q, x, y, NULL) == FN_BAD_PROBLEM, "inference without statistics");
+    p = (fn_problem){.norm = FN_LAYER, .n = N, .c = 1, .s = S, .eps = -1};
+    check(fn_forward(&p, &q, x, y, NULL) == FN_BAD_PROBLEM, "negative eps");
+    p.norm = FN_NORM_COUNT;
+    check(fn_saved_size(&p) == 0, "unknown norm");
+    for (int i = 0; i < SIZE; i++)
+        check(y[i] == 0, "nothing is written on an error");
+    check(fn_set_isa("none") == -1, "unknown instruction set");
+}
+
+int main(void) {
+    fill(x, SIZE, 3);
+    fill(dy, SIZE, -0.5);
+    fill(weight, S, 0.5);
+    fill(bias, S, -0.5);
+    for (int i = 0; i < fn_isa_count(); i++) {
+        check(fn_set_isa(fn_isa_name(i)) == 0, "fn_set_isa");
+        test_norms();
+        test_running_statistics();
+    }
+    test_errors();
+    printf("%s, %s, OpenMP %d, %d threads: %s\n", fn_compiler(), fn_isas_built(), fn_has_openmp(),
+           fn_get_num_threads(), failures ? "failed" : "passed");
+    return failures != 0;
+}

@@ -1,0 +1,181 @@
+"""Layers: what the functions give, with state that behaves."""
+
+import numpy as np
+import pytest
+from cases import assert_close, make_input
+
+import fastnorm
+from fastnorm import reference
+
+LAYERS = {
+    "bn": lambda **k: fastnorm.BatchNorm(6, **k),
+    "brn": lambda **k: fastnorm.BatchRenorm(6, r_max=2.0, d_max=1.0, **k),
+    "in": lambda **k: fastnorm.InstanceNorm(6, affine=True, track_running_stats=True, **k),
+    "gn": lambda **k: fastnorm.GroupNorm(3, 6, **k),
+    "sn": lambda **k: fastnorm.SwitchableNorm(6, **k),
+    "irn": lambda **k: fastnorm.InstanceRenorm(6, blend=0.5, **k),
+    "ln": lambda **k: fastnorm.LayerNorm((5, 4), **k),
+    "ln-channel": lambda **k: fastnorm.LayerNorm(6, axis=1, **k),
+    "rms": lambda **k: fastnorm.RMSNorm(4, **k),
+}
+REFERENCE = {
+    "bn": lambda x, p, r, t: reference.batch_norm(x, **p, **r, training=t),
+    "brn": lambda x, p, r, t: reference.batch_renorm(x, **p, **r, training=t, r_max=2.0, d_max=1.0),
+    "in": lambda x, p, r, t: reference.instance_norm(x, **p, **r, use_input_stats=t),
+    "gn": lambda x, p, r, t: reference.group_norm(x, 3, **p),
+    "sn": lambda x, p, r, t: reference.switchable_norm(x, **p, **r, training=t),
+    "irn": lambda x, p, r, t: reference.instance_renorm(x, **p, **r, training=t, blend=0.5),
+    "ln": lambda x, p, r, t: reference.layer_norm(x, **p, axis=(2, 3)),
+    "ln-channel": lambda x, p, r, t: reference.layer_norm(x, **p, axis=1),
+    "rms": lambda x, p, r, t: reference.rms_norm(x, **p),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", LAYERS)
+def test_training_then_inference(name, dtype, rng):
+    layer = LAYERS[name](dtype=dtype)
+    for param in layer.params.values():
+        param[...] = rng.uniform(0.5, 1.5, param.shape)
+    params = {k: v.astype(np.float64) for k, v in layer.params.items()}
+    running = {k: v.astype(np.float64) for k, v in layer.buffers.items() if "running" in k}
+    for step, training in enumerate([True, True, True, False, True]):
+        layer.train(training)
+        x = make_input(rng, (3, 6, 5, 4), "NCHW", dtype)
+        dy = rng.standard_normal(x.shape).astype(dtype)
+        y, dx = layer(x), layer.backward(dy)
+        want, cache = REFERENCE[name](x, params, running, training)
+        grads = reference.backward(dy, cache)
+        assert_close(y, want, 2e-6, f"y of step {step}")
+        assert_close(dx, grads.x, 1e-5, "dx")
+        assert layer.grads.keys() == layer.params.keys()
+        for key, gradient in layer.grads.items():
+            assert_close(gradient, getattr(grads, key), 1e-5, key)
+        for key, value in running.items():
+            assert_close(layer.buffers[key], value, 2e-6, key)
+    if "num_batches_tracked" in layer.buffers:
+        assert layer.buffers["num_batches_tracked"] == 4
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_state_moves_between_layers(name, rng):
+    first, second = LAYERS[name](), LAYERS[name]()
+    x = make_input(rng, (3, 6, 5, 4), "NCHW", np.float32)
+    first(x)
+    for param in first.params.values():
+        param += 0.5
+    state = first.state_dict()
+    second.load_state_dict(state)
+    np.testing.assert_array_equal(first.eval()(x), second.eval()(x))
+    for value in state.values():  # copies
+        value += 1
+    np.testing.assert_array_equal(first(x), second(x))
+    assert "(" in repr(first)
+
+
+def test_loading_checks_everything_first(rng):
+    layer = fastnorm.BatchNorm(6)
+    before = layer.state_dict()
+    good = {k: v + 1 for k, v in before.items()}
+    for changes, error, match in [
+        ({"bias": np.zeros(5, np.float32)}, ValueError, r"state\['bias'\]: expected shape \(6,\)"),
+        ({"bias": np.zeros(6, np.int64)}, TypeError, r"state\['bias'\]: expected float32"),
+        (
+            {"num_batches_tracked": 1.5},
+            TypeError,
+            r"state\['num_batches_tracked'\]: expected int64",
+        ),
+        ({"gamma": np.zeros(6)}, ValueError, r"unexpected \['gamma'\]"),
+    ]:
+        with pytest.raises(error, match=match):
+            layer.load_state_dict({**good, **changes})
+    del good["weight"]
+    with pytest.raises(ValueError, match=r"missing \['weight'\]"):
+        layer.load_state_dict(good)
+    for key, value in layer.state_dict().items():
+        np.testing.assert_array_equal(value, before[key])
+    layer.load_state_dict({**good, "gamma": 1}, strict=False)
+    assert layer.params["bias"][0] == 1
+    assert layer.params["weight"][0] == 1
+
+
+def test_old_checkpoints_without_a_batch_count():
+    layer = fastnorm.BatchNorm(2)
+    state = {k: v.astype(np.float64) for k, v in layer.state_dict().items() if "num" not in k}
+    state["running_mean"] += 3
+    layer.load_state_dict(state)
+    assert layer.buffers["running_mean"].dtype == np.float32
+    np.testing.assert_array_equal(layer.buffers["running_mean"], [3, 3])
+
+
+def test_cumulative_average(rng):
+    layer = fastnorm.BatchNorm(6, momentum=None, ddof=0)
+    batches = [make_input(rng, (3, 6, 5, 4), "NCHW", np.float32) for _ in range(4)]
+    for x in batches:
+        layer(x)
+    means = np.mean([x.astype(np.float64).mean((0, 2, 3)) for x in batches], 0)
+    variances = np.mean([x.astype(np.float64).var((0, 2, 3)) for x in batches], 0)
+    assert_close(layer.buffers["running_mean"], means, 1e-6, "running_mean")
+    assert_close(layer.buffers["running_var"], variances, 1e-6, "running_var")
+
+
+def test_without_running_statistics_batch_statistics_serve_in_inference(rng):
+    layer = fastnorm.BatchNorm(6, affine=False, track_running_stats=False)
+    x = make_input(rng, (3, 6, 5, 4), "NCHW", np.float32)
+    want = layer(x)
+    np.testing.assert_array_equal(layer.eval()(x), want)
+    assert layer.state_dict() == {}
+    instance = fastnorm.InstanceNorm(6)
+    want = instance(x)
+    np.testing.assert_array_equal(instance.eval()(x), want)
+
+
+def test_schedule_of_the_paper():
+    r = fastnorm.batch_renorm_r_max
+    d = fastnorm.batch_renorm_d_max
+    assert [r(0), r(5000), r(22500), r(40000), r(10**6)] == [1, 1, 2, 3, 3]
+    assert [d(0), d(5000), d(15000), d(25000), d(10**6)] == [0, 0, 2.5, 5, 5]
+    steps = []
+    layer = fastnorm.BatchRenorm(2, r_max=lambda step: steps.append(step) or 1.0, d_max=0.0)
+    x = np.random.default_rng(0).standard_normal((4, 2, 3, 3)).astype(np.float32)
+    for _ in range(3):
+        layer(x)
+    assert steps == [0, 1, 2]
+    plain, renorm = fastnorm.BatchNorm(2), fastnorm.BatchRenorm(2)
+    np.testing.assert_allclose(renorm(x), plain(x), atol=1e-6)
+
+
+def test_a_failing_call_changes_nothing(rng):
+    layer = fastnorm.BatchNorm(6)
+    before = layer.state_dict()
+    with pytest.raises(ValueError, match="weight: expected shape"):
+        layer(np.ones((3, 5, 4, 4), np.float32))
+    with pytest.raises(RuntimeError, match=r"BatchNorm\.backward: expected a call"):
+        layer.backward(np.ones((3, 6, 4, 4), np.float32))
+    for key, value in layer.state_dict().items():
+        np.testing.assert_array_equal(value, before[key])
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda: fastnorm.BatchNorm(0), ValueError, "num_features: expected at least 1, got 0"),
+        (lambda: fastnorm.BatchNorm(2.5), TypeError, "num_features: expected an int, got float"),
+        (lambda: fastnorm.BatchNorm(2, dtype=np.int32), TypeError, "dtype: expected float32"),
+        (lambda: fastnorm.GroupNorm(4, 6), ValueError, "num_groups: expected a divisor of the 6"),
+        (lambda: fastnorm.GroupNorm(True, 6), TypeError, "num_groups: expected an int, got bool"),
+        (lambda: fastnorm.LayerNorm((3, 0)), ValueError, "normalized_shape: expected at least 1"),
+        (lambda: fastnorm.LayerNorm((3, 4), axis=1), ValueError, "axis: expected 2 axes"),
+    ],
+)
+def test_bad_arguments(make, error, match):
+    with pytest.raises(error, match=match):
+        make()
+
+
+def test_layer_norm_notices_other_sizes():
+    layer = fastnorm.LayerNorm(4, elementwise_affine=False)
+    with pytest.raises(ValueError, match=r"x: expected sizes \(4,\).*got shape \(2, 5\)"):
+        layer(np.ones((2, 5), np.float32))
+    with pytest.raises(ValueError, match="axis: expected axes"):
+        fastnorm.LayerNorm((4, 4))(np.ones(4, np.float32))
