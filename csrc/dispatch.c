@@ -62,7 +62,7 @@ static const struct {
 } isas[] = {FN_ISAS(FN_ISA_ENTRY)};
 
 #define FN_ISA_NAME(name, id) " " name
-const char *fn_isas_built(void) { return FN_ISAS(FN_ISA_NAME) + 1; }
+const char *fn_isas_built(void) { return &(FN_ISAS(FN_ISA_NAME))[1]; }
 
 static atomic_int active = -1; /* index into isas; -1 before first use */
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-COMPILERS = [c for c in ("cc", "gcc", "clang", "clang-19") if shutil.which(c)]
+COMPILERS = [c for c in ("cc", "clang", "clang-19") if shutil.which(c)]
 FLAGS = ["-std=c11", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
 
 
