@@ -4,14 +4,17 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <strings.h>
 
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
-/* Waking a team costs 5 to 10 microseconds: work below this many bytes for each thread stays on the
- * calling thread. */
-#define BYTES_PER_THREAD (128 * 1024)
+/* Work below this many bytes for each thread stays on the calling thread.  Sleeping threads take
+ * some 25 microseconds to wake, spinning ones one or two. */
+#define BYTES_PER_SLEEPER (1 << 20)
+#define BYTES_PER_SPINNER (64 << 10)
+static int64_t bytes_per_thread = BYTES_PER_SLEEPER;
 
 static atomic_int wanted = 0; /* 0: the default */
 
@@ -47,8 +50,12 @@ static void before_fork(void) {
     if (!omp_in_parallel())
         omp_pause_resource_all(omp_pause_soft);
 }
-__attribute__((constructor)) static void watch_forks(void) {
+
+__attribute__((constructor)) static void on_load(void) {
     pthread_atfork(before_fork, NULL, NULL);
+    const char *policy = getenv("OMP_WAIT_POLICY");
+    if (policy && strcasecmp(policy, "active") == 0)
+        bytes_per_thread = BYTES_PER_SPINNER;
 }
 
 #else
@@ -59,9 +66,9 @@ int fn_has_openmp(void) { return 0; }
 #endif
 
 int fn_threads_for(int64_t bytes) {
-    if (bytes < 2 * BYTES_PER_THREAD)
+    if (bytes < 2 * bytes_per_thread)
         return 1;
-    return (int)fn_min(fn_get_num_threads(), bytes / BYTES_PER_THREAD);
+    return (int)fn_min(fn_get_num_threads(), bytes / bytes_per_thread);
 }
 
 /* task(job, i) for all i in [0, count): each thread a contiguous range, taken backwards when the

@@ -4,6 +4,7 @@ Functions (`batch_norm`, `layer_norm`, ...) and their one `backward`; layers (`B
 parameters, running statistics and torch's state names; control of threads and instruction sets.
 """
 
+from . import _wait_policy  # noqa: F401  isort: skip  (first: it loads the core)
 from ._core import (
     Context,
     __version__,

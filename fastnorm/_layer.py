@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from inspect import Parameter, signature
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -29,7 +30,7 @@ class Norm:
         Set by `train` and `eval`.
     """
 
-    def __init__(self, dtype: DTypeLike, **describe: Any) -> None:
+    def __init__(self, dtype: DTypeLike) -> None:
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64):
             raise TypeError(f"dtype: expected float32 or float64, got {self.dtype}")
@@ -37,7 +38,6 @@ class Norm:
         self.grads: dict[str, Array] = {}
         self.buffers: dict[str, Array] = {}
         self.training = True
-        self._describe = describe
         self._ctx: Context | None = None
 
     def _affine(self, shape: int | tuple[int, ...], weight: bool = True, bias: bool = True) -> None:
@@ -46,14 +46,21 @@ class Norm:
         if bias:
             self.params["bias"] = np.zeros(shape, self.dtype)
 
+    def _check(self, x: ArrayLike) -> None:
+        """Raise where the sizes of x are not the layer's; without a weight nothing else would."""
+        raise AssertionError("a layer checks its input")
+
     def _forward(self, x: ArrayLike) -> tuple[Array, Context]:
         """Return what the functional form returns with `return_ctx`."""
         raise AssertionError("a layer defines its forward call")
 
     def __call__(self, x: ArrayLike) -> Array:
         """Normalize x."""
+        self._ctx = None  # after a call that fails there is nothing to go back through
+        self._check(x)
         y, self._ctx = self._forward(x)
-        if self.training and "num_batches_tracked" in self.buffers:
+        # an empty batch leaves the running statistics alone, so their average must not count it
+        if self.training and y.size and "num_batches_tracked" in self.buffers:
             self.buffers["num_batches_tracked"] += 1
         return y
 
@@ -84,12 +91,12 @@ class Norm:
         self.grads = {name: found[name] for name in self.params}
         return grads.x
 
-    def train(self, mode: bool = True) -> Norm:
+    def train(self, mode: bool = True) -> Self:
         """Use batch statistics, and update the running ones; ``mode=False`` is `eval`."""
         self.training = bool(mode)
         return self
 
-    def eval(self) -> Norm:
+    def eval(self) -> Self:
         """Use the running statistics."""
         return self.train(False)
 
@@ -111,33 +118,38 @@ class Norm:
         Raises
         ------
         ValueError
-            Missing or unexpected names, or a wrong shape; nothing was loaded.
+            Missing or unexpected names, a wrong shape, a negative count of batches; nothing was
+            loaded.
         TypeError
             A value that is no array of numbers; nothing was loaded.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state: expected a mapping, got {type(state).__name__}")
         own = {**self.params, **self.buffers}
         missing = own.keys() - state.keys() - {"num_batches_tracked"}
         unexpected = state.keys() - own.keys()
         if strict and (missing or unexpected):
             raise ValueError(
-                f"state: expected {sorted(own)}, got {sorted(state)} "
-                f"(missing {sorted(missing)}, unexpected {sorted(unexpected)})"
+                f"state: expected {sorted(own)}, got {sorted(state, key=str)} "
+                f"(missing {sorted(missing)}, unexpected {sorted(unexpected, key=str)})"
             )
-        values = {name: np.asarray(state[name]) for name in own.keys() & state.keys()}
-        for name, value in values.items():
-            kinds = "iu" if own[name].dtype.kind == "i" else "f"
-            if value.dtype.kind not in kinds:
-                raise TypeError(f"state[{name!r}]: expected {own[name].dtype}, got {value.dtype}")
-            if value.shape != own[name].shape:
-                raise ValueError(
-                    f"state[{name!r}]: expected shape {own[name].shape}, got {value.shape}"
-                )
+        values = {k: loadable(k, state[k], own[k]) for k in own if k in state}
         for name, value in values.items():
             own[name][...] = value
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copy and pickle take: all but the context, which belongs to one call."""
+        return {**self.__dict__, "_ctx": None}
+
     def __repr__(self) -> str:
-        described = ", ".join(f"{k}={v!r}" for k, v in self._describe.items())
-        return f"{type(self).__name__}({described})"
+        fields = []
+        for name, parameter in signature(type(self)).parameters.items():
+            value = getattr(self, name)
+            if parameter.default is Parameter.empty:
+                fields.append(f"{value!r}")
+            elif parameter.kind is not Parameter.KEYWORD_ONLY or value != parameter.default:
+                fields.append(f"{name}={value if name == 'dtype' else repr(value)}")
+        return f"{type(self).__name__}({', '.join(fields)})"
 
 
 def count(value: int, name: str) -> int:
@@ -148,6 +160,28 @@ def count(value: int, name: str) -> int:
     return int(value)
 
 
+def loadable(name: str, given: ArrayLike, target: Array) -> Array:
+    """`given` with the dtype of `target`, which it can be written to."""
+    value = np.asarray(given)
+    if value.dtype.kind not in ("iu" if target.dtype.kind == "i" else "f"):
+        raise TypeError(f"state[{name!r}]: expected {target.dtype}, got {value.dtype}")
+    if value.shape != target.shape:
+        raise ValueError(f"state[{name!r}]: expected shape {target.shape}, got {value.shape}")
+    value = value.astype(target.dtype)
+    if name == "num_batches_tracked" and value < 0:
+        raise ValueError(f"state[{name!r}]: expected a count from 0 to 2**63 - 1, got {given!r}")
+    if not target.flags.writeable:
+        raise ValueError(f"{name}: expected a writeable array to load into, got a read-only one")
+    return value
+
+
+def check_channels(x: ArrayLike, channels: int, layout: str) -> None:
+    shape = np.shape(x)
+    axis = -1 if layout == "channels_last" or str(layout).endswith("C") else 1
+    if len(shape) >= 2 and shape[axis] != channels:
+        raise ValueError(f"x: expected {channels} channels in {layout}, got shape {shape}")
+
+
 class ChannelNorm(Norm):
     """A layer over `num_features` channels, in a layout, that may track running statistics."""
 
@@ -155,17 +189,19 @@ class ChannelNorm(Norm):
         self, num_features: int, eps: float, momentum: float | None, affine: bool, track: bool,
         ddof: int, layout: str, dtype: DTypeLike,
     ) -> None:  # fmt: skip
-        super().__init__(
-            dtype, num_features=num_features, eps=eps, momentum=momentum, layout=layout
-        )
+        super().__init__(dtype)
         self.num_features = count(num_features, "num_features")
         self.eps, self.momentum, self.ddof, self.layout = eps, momentum, ddof, layout
+        self.affine, self.track_running_stats = affine, track
         if affine:
             self._affine(self.num_features)
         if track:
             self.buffers["running_mean"] = np.zeros(self.num_features, self.dtype)
             self.buffers["running_var"] = np.ones(self.num_features, self.dtype)
             self.buffers["num_batches_tracked"] = np.zeros((), np.int64)
+
+    def _check(self, x: ArrayLike) -> None:
+        check_channels(x, self.num_features, self.layout)
 
     def _common(self) -> dict[str, Any]:
         """Arguments that all functions of channels with running statistics take."""

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:  # the core imports this module
+    from ._core import Context
 
 Array: TypeAlias = NDArray[Any]
+MaybeArray: TypeAlias = Array | None
+Param: TypeAlias = ArrayLike | None
+Axes: TypeAlias = int | tuple[int, ...]
+WithContext: TypeAlias = "tuple[Array, Context]"
 
 
 class Gradients(NamedTuple):

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from . import functional as F
 from ._core import Context
-from ._layer import ChannelNorm, Norm, count
+from ._layer import ChannelNorm, Norm, check_channels, count
 from ._types import Array
 
 __all__ = [
@@ -173,14 +173,18 @@ class LayerNorm(Norm):
                  elementwise_affine: bool = True, bias: bool = True, *,
                  axis: int | tuple[int, ...] | None = None,
                  dtype: DTypeLike = np.float32) -> None:  # fmt: skip
-        super().__init__(dtype, normalized_shape=normalized_shape, eps=eps, axis=axis)
-        self.eps = eps
-        self.normalized_shape, self.axis = _normalized(normalized_shape, axis)
-        self._affine(self.normalized_shape, elementwise_affine, elementwise_affine and bias)
+        super().__init__(dtype)
+        self.eps, self.axis = eps, axis
+        self.elementwise_affine = elementwise_affine
+        self.normalized_shape, self._axes = _normalized(normalized_shape, axis)
+        self.bias = elementwise_affine and bias
+        self._affine(self.normalized_shape, elementwise_affine, self.bias)
+
+    def _check(self, x: ArrayLike) -> None:
+        _check_normalized(x, self.normalized_shape, self._axes)
 
     def _forward(self, x: ArrayLike) -> tuple[Array, Context]:
-        _check_normalized(x, self.normalized_shape, self.axis)
-        return F.layer_norm(x, **self.params, axis=self.axis, eps=self.eps, return_ctx=True)
+        return F.layer_norm(x, **self.params, axis=self._axes, eps=self.eps, return_ctx=True)
 
 
 class RMSNorm(Norm):
@@ -205,14 +209,17 @@ class RMSNorm(Norm):
     def __init__(self, normalized_shape: int | tuple[int, ...], eps: float = 1e-6,
                  elementwise_affine: bool = True, *, axis: int | tuple[int, ...] | None = None,
                  dtype: DTypeLike = np.float32) -> None:  # fmt: skip
-        super().__init__(dtype, normalized_shape=normalized_shape, eps=eps, axis=axis)
-        self.eps = eps
-        self.normalized_shape, self.axis = _normalized(normalized_shape, axis)
+        super().__init__(dtype)
+        self.eps, self.axis = eps, axis
+        self.elementwise_affine = elementwise_affine
+        self.normalized_shape, self._axes = _normalized(normalized_shape, axis)
         self._affine(self.normalized_shape, elementwise_affine, False)
 
+    def _check(self, x: ArrayLike) -> None:
+        _check_normalized(x, self.normalized_shape, self._axes)
+
     def _forward(self, x: ArrayLike) -> tuple[Array, Context]:
-        _check_normalized(x, self.normalized_shape, self.axis)
-        return F.rms_norm(x, **self.params, axis=self.axis, eps=self.eps, return_ctx=True)
+        return F.rms_norm(x, **self.params, axis=self._axes, eps=self.eps, return_ctx=True)
 
 
 def _normalized(
@@ -221,7 +228,7 @@ def _normalized(
     sizes = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
     sizes = tuple(count(n, "normalized_shape") for n in sizes)
     axes = tuple(range(-len(sizes), 0)) if axis is None else axis
-    axes = axes if isinstance(axes, tuple) else (axes,)
+    axes = tuple(axes) if isinstance(axes, (tuple, list)) else (axes,)
     if len(axes) != len(sizes):
         raise ValueError(
             f"axis: expected {len(sizes)} axes for normalized_shape {sizes}, got {axes}"
@@ -230,7 +237,6 @@ def _normalized(
 
 
 def _check_normalized(x: ArrayLike, sizes: tuple[int, ...], axes: tuple[int, ...]) -> None:
-    """Without a weight nothing else would notice an input of another size."""
     shape = np.shape(x)
     if all(-len(shape) <= a < len(shape) for a in axes):
         found = tuple(shape[a] for a in sorted(a % len(shape) for a in axes))
@@ -251,6 +257,11 @@ class InstanceNorm(ChannelNorm):
         Whether there are a weight and a bias; as in torch, not by default.
     track_running_stats : bool
         Whether running statistics are kept, and used in eval; as in torch, not by default.
+
+    Notes
+    -----
+    ``momentum=None`` averages over all batches, as everywhere; torch's InstanceNorm never updates
+    its running statistics then.
 
     References
     ----------
@@ -303,18 +314,19 @@ class GroupNorm(Norm):
 
     def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True,
                  *, layout: str = "NCHW", dtype: DTypeLike = np.float32) -> None:  # fmt: skip
-        super().__init__(
-            dtype, num_groups=num_groups, num_channels=num_channels, eps=eps, layout=layout
-        )
+        super().__init__(dtype)
         self.num_groups = count(num_groups, "num_groups")
         self.num_channels = count(num_channels, "num_channels")
         if num_channels % num_groups:
             raise ValueError(
                 f"num_groups: expected a divisor of the {num_channels} channels, got {num_groups}"
             )
-        self.eps, self.layout = eps, layout
+        self.eps, self.affine, self.layout = eps, affine, layout
         if affine:
             self._affine(self.num_channels)
+
+    def _check(self, x: ArrayLike) -> None:
+        check_channels(x, self.num_channels, self.layout)
 
     def _forward(self, x: ArrayLike) -> tuple[Array, Context]:
         return F.group_norm(

@@ -1,5 +1,10 @@
 """What every test may ask for: a generator, and the library's settings put back afterwards."""
 
+import os
+
+# threads that spin take part in smaller work: these tests want them to
+os.environ.setdefault("OMP_WAIT_POLICY", "active")
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings

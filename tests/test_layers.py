@@ -1,5 +1,8 @@
 """Layers: what the functions give, with state that behaves."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from cases import assert_close, make_input
@@ -70,7 +73,6 @@ def test_state_moves_between_layers(name, rng):
     for value in state.values():  # copies
         value += 1
     np.testing.assert_array_equal(first(x), second(x))
-    assert "(" in repr(first)
 
 
 def test_loading_checks_everything_first(rng):
@@ -85,10 +87,21 @@ def test_loading_checks_everything_first(rng):
             TypeError,
             r"state\['num_batches_tracked'\]: expected int64",
         ),
+        ({"num_batches_tracked": -1}, ValueError, r"state\['num_batches_tracked'\]: .*got -1"),
+        ({"num_batches_tracked": np.uint64(2**63)}, ValueError, r"expected a count from 0 to"),
         ({"gamma": np.zeros(6)}, ValueError, r"unexpected \['gamma'\]"),
+        ({3: np.zeros(6)}, ValueError, r"unexpected \[3\]"),
     ]:
         with pytest.raises(error, match=match):
             layer.load_state_dict({**good, **changes})
+    with pytest.raises(TypeError, match="state: expected a mapping, got list"):
+        layer.load_state_dict(list(good))
+    layer.buffers["running_var"].flags.writeable = False
+    with pytest.raises(ValueError, match="running_var: expected a writeable array"):
+        layer.load_state_dict(good)
+    layer.buffers["running_var"].flags.writeable = True
+    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+        layer.load_state_dict({**good, "running_var": np.full(6, 1e300)})
     del good["weight"]
     with pytest.raises(ValueError, match=r"missing \['weight'\]"):
         layer.load_state_dict(good)
@@ -145,15 +158,91 @@ def test_schedule_of_the_paper():
     np.testing.assert_allclose(renorm(x), plain(x), atol=1e-6)
 
 
-def test_a_failing_call_changes_nothing(rng):
+@pytest.mark.parametrize(
+    ("shape", "match"),
+    [((3, 5, 4, 4), "x: expected 6 channels in NCHW, got shape"), ((1, 6), "x: expected more")],
+)
+def test_a_failing_call_changes_nothing(shape, match, rng):
     layer = fastnorm.BatchNorm(6)
-    before = layer.state_dict()
-    with pytest.raises(ValueError, match="weight: expected shape"):
-        layer(np.ones((3, 5, 4, 4), np.float32))
+    dy = np.ones((3, 6, 4, 4), np.float32)
     with pytest.raises(RuntimeError, match=r"BatchNorm\.backward: expected a call"):
-        layer.backward(np.ones((3, 6, 4, 4), np.float32))
+        layer.backward(dy)
+    layer(dy)
+    before = layer.state_dict()
+    with pytest.raises(ValueError, match=match):
+        layer(np.ones(shape, np.float32))
     for key, value in layer.state_dict().items():
         np.testing.assert_array_equal(value, before[key])
+    with pytest.raises(RuntimeError, match=r"BatchNorm\.backward: expected a call"):
+        layer.backward(dy)  # not through the call before the failed one
+
+
+def test_an_empty_batch_does_not_count(rng):
+    layer = fastnorm.BatchNorm(6, momentum=None)
+    layer(make_input(rng, (3, 6, 5, 4), "NCHW", np.float32))
+    before = layer.state_dict()
+    assert layer(np.ones((0, 6, 5, 4), np.float32)).shape == (0, 6, 5, 4)
+    for key, value in layer.state_dict().items():
+        np.testing.assert_array_equal(value, before[key])
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))])
+def test_copies_are_independent(duplicate, rng):
+    layer = fastnorm.BatchNorm(6)
+    x = make_input(rng, (3, 6, 5, 4), "NCHW", np.float32)
+    layer(x)
+    twin = duplicate(layer)
+    with pytest.raises(RuntimeError, match="expected a call"):  # the call was the original's
+        twin.backward(x)
+    before = layer.state_dict()
+    twin(x)
+    for key, value in layer.state_dict().items():
+        np.testing.assert_array_equal(value, before[key])
+    assert twin.buffers["num_batches_tracked"] == 2
+
+
+@pytest.mark.parametrize(
+    ("layer", "want"),
+    [
+        (
+            fastnorm.BatchNorm(3, momentum=None),
+            "BatchNorm(3, eps=1e-05, momentum=None, affine=True, track_running_stats=True)",
+        ),
+        (
+            fastnorm.LayerNorm(8, bias=False),
+            "LayerNorm((8,), eps=1e-05, elementwise_affine=True, bias=False)",
+        ),
+        (
+            fastnorm.GroupNorm(2, 4, layout="NHWC", dtype="f8"),
+            "GroupNorm(2, 4, eps=1e-05, affine=True, layout='NHWC', dtype=float64)",
+        ),
+        (
+            fastnorm.RMSNorm(8, axis=1),
+            "RMSNorm((8,), eps=1e-06, elementwise_affine=True, axis=1)",
+        ),
+        (fastnorm.SwitchableNorm(3, ddof=1), "SwitchableNorm(3, eps=1e-05, momentum=0.1, ddof=1)"),
+    ],
+)
+def test_repr_is_like_torchs(layer, want):
+    assert repr(layer) == want
+
+
+@pytest.mark.parametrize(
+    ("layer", "layout"),
+    [
+        (fastnorm.InstanceNorm(3), "NCHW"),
+        (fastnorm.InstanceNorm(3, layout="NHWC"), "NHWC"),
+        (fastnorm.GroupNorm(1, 3, affine=False, layout="channels_last"), "channels_last"),
+        (fastnorm.BatchNorm(3, affine=False, track_running_stats=False), "NCHW"),
+    ],
+)
+def test_layers_without_a_weight_notice_other_channels(layer, layout):
+    channels = 1 if layout == "NCHW" else 3
+    shape = [2, 5, 5, 5]
+    with pytest.raises(ValueError, match=f"x: expected 3 channels in {layout}, got shape"):
+        layer(np.ones(shape, np.float32))
+    shape[channels] = 3
+    assert layer(np.ones(shape, np.float32)).shape == tuple(shape)
 
 
 @pytest.mark.parametrize(
@@ -177,5 +266,10 @@ def test_layer_norm_notices_other_sizes():
     layer = fastnorm.LayerNorm(4, elementwise_affine=False)
     with pytest.raises(ValueError, match=r"x: expected sizes \(4,\).*got shape \(2, 5\)"):
         layer(np.ones((2, 5), np.float32))
+    assert fastnorm.LayerNorm([3, 4], axis=[1, 2])(np.ones((2, 3, 4), np.float32)).shape == (
+        2,
+        3,
+        4,
+    )
     with pytest.raises(ValueError, match="axis: expected axes"):
         fastnorm.LayerNorm((4, 4))(np.ones(4, np.float32))

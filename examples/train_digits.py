@@ -1,0 +1,220 @@
+"""Trains a small network on scikit-learn's 1797 digits with every normalizer, at two batch sizes.
+
+What it shows: what micro-batches do to Batch Norm, how far Batch Renorm mends it, that Group and
+Layer Norm do not care, and how long normalization takes here and in naive NumPy for the same calls.
+
+In the last rows a micro-batch holds one or two classes, as when batches are cut from one video or
+one patient (the Batch Renorm paper does the same in section 4.3): its statistics are not those of
+the data, and a network that relied on them in training fails in inference.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from convnet import small_convnet
+from rich.console import Console
+from rich.table import Table
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from tqdm import tqdm
+
+import fastnorm
+
+sys.path.append(str(Path(__file__).parent.parent / "bench"))
+import naive  # the same normalizers as a person would write them in NumPy
+
+# learning rate for batches of 64; smaller batches take smaller steps (linear scaling)
+RATE = 0.1
+
+
+def momentum(size):
+    """Weight of a batch in the running statistics: they average over a third of an epoch."""
+    return min(0.1, 3 * size / 1347)
+
+
+def renorm(channels, size, steps):
+    """Batch Renorm with the paper's schedule, scaled from its 160,000 steps to ours."""
+    scale = 160_000 / steps
+    return fastnorm.BatchRenorm(
+        channels,
+        momentum=momentum(size),
+        r_max=lambda step: fastnorm.batch_renorm_r_max(int(step * scale)),
+        d_max=lambda step: fastnorm.batch_renorm_d_max(int(step * scale)),
+    )
+
+
+NORMS = {
+    "none": lambda channels, size, steps: None,
+    "BN": lambda channels, size, steps: fastnorm.BatchNorm(channels, momentum=momentum(size)),
+    "BRN": renorm,
+    "GN": lambda channels, size, steps: fastnorm.GroupNorm(8, channels),
+    "LN": lambda channels, size, steps: fastnorm.LayerNorm(channels, axis=1),
+}
+
+
+class Timed:
+    """A normalizer that is timed, and every tenth call of it repeated in naive NumPy."""
+
+    def __init__(self, layer, name):
+        self.layer, self.name = layer, name
+        self.ours = self.numpy = 0.0
+        self.calls = 0
+
+    params = property(lambda self: self.layer.params)
+    grads = property(lambda self: self.layer.grads)
+
+    def train(self, mode=True):
+        """Pass on."""
+        self.layer.train(mode)
+
+    def __call__(self, x):
+        self.x = x if self.layer.training else None
+        start = time.perf_counter()
+        y = self.layer(x)
+        if self.layer.training:
+            self.ours += time.perf_counter() - start
+        return y
+
+    def backward(self, dy):
+        """Time it, then now and then what NumPy would take for the forward and backward call."""
+        start = time.perf_counter()
+        dx = self.layer.backward(dy)
+        self.ours += time.perf_counter() - start
+        self.calls += 1
+        if self.calls % 10 == 0:
+            start = time.perf_counter()
+            self.in_numpy(dy)
+            self.numpy += 10 * (time.perf_counter() - start)
+        return dx
+
+    def in_numpy(self, dy):
+        """Forward and backward by bench/naive.py."""
+        weight, bias = self.params["weight"], self.params["bias"]
+        x = self.x
+        if self.name in ("BN", "BRN"):
+            function = naive.batch_norm if self.name == "BN" else naive.batch_renorm
+            running = [self.layer.buffers[k].copy() for k in ("running_mean", "running_var")]
+            _, cache = function(x, weight, bias, *running, True, "NCHW")
+        elif self.name == "GN":
+            _, cache = naive.group_norm(x, self.layer.num_groups, weight, bias, "NCHW")
+        else:  # LN over the channels of each pixel
+            x, dy = (np.moveaxis(a, 1, -1) for a in (x, dy))
+            _, cache = naive.layer_norm(x, weight, bias)
+        naive.backward(dy, cache)
+
+
+def batches(rng, labels, size, few_classes):
+    """Yield the indices of an epoch, batch by batch."""
+    order = rng.permutation(len(labels))
+    order = order[: len(order) // size * size]
+    if few_classes:  # neighbours have the same class; the batches come in any order
+        order = order[np.argsort(labels[order], kind="stable")]
+        order = rng.permutation(order.reshape(-1, size)).ravel()
+    yield from order.reshape(-1, size)
+
+
+def accuracy(network, x, labels):
+    """Of inference, in batches."""
+    network.train(False)
+    right = sum((network(x[i : i + 256]).argmax(1) == labels[i : i + 256]).sum()
+                for i in range(0, len(x), 256))  # fmt: skip
+    network.train(True)
+    return float(right) / len(x)
+
+
+def train(name, size, few_classes, data, epochs, seed=0):
+    """Train once; returns accuracies by epoch and the seconds in normalization."""
+    x_train, x_test, y_train, y_test = data
+    rng = np.random.default_rng(seed)
+    steps = epochs * (len(x_train) // size)
+    timed = []
+
+    def make(channels):
+        layer = NORMS[name](channels, size, steps)
+        if layer is not None:
+            timed.append(Timed(layer, name))
+            return timed[-1]
+        return None
+
+    network = small_convnet(rng, make)
+    rate = RATE * size / 64
+    curve = []
+    kind = "few classes" if few_classes else "mixed"
+    with tqdm(total=steps, desc=f"{name:4} batch {size:2} {kind:11}", leave=False) as bar:
+        for _ in range(epochs):
+            for index in batches(rng, y_train, size, few_classes):
+                network.loss_and_backward(x_train[index], y_train[index])
+                decay = 0.5 * (1 + np.cos(np.pi * (bar.n / steps)))
+                network.step(rate * decay)
+                bar.update()
+            curve.append(accuracy(network, x_test, y_test))
+    return curve, sum(t.ours for t in timed), sum(t.numpy for t in timed)
+
+
+def load():
+    """Digits as NCHW float32 in [0, 1], split in the same way every time."""
+    digits = load_digits()
+    x = (digits.images[:, None] / 16).astype(np.float32)
+    return train_test_split(
+        x, digits.target, test_size=0.25, random_state=0, stratify=digits.target
+    )
+
+
+def draw(results, path):
+    """Test accuracy by epoch, one panel for each kind of batch."""
+    kinds = list(dict.fromkeys((size, few) for _, size, few in results))
+    figure, axes = plt.subplots(1, len(kinds), figsize=(4 * len(kinds), 3.6), sharey=True)
+    for axis, (size, few) in zip(np.atleast_1d(axes), kinds, strict=True):
+        for name in NORMS:
+            curve = results[name, size, few][0]
+            axis.plot(range(1, len(curve) + 1), [100 * a for a in curve], label=name, marker=".")
+        axis.set_title(f"batches of {size}{', few classes' if few else ''}")
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+    np.atleast_1d(axes)[0].set_ylabel("test accuracy, %")
+    np.atleast_1d(axes)[-1].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def print_table(results):
+    """Accuracy of the last epoch and the seconds in normalization."""
+    table = Table(title="1797 digits, a small convolutional network")
+    for column in ("batches", "normalizer", "test accuracy", "s in fastnorm", "s in naive NumPy"):
+        table.add_column(column, justify="left" if column in ("batches", "normalizer") else "right")
+    for (name, size, few), (curve, ours, numpy) in results.items():
+        cells = [f"{ours:.2f}", f"{numpy:.2f}"] if name != "none" else ["", ""]
+        kind = f"{size}, few classes" if few else f"{size}"
+        table.add_row(kind, name, f"{100 * curve[-1]:.1f} %", *cells,
+                      end_section=name == list(NORMS)[-1])  # fmt: skip
+    Console(width=None if Console().is_terminal else 90).print(table)
+
+
+def main():
+    """Train all, print the table, draw the curves."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("digits.png"), help="the curves")
+    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--quick", action="store_true", help="two epochs, batches of 64 only")
+    options = parser.parse_args()
+    kinds = [(64, False)] if options.quick else [(64, False), (4, False), (4, True)]
+    data = load()
+    results = {}
+    for size, few in kinds:
+        for name in NORMS:
+            epochs = 2 if options.quick else options.epochs
+            results[name, size, few] = train(name, size, few, data, epochs)
+    print_table(results)
+    draw(results, options.output)
+    print(f"curves: {options.output}")
+
+
+if __name__ == "__main__":
+    main()
