@@ -17,6 +17,8 @@
 /* memory for the sums of all parts */
 #define PART_BYTES (1 << 20)
 #define MAX_PARTS 32
+/* rows that are worth a part of their own */
+#define PART_ROWS 64
 
 /* Column form: columns of a unit, and what is too tall to keep a sum for each row and part */
 #define TILE_COLS 256
@@ -44,7 +46,7 @@ static elem_grid grid_of(const fn_plan *pl) {
         int64_t most = MAX_PARTS;
         while (most > 4 && most * each > PART_BYTES)
             most /= 2;
-        g.parts = fn_min(most, fn_ceil_div(pl->planes, 4));
+        g.parts = fn_min(most, fn_ceil_div(pl->planes, PART_ROWS));
     }
     return g;
 }
@@ -74,11 +76,20 @@ static void *coef(const fn_job *job, void *p, int64_t i) {
 
 /* ---- row form ------------------------------------------------------------------------------*/
 
-static void flush(const fn_job *job, char *block, double *sums, int64_t len) {
-    const fn_plan *pl = &job->plan;
-    for (int half = 0; half < 2; half++)
-        for (int64_t i = 0; i < len; i++)
-            sums[half * pl->s + i] += fn_get(pl, block, half * len + i);
+#define ADD_BLOCK(type)                                                                            \
+    for (int64_t i = 0; i < len; i++)                                                              \
+    to[i] += ((const type *)from)[i]
+
+/* the sums of a block go to double, and begin anew */
+static void flush(const fn_plan *pl, char *block, double *sums, int64_t len) {
+    for (int half = 0; half < 2; half++) {
+        const char *from = block + half * len * (int64_t)pl->asize;
+        double *to = sums + half * pl->s;
+        if (pl->asize == 4)
+            ADD_BLOCK(float);
+        else
+            ADD_BLOCK(double);
+    }
     memset(block, 0, (size_t)(2 * len) * pl->asize);
 }
 
@@ -108,7 +119,7 @@ static void task_rows(fn_job *job, int64_t task) {
             coef(job, block, len), hints);
         since_flush += rows;
         if (since_flush + step > FLUSH_ROWS || r + rows == r1) {
-            flush(job, block, sums, len);
+            flush(pl, block, sums, len);
             since_flush = 0;
         }
     }

@@ -83,24 +83,32 @@ static void softmax3(const fn_plan *plan, const void *logits, double w[3]) {
         w[k] /= sum;
 }
 
-/* layer and batch statistics from the instance statistics */
-void fn_switchable_statistics(fn_coefs *cf) {
+/* Mean and variance of the union of `count` planes, `stride` apart, that have as many elements
+ * each. */
+static void merge_equal(const double *mean, const double *var, int64_t count, int64_t stride,
+                        double *out_mean, double *out_var) {
+    double sum = 0, spread = 0;
+    for (int64_t i = 0; i < count; i++)
+        sum += mean[i * stride] - mean[0];
+    const double m = mean[0] + sum / (double)count;
+    for (int64_t i = 0; i < count; i++)
+        spread += var[i * stride] + (mean[i * stride] - m) * (mean[i * stride] - m);
+    *out_mean = m;
+    *out_var = spread / (double)count;
+}
+
+/* layer statistics of sample n, and batch statistics of channel c, from the instance statistics */
+void fn_layer_statistics(fn_coefs *cf, int64_t n) {
+    const int64_t C = cf->plan->c;
+    merge_equal(cf->mean + n * C, cf->var + n * C, C, 1, cf->lmean + n, cf->lvar + n);
+}
+void fn_batch_statistics(fn_coefs *cf, int64_t c) {
     const fn_plan *plan = cf->plan;
-    const int64_t N = plan->n, C = plan->c;
-    const double S = (double)plan->s;
-    for (int64_t n = 0; n < N; n++) {
-        fn_moments m = {0, 0, 0};
-        for (int64_t c = 0; c < C; c++)
-            fn_merge(&m, S, cf->mean[n * C + c], cf->var[n * C + c] * S);
-        cf->lmean[n] = m.mean;
-        cf->lvar[n] = m.m2 / m.n;
-    }
-    for (int64_t c = 0; c < C; c++) {
-        fn_moments m = {0, 0, 0};
-        for (int64_t n = 0; n < N && plan->p.training; n++)
-            fn_merge(&m, S, cf->mean[n * C + c], cf->var[n * C + c] * S);
-        cf->bmean[c] = m.n > 0 ? m.mean : fn_get(plan, cf->params->running_mean, c);
-        cf->bvar[c] = m.n > 0 ? m.m2 / m.n : fn_get(plan, cf->params->running_var, c);
+    if (plan->p.training) {
+        merge_equal(cf->mean + c, cf->var + c, plan->n, plan->c, cf->bmean + c, cf->bvar + c);
+    } else {
+        cf->bmean[c] = fn_get(plan, cf->params->running_mean, c);
+        cf->bvar[c] = fn_get(plan, cf->params->running_var, c);
     }
 }
 
@@ -109,6 +117,13 @@ typedef struct {
     double means[3], vars[3]; /* of a plane */
     double mean, var;         /* mixed */
 } switchable_mix;
+
+static switchable_mix mix_weights(const fn_coefs *cf) {
+    switchable_mix mix = {.mean = 0};
+    softmax3(cf->plan, cf->params->mean_logits, mix.w);
+    softmax3(cf->plan, cf->params->var_logits, mix.wv);
+    return mix;
+}
 
 static void mix_plane(const fn_coefs *cf, switchable_mix *mix, int64_t plane) {
     const int64_t n = plane / cf->plan->c, c = plane % cf->plan->c;
@@ -143,11 +158,9 @@ static void put_plane(fn_coefs *cf, int64_t plane, int64_t c, double mean, doubl
     fn_put(plan, cf->shift, plane, low == 0 ? shift : shift - low * scale);
 }
 
-static void switchable_coefficients(fn_coefs *cf) {
-    switchable_mix mix;
-    softmax3(cf->plan, cf->params->mean_logits, mix.w);
-    softmax3(cf->plan, cf->params->var_logits, mix.wv);
-    for (int64_t plane = 0; plane < cf->plan->planes; plane++) {
+static void switchable_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
+    switchable_mix mix = mix_weights(cf);
+    for (int64_t plane = p0; plane < p1; plane++) {
         mix_plane(cf, &mix, plane);
         put_plane(cf, plane, plane % cf->plan->c, mix.mean, 1 / sqrt(mix.var + cf->plan->p.eps), 0);
     }
@@ -156,7 +169,7 @@ static void switchable_coefficients(fn_coefs *cf) {
 void fn_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
     const int64_t per = cf->plan->per_domain, C = cf->plan->c;
     if (is_switchable(cf)) {
-        switchable_coefficients(cf);
+        switchable_coefficients(cf, d0, d1);
         return;
     }
     int64_t c = d0 * per % C;
@@ -191,50 +204,61 @@ static void put_grad_plane(fn_coefs *cf, int64_t plane, double a, double b, doub
 /* The paths through the three means and variances: with mu and v mixed for each plane,
  *     dmu = -weight/sigma * sum dy,  dv = -weight/(2 sigma^3) * sum dy*(x - mu)
  * and each component k passes w[k]*dmu and wv[k]*dv, summed over its domain, on to x. */
-static void switchable_grad_coefficients(fn_coefs *cf) {
-    const fn_plan *plan = cf->plan;
-    const int64_t N = plan->n, C = plan->c;
-    const double S = (double)plan->s, eps = plan->p.eps;
-    const int bn = plan->p.training; /* else its statistics are constants */
-    switchable_mix mix;
-    softmax3(plan, cf->params->mean_logits, mix.w);
-    softmax3(plan, cf->params->var_logits, mix.wv);
-    for (int64_t i = 0; i < 2 * (N + C); i++)
-        cf->dmu_sums[i] = 0;
-    for (int k = 0; k < 3; k++)
-        cf->dmean_logits[k] = cf->dvar_logits[k] = 0;
-    double *lmu = cf->dmu_sums, *lv = lmu + N, *bmu = lv + N, *bv = bmu + C;
-    for (int64_t plane = 0; plane < plan->planes; plane++) {
-        const int64_t n = plane / C, c = plane % C;
+
+/* dmu and dv of the planes of sample n, their sums, and what they give to the logits */
+void fn_layer_grad_sums(fn_coefs *cf, int64_t n) {
+    const int64_t C = cf->plan->c;
+    switchable_mix mix = mix_weights(cf);
+    double *logits = cf->dlogits + 6 * n;
+    cf->dlmean[n] = cf->dlvar[n] = 0;
+    for (int k = 0; k < 6; k++)
+        logits[k] = 0;
+    for (int64_t c = 0; c < C; c++) {
+        const int64_t plane = n * C + c;
         mix_plane(cf, &mix, plane);
-        const double rstd = 1 / sqrt(mix.var + eps), w = weight_of(cf, c);
+        const double rstd = 1 / sqrt(mix.var + cf->plan->p.eps), w = weight_of(cf, c);
         const double dmu = -w * rstd * cf->sum_dy[plane];
         const double dv = -0.5 * w * rstd * rstd * rstd * centered_sum(cf, plane, mix.mean);
         cf->dmu[plane] = dmu;
         cf->dv[plane] = dv;
-        lmu[n] += dmu;
-        lv[n] += dv;
-        bmu[c] += dmu;
-        bv[c] += dv;
+        cf->dlmean[n] += dmu;
+        cf->dlvar[n] += dv;
         for (int k = 0; k < 3; k++) { /* through the softmax */
-            cf->dmean_logits[k] += mix.w[k] * dmu * (mix.means[k] - mix.mean);
-            cf->dvar_logits[k] += mix.wv[k] * dv * (mix.vars[k] - mix.var);
+            logits[k] += mix.w[k] * dmu * (mix.means[k] - mix.mean);
+            logits[3 + k] += mix.wv[k] * dv * (mix.vars[k] - mix.var);
         }
     }
-    for (int64_t plane = 0; plane < plan->planes; plane++) {
+}
+
+/* the sums of dmu and dv of channel c */
+void fn_batch_grad_sums(fn_coefs *cf, int64_t c) {
+    cf->dbmean[c] = cf->dbvar[c] = 0;
+    for (int64_t plane = c; plane < cf->plan->planes; plane += cf->plan->c) {
+        cf->dbmean[c] += cf->dmu[plane];
+        cf->dbvar[c] += cf->dv[plane];
+    }
+}
+
+static void switchable_grad_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
+    const fn_plan *plan = cf->plan;
+    const int64_t C = plan->c;
+    const double s = (double)plan->s;
+    /* elements of a domain; in inference the batch statistics are constants */
+    const double count[3] = {s, s * (double)C, plan->p.training ? s * (double)plan->n : INFINITY};
+    switchable_mix mix = mix_weights(cf);
+    for (int64_t plane = p0; plane < p1; plane++) {
         const int64_t n = plane / C, c = plane % C;
         mix_plane(cf, &mix, plane);
         const double center = fn_get(plan, cf->center, plane);
-        const double gmu[3] = {cf->dmu[plane] / S, lmu[n] / (S * (double)C),
-                               bn ? bmu[c] / (S * (double)N) : 0};
-        const double gv[3] = {cf->dv[plane] / S, lv[n] / (S * (double)C),
-                              bn ? bv[c] / (S * (double)N) : 0};
+        const double dmu[3] = {cf->dmu[plane], cf->dlmean[n], cf->dbmean[c]};
+        const double dv[3] = {cf->dv[plane], cf->dlvar[n], cf->dbvar[c]};
         double b = 0, e = 0;
         for (int k = 0; k < 3; k++) {
-            b += 2 * mix.wv[k] * gv[k];
-            e += mix.w[k] * gmu[k] + 2 * mix.wv[k] * gv[k] * (center - mix.means[k]);
+            const double to_x = 2 * mix.wv[k] * dv[k] / count[k];
+            b += to_x;
+            e += mix.w[k] * dmu[k] / count[k] + to_x * (center - mix.means[k]);
         }
-        put_grad_plane(cf, plane, weight_of(cf, c) / sqrt(mix.var + eps), b, e);
+        put_grad_plane(cf, plane, weight_of(cf, c) / sqrt(mix.var + plan->p.eps), b, e);
     }
 }
 
@@ -242,7 +266,7 @@ void fn_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
     const fn_plan *plan = cf->plan;
     const int64_t per = plan->per_domain;
     if (is_switchable(cf)) {
-        switchable_grad_coefficients(cf);
+        switchable_grad_coefficients(cf, d0, d1);
         return;
     }
     for (int64_t d = d0; d < d1; d++) {
@@ -267,15 +291,16 @@ void fn_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
  * order */
 void fn_param_grads(const fn_coefs *cf, const fn_grads *grads) {
     const fn_plan *plan = cf->plan;
-    switchable_mix mix;
+    switchable_mix mix = {.mean = 0};
     if (is_switchable(cf)) {
-        softmax3(plan, cf->params->mean_logits, mix.w);
-        softmax3(plan, cf->params->var_logits, mix.wv);
-        for (int k = 0; k < 3; k++) {
-            if (grads->mean_logits)
-                fn_put(plan, grads->mean_logits, k, cf->dmean_logits[k]);
-            if (grads->var_logits)
-                fn_put(plan, grads->var_logits, k, cf->dvar_logits[k]);
+        mix = mix_weights(cf);
+        for (int k = 0; k < 6; k++) {
+            void *to = k < 3 ? grads->mean_logits : grads->var_logits;
+            double sum = 0;
+            for (int64_t n = 0; n < plan->n; n++)
+                sum += cf->dlogits[6 * n + k];
+            if (to)
+                fn_put(plan, to, k % 3, sum);
         }
     }
     for (int64_t c = 0; c < plan->c && !plan->elem; c++) {

@@ -137,16 +137,21 @@ typedef struct {
     void *a, *b, *e;              /* dx = a*dy + b*(x - center) + e, for each plane */
     double *sum_dy, *sum_dy_xc;   /* sums over each plane of dy and dy*(x - center) */
     double *dmu, *dv;             /* switchable: gradients of each plane's mean and variance, */
-    double *dmu_sums;             /* and their sums: 2*(n + c) */
-    double dmean_logits[3], dvar_logits[3];
+    double *dlmean, *dlvar;       /* their sums over each sample, */
+    double *dbmean, *dbvar;       /* over each channel, */
+    double *dlogits;              /* and of each sample, what goes to the six logits */
 } fn_coefs;
 
 /* whether x has to be read for its moments (else the running statistics serve) */
 int fn_needs_moments(const fn_plan *plan);
 /* domains [d0, d1): `var` holds m2 and becomes the variance, and what else the norm makes of it */
 void fn_statistics(fn_coefs *cf, int64_t d0, int64_t d1);
-/* switchable: what follows from the statistics of all planes */
-void fn_switchable_statistics(fn_coefs *cf);
+/* switchable: what follows from the statistics, and from the gradient sums, of all planes; for a
+ * sample or a channel */
+void fn_layer_statistics(fn_coefs *cf, int64_t n);
+void fn_batch_statistics(fn_coefs *cf, int64_t c);
+void fn_layer_grad_sums(fn_coefs *cf, int64_t n);
+void fn_batch_grad_sums(fn_coefs *cf, int64_t c);
 /* statistics of domains [d0, d1) to center, scale and shift */
 void fn_coefficients(fn_coefs *cf, int64_t d0, int64_t d1);
 /* sums of the planes of domains [d0, d1) to a, b, e */

@@ -106,7 +106,7 @@ static void merge_domain(fn_job *job, int64_t d) {
     const fn_chunks *ch = &pl->mchunks;
     const int64_t per = pl->col ? pl->per_domain : 1;
     fn_moments m = {0, 0, 0};
-    if (job->mean == job->cf.mean)
+    if (job->mean == job->cf.mean || !fn_needs_moments(pl))
         return;
     for (int64_t i = d * per; i < (d + 1) * per; i++)
         for (int64_t k = 0; k < ch->count; k++) {
@@ -250,10 +250,28 @@ static void task_moments(fn_job *job, int64_t i) {
     else
         moments_chunk(job, i / K, i / K + 1, i % K);
 }
-static void task_merge(fn_job *job, int64_t d) {
-    merge_domain(job, d);
-    fn_statistics(&job->cf, d, d + 1);
+/* what is done for each domain, each plane, by blocks that are worth a task */
+#define BLOCK 256
+static void task_statistics(fn_job *job, int64_t i) {
+    const int64_t d1 = fn_min((i + 1) * BLOCK, job->plan.domains);
+    for (int64_t d = i * BLOCK; d < d1; d++)
+        merge_domain(job, d);
+    fn_statistics(&job->cf, i * BLOCK, d1);
 }
+static void task_coefficients(fn_job *job, int64_t i) {
+    fn_coefficients(&job->cf, i * BLOCK, fn_min((i + 1) * BLOCK, job->plan.domains));
+}
+static void task_grad_merge(fn_job *job, int64_t i) {
+    for (int64_t p = i * BLOCK; p < fn_min((i + 1) * BLOCK, job->plan.planes); p++)
+        merge_grad_plane(job, p);
+}
+static void task_grad_coefficients(fn_job *job, int64_t i) {
+    fn_grad_coefficients(&job->cf, i * BLOCK, fn_min((i + 1) * BLOCK, job->plan.domains));
+}
+static void task_layer_statistics(fn_job *job, int64_t n) { fn_layer_statistics(&job->cf, n); }
+static void task_batch_statistics(fn_job *job, int64_t c) { fn_batch_statistics(&job->cf, c); }
+static void task_layer_grad_sums(fn_job *job, int64_t n) { fn_layer_grad_sums(&job->cf, n); }
+static void task_batch_grad_sums(fn_job *job, int64_t c) { fn_batch_grad_sums(&job->cf, c); }
 static void task_grad_moments(fn_job *job, int64_t i) {
     const fn_plan *pl = &job->plan;
     const int64_t K = pl->gchunks.count;
@@ -261,11 +279,6 @@ static void task_grad_moments(fn_job *job, int64_t i) {
         grad_chunk(job, i / K * pl->c, (i / K + 1) * pl->c, i % K);
     else
         grad_chunk(job, i / K, i / K + 1, i % K);
-}
-static void task_grad_merge(fn_job *job, int64_t p) { merge_grad_plane(job, p); }
-static void task_coefficients(fn_job *job, int64_t d) { fn_coefficients(&job->cf, d, d + 1); }
-static void task_grad_coefficients(fn_job *job, int64_t d) {
-    fn_grad_coefficients(&job->cf, d, d + 1);
 }
 
 /* The array in pieces of about PIECE elements, in memory order. */
@@ -305,22 +318,19 @@ static int by_units(const fn_job *job) {
 
 static void forward(fn_job *job) {
     fn_plan *pl = &job->plan;
-    if (!fn_needs_moments(pl)) {
-        fn_statistics(&job->cf, 0, pl->domains);
-        fn_coefficients(&job->cf, 0, pl->domains);
-        fn_parallel(job, piece_count(pl), task_apply_piece, 0);
-    } else if (by_units(job)) {
+    const int64_t blocks = fn_ceil_div(pl->domains, BLOCK);
+    if (fn_needs_moments(pl) && by_units(job)) {
         fn_parallel(job, pl->units, task_forward_unit, 0);
     } else {
-        fn_parallel(job, (pl->col ? pl->n : pl->domains) * pl->mchunks.count, task_moments, 0);
-        fn_parallel(job, pl->domains, task_merge, 0);
+        if (fn_needs_moments(pl))
+            fn_parallel(job, (pl->col ? pl->n : pl->domains) * pl->mchunks.count, task_moments, 0);
+        fn_parallel(job, blocks, task_statistics, 0);
         if (pl->p.norm == FN_SWITCHABLE) {
-            fn_switchable_statistics(&job->cf);
-            fn_coefficients(&job->cf, 0, pl->domains);
-        } else {
-            fn_parallel(job, pl->domains, task_coefficients, 0);
+            fn_parallel(job, pl->n, task_layer_statistics, 0);
+            fn_parallel(job, pl->c, task_batch_statistics, 0);
         }
-        fn_parallel(job, piece_count(pl), task_apply_piece, 1);
+        fn_parallel(job, blocks, task_coefficients, 0);
+        fn_parallel(job, piece_count(pl), task_apply_piece, fn_needs_moments(pl));
     }
     fn_update_running(&job->cf);
 }
@@ -329,16 +339,17 @@ static void forward(fn_job *job) {
 void fn_grad_sums(fn_job *job) {
     const fn_plan *pl = &job->plan;
     fn_parallel(job, (pl->col ? pl->n : pl->planes) * pl->gchunks.count, task_grad_moments, 0);
-    fn_parallel(job, pl->planes, task_grad_merge, 0);
-    if (pl->p.norm == FN_SWITCHABLE)
-        fn_grad_coefficients(&job->cf, 0, pl->domains);
-    else
-        fn_parallel(job, pl->domains, task_grad_coefficients, 0);
+    fn_parallel(job, fn_ceil_div(pl->planes, BLOCK), task_grad_merge, 0);
+    if (pl->p.norm == FN_SWITCHABLE) {
+        fn_parallel(job, pl->n, task_layer_grad_sums, 0);
+        fn_parallel(job, pl->c, task_batch_grad_sums, 0);
+    }
+    fn_parallel(job, fn_ceil_div(pl->domains, BLOCK), task_grad_coefficients, 0);
 }
 
 static void backward(fn_job *job, const fn_grads *grads) {
     const fn_plan *pl = &job->plan;
-    fn_coefficients(&job->cf, 0, pl->domains);
+    fn_parallel(job, fn_ceil_div(pl->domains, BLOCK), task_coefficients, 0);
     if (pl->elem && (job->weight || job->bias)) {
         fn_backward_elem(job, grads);
         return;
@@ -385,7 +396,7 @@ static void *workspace(fn_job *job, double *saved, int grad) {
     const int direct = K == 1 && (grad || !pl->col || pl->per_domain == 1);
     const int64_t slots = direct ? 0 : K * (pl->col || grad ? P : pl->domains);
     const int64_t own = saved ? 0 : saved_size(pl);
-    const int64_t mixed = pl->p.norm == FN_SWITCHABLE && grad ? 2 * P + 2 * (pl->n + pl->c) : 0;
+    const int64_t mixed = pl->p.norm == FN_SWITCHABLE && grad ? 2 * P + 8 * pl->n + 2 * pl->c : 0;
     const int64_t doubles = 2 * slots + own + (grad ? 2 * P : 0) + mixed;
     double *w = malloc((size_t)doubles * sizeof *w + (size_t)(P * (grad ? 6 : 3)) * pl->asize);
     if (!w)
@@ -403,7 +414,11 @@ static void *workspace(fn_job *job, double *saved, int grad) {
     if (mixed) {
         cf->dmu = next;
         cf->dv = next + P;
-        cf->dmu_sums = next + 2 * P;
+        cf->dlmean = next + 2 * P;
+        cf->dlvar = cf->dlmean + pl->n;
+        cf->dbmean = cf->dlvar + pl->n;
+        cf->dbvar = cf->dbmean + pl->c;
+        cf->dlogits = cf->dbvar + pl->c;
         next += mixed;
     }
     if (direct) {

@@ -202,14 +202,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("digits.png"), help="the curves")
     parser.add_argument("--epochs", type=int, default=16)
-    parser.add_argument("--quick", action="store_true", help="two epochs, batches of 64 only")
+    parser.add_argument("--quick", action="store_true", help="five epochs, batches of 64 only")
     options = parser.parse_args()
     kinds = [(64, False)] if options.quick else [(64, False), (4, False), (4, True)]
     data = load()
     results = {}
     for size, few in kinds:
         for name in NORMS:
-            epochs = 2 if options.quick else options.epochs
+            epochs = 5 if options.quick else options.epochs
             results[name, size, few] = train(name, size, few, data, epochs)
     print_table(results)
     draw(results, options.output)

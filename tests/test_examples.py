@@ -34,7 +34,7 @@ bench = load("cases", "bench")
 SMALL = {"image": (4, 32, 6, 5), "rows": (12, 40)}
 
 
-def test_the_demo_learns_in_two_epochs(tmp_path):
+def test_the_demo_learns_in_five_epochs(tmp_path):
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples/train_digits.py"), "--quick", "--output",
          str(tmp_path / "curves.png")],
@@ -45,8 +45,8 @@ def test_the_demo_learns_in_two_epochs(tmp_path):
     cells = [line.split("│")[1:4] for line in done.stdout.splitlines() if "│ 64" in line]
     accuracies = {name.strip(): float(value.strip(" %")) for _, name, value in cells}
     assert accuracies.keys() == {"none", "BN", "BRN", "GN", "LN"}
-    assert accuracies["BN"] > 60
-    assert min(accuracies[name] for name in ("BRN", "GN", "LN")) > 30, "chance is 10"
+    assert accuracies["BN"] > 90
+    assert min(accuracies[name] for name in ("BRN", "GN", "LN")) > 50, "chance is 10"
 
 
 @pytest.mark.parametrize(
