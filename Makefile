@@ -13,7 +13,7 @@ demo: $(VENV)/demo
 	$(BIN)/python bench/report.py --quick
 
 # PEERS=1 installs torch as well and leaves no test skipped.
-test: $(VENV)/test $(if $(PEERS),$(VENV)/peers)
+test: $(VENV)/$(if $(PEERS),peers,test)
 	$(BIN)/python -m pytest --cov=fastnorm --cov-report=term-missing $(PYTEST_ARGS)
 
 bench: $(VENV)/bench
@@ -23,7 +23,7 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror csrc/*.c csrc/*.h csrc/*.inc tests/c/*.c
-	$(BIN)/cython-lint fastnorm/_core.pyx fastnorm/_arguments.pxi
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint fastnorm/_core.pyx fastnorm/_arguments.pxi
 	$(BIN)/mypy
 
 format: $(VENV)/dev
@@ -45,11 +45,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-# A stamp for each extra: the package built from this tree, with what the extra needs.
-$(VENV)/built: $(SOURCES) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable .
-	touch $@
-
-$(VENV)/demo $(VENV)/test $(VENV)/bench $(VENV)/dev $(VENV)/peers: $(VENV)/%: $(VENV)/built
+# A stamp for each extra: the package, built from this tree, and what the extra needs.
+$(VENV)/demo $(VENV)/test $(VENV)/bench $(VENV)/dev $(VENV)/peers: $(VENV)/%: $(SOURCES) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[$*]"
 	touch $@

@@ -56,11 +56,6 @@ void fn_statistics(fn_coefs *cf, int64_t d0, int64_t d1) {
             cf->mean[d] = fn_get(plan, cf->params->running_mean, d % plan->c);
             cf->var[d] = fn_get(plan, cf->params->running_var, d % plan->c);
         }
-    } else if (plan->p.norm == FN_RMS) {
-        for (int64_t d = d0; d < d1; d++) {
-            cf->var[d] = cf->var[d] / count + cf->mean[d] * cf->mean[d];
-            cf->mean[d] = 0;
-        }
     } else {
         for (int64_t d = d0; d < d1; d++)
             cf->var[d] /= count;

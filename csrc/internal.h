@@ -24,6 +24,7 @@ typedef struct {
 
 #define FN_KERNELS(X)                                                                              \
     X(row_moments, (const void *x, int64_t items, fn_run run, double *mean, double *m2))           \
+    X(row_squares, (const void *x, int64_t items, fn_run run, double *mean, double *m2))           \
     X(row_apply, (const void *x, void *y, int64_t planes, fn_run run, const void *center,          \
                   const void *scale, const void *shift, fn_hints hints))                           \
     X(row_apply_elem, (const void *x, void *y, int64_t rows, int64_t stride, int64_t len,          \
@@ -40,6 +41,8 @@ typedef struct {
        const void *center, const void *scale, const void *shift, const void *b, const void *e,     \
        const void *weight, void *dweight, void *dbias, fn_hints hints))                            \
     X(col_moments,                                                                                 \
+      (const void *x, int64_t rows, int64_t ld, int64_t cols, double *mean, double *m2))           \
+    X(col_squares,                                                                                 \
       (const void *x, int64_t rows, int64_t ld, int64_t cols, double *mean, double *m2))           \
     X(col_apply, (const void *x, void *y, int64_t rows, int64_t ld, int64_t cols,                  \
                   const void *center, const void *scale, const void *shift, const void *weight,    \

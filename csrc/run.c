@@ -54,16 +54,17 @@ static void moments_chunk(fn_job *job, int64_t i, int64_t i1, int64_t k) {
     const fn_plan *pl = &job->plan;
     const fn_chunks *ch = &pl->mchunks;
     const int64_t to = slot(pl, ch->count, i, k);
+    const int rms = pl->p.norm == FN_RMS;
     if (pl->col) {
         const int64_t r = k * ch->size;
-        pl->k->col_moments(x_at(job, (i / pl->c * pl->s + r) * pl->c + i % pl->c),
-                           fn_min(ch->size, pl->s - r), pl->c, i1 - i, job->mean + to,
-                           job->m2 + to);
+        (rms ? pl->k->col_squares : pl->k->col_moments)(
+            x_at(job, (i / pl->c * pl->s + r) * pl->c + i % pl->c), fn_min(ch->size, pl->s - r),
+            pl->c, i1 - i, job->mean + to, job->m2 + to);
     } else {
         fn_run run;
         const int64_t off = chunk_of(ch, domain_run(pl), k, &run);
-        pl->k->row_moments(x_at(job, i * pl->s * pl->per_domain + off), i1 - i, run, job->mean + to,
-                           job->m2 + to);
+        (rms ? pl->k->row_squares : pl->k->row_moments)(x_at(job, i * pl->s * pl->per_domain + off),
+                                                        i1 - i, run, job->mean + to, job->m2 + to);
     }
 }
 
