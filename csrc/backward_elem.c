@@ -70,10 +70,6 @@ fn_status fn_elem_workspace(fn_job *job) {
     return job->elem_work ? FN_OK : FN_NO_MEMORY;
 }
 
-static void *coef(const fn_job *job, void *p, int64_t i) {
-    return (char *)p + i * (int64_t)job->plan.asize;
-}
-
 /* ---- row form ------------------------------------------------------------------------------*/
 
 #define ADD_BLOCK(type)                                                                            \
@@ -113,10 +109,10 @@ static void task_rows(fn_job *job, int64_t task) {
             fn_grad_sums_of(job, r, r + rows);
         const fn_hints hints = {0, job->stream};
         pl->k->row_grad_apply_elem(
-            job->x + i, job->dy + i, job->out + i, rows, pl->s, len, coef(job, cf->center, r),
-            coef(job, cf->scale, r), coef(job, cf->shift, r), coef(job, cf->b, r),
-            coef(job, cf->e, r), job->weight ? coef(job, job->weight, off) : NULL, block,
-            coef(job, block, len), hints);
+            job->x + i, job->dy + i, job->out + i, rows, pl->s, len, fn_at(job, cf->center, r),
+            fn_at(job, cf->scale, r), fn_at(job, cf->shift, r), fn_at(job, cf->b, r),
+            fn_at(job, cf->e, r), job->weight ? fn_at(job, job->weight, off) : NULL, block,
+            fn_at(job, block, len), hints);
         since_flush += rows;
         if (since_flush + step > FLUSH_ROWS || r + rows == r1) {
             flush(pl, block, sums, len);
@@ -133,9 +129,9 @@ static void apply_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t
     const fn_coefs *cf = &job->cf;
     const int64_t i = ((p / pl->c * pl->s + r) * pl->c + p % pl->c) * (int64_t)pl->esize;
     pl->k->col_grad_apply_elem(job->x + i, job->dy + i, job->out + i, r1 - r, pl->c, p1 - p,
-                               coef(job, cf->center, p), coef(job, cf->scale, p),
-                               coef(job, cf->shift, p), coef(job, cf->b, p), coef(job, cf->e, p),
-                               job->weight ? coef(job, job->weight, r) : NULL, sums + r,
+                               fn_at(job, cf->center, p), fn_at(job, cf->scale, p),
+                               fn_at(job, cf->shift, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
+                               job->weight ? fn_at(job, job->weight, r) : NULL, sums + r,
                                sums + pl->s + r, (fn_hints){0, 0});
 }
 

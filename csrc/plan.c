@@ -90,7 +90,7 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
         plan->col = 1;
 
     const int over_n = p->norm == FN_BATCH || p->norm == FN_BATCH_RENORM;
-    plan->per_domain = p->norm == FN_GROUP ? p->c / p->groups : 1;
+    plan->per_domain = p->norm == FN_GROUP ? fn_max(1, p->c / p->groups) : 1;
     plan->nseg = 1;
     if (over_n && (plan->col || p->c == 1)) { /* samples lie behind one another: one long plane */
         plan->s = p->n * p->s;

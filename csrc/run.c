@@ -5,9 +5,6 @@
  * among the threads.  The sums are the same, in the same order, either way. */
 #include "run.h"
 
-#include <stdlib.h>
-#include <string.h>
-
 /* ---- moments -------------------------------------------------------------------------------*/
 
 /* Chunk k of a reduction over `run`: its offset in elements, and its own run. */
@@ -36,10 +33,6 @@ static const char *dy_at(const fn_job *job, int64_t i) {
 }
 static char *out_at(const fn_job *job, int64_t i) {
     return job->out + i * (int64_t)job->plan.esize;
-}
-/* coefficient i */
-static char *at(const fn_job *job, void *p, int64_t i) {
-    return (char *)p + i * (int64_t)job->plan.asize;
 }
 
 /* Where the moments of chunk k of reduction i (a domain in row form, a plane in column form) go.
@@ -74,17 +67,17 @@ static void grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k) {
     const fn_chunks *ch = &pl->gchunks;
     const int64_t to = slot(pl, ch->count, p, k);
     void *const w = pl->elem ? job->weight : NULL;
-    const void *center = at(job, job->cf.center, p);
+    const void *center = fn_at(job, job->cf.center, p);
     if (pl->col) {
         const int64_t r = k * ch->size, off = (p / pl->c * pl->s + r) * pl->c + p % pl->c;
         pl->k->col_grad_moments(x_at(job, off), dy_at(job, off), fn_min(ch->size, pl->s - r), pl->c,
-                                p1 - p, center, w ? at(job, w, r) : NULL, job->mean + to,
+                                p1 - p, center, w ? fn_at(job, w, r) : NULL, job->mean + to,
                                 job->m2 + to);
     } else {
         fn_run run;
         const int64_t in = chunk_of(ch, plane_run(pl), k, &run), off = p * pl->s + in;
         pl->k->row_grad_moments(x_at(job, off), dy_at(job, off), p1 - p, run, center,
-                                w ? at(job, w, in) : NULL, job->mean + to, job->m2 + to);
+                                w ? fn_at(job, w, in) : NULL, job->mean + to, job->m2 + to);
     }
 }
 
@@ -144,18 +137,19 @@ static void row_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, 
     const fn_coefs *cf = &job->cf;
     const int64_t i = g * pl->seg_stride + p * pl->s + off;
     const fn_run run = {g1 - g, pl->seg_stride, len};
-    const char *center = at(job, cf->center, p);
+    const char *center = fn_at(job, cf->center, p);
     if (job->dy)
         pl->k->row_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), p1 - p, run, center,
-                              at(job, cf->a, p), at(job, cf->b, p), at(job, cf->e, p), hints);
+                              fn_at(job, cf->a, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
+                              hints);
     else if (pl->elem && (job->weight || job->bias))
         pl->k->row_apply_elem(x_at(job, i), out_at(job, i), p1 - p, pl->s, len, center,
-                              at(job, cf->scale, p), at(job, cf->shift, p),
-                              job->weight ? at(job, job->weight, off) : NULL,
-                              job->bias ? at(job, job->bias, off) : NULL, hints);
+                              fn_at(job, cf->scale, p), fn_at(job, cf->shift, p),
+                              job->weight ? fn_at(job, job->weight, off) : NULL,
+                              job->bias ? fn_at(job, job->bias, off) : NULL, hints);
     else
-        pl->k->row_apply(x_at(job, i), out_at(job, i), p1 - p, run, center, at(job, cf->scale, p),
-                         at(job, cf->shift, p), hints);
+        pl->k->row_apply(x_at(job, i), out_at(job, i), p1 - p, run, center,
+                         fn_at(job, cf->scale, p), fn_at(job, cf->shift, p), hints);
 }
 
 /* Column form: rows [r, r1) of planes [p, p1) of one sample. */
@@ -163,16 +157,16 @@ static void col_part(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1, 
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
     const int64_t i = (p / pl->c * pl->s + r) * pl->c + p % pl->c;
-    const char *center = at(job, cf->center, p);
+    const char *center = fn_at(job, cf->center, p);
     if (job->dy)
         pl->k->col_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), r1 - r, pl->c, p1 - p,
-                              center, at(job, cf->a, p), at(job, cf->b, p), at(job, cf->e, p),
-                              hints);
+                              center, fn_at(job, cf->a, p), fn_at(job, cf->b, p),
+                              fn_at(job, cf->e, p), hints);
     else
         pl->k->col_apply(x_at(job, i), out_at(job, i), r1 - r, pl->c, p1 - p, center,
-                         at(job, cf->scale, p), at(job, cf->shift, p),
-                         pl->elem && job->weight ? at(job, job->weight, r) : NULL,
-                         pl->elem && job->bias ? at(job, job->bias, r) : NULL, hints);
+                         fn_at(job, cf->scale, p), fn_at(job, cf->shift, p),
+                         pl->elem && job->weight ? fn_at(job, job->weight, r) : NULL,
+                         pl->elem && job->bias ? fn_at(job, job->bias, r) : NULL, hints);
 }
 
 /* ---- tasks ---------------------------------------------------------------------------------*/
@@ -317,7 +311,7 @@ static int by_units(const fn_job *job) {
     return job->plan.p.norm != FN_SWITCHABLE && (U >= 4 * T || U % T == 0);
 }
 
-static void forward(fn_job *job) {
+void fn_run_forward(fn_job *job) {
     fn_plan *pl = &job->plan;
     const int64_t blocks = fn_ceil_div(pl->domains, BLOCK);
     if (fn_needs_moments(pl) && by_units(job)) {
@@ -348,7 +342,7 @@ void fn_grad_sums(fn_job *job) {
     fn_parallel(job, fn_ceil_div(pl->domains, BLOCK), task_grad_coefficients, 0);
 }
 
-static void backward(fn_job *job, const fn_grads *grads) {
+void fn_run_backward(fn_job *job, const fn_grads *grads) {
     const fn_plan *pl = &job->plan;
     fn_parallel(job, fn_ceil_div(pl->domains, BLOCK), task_coefficients, 0);
     if (pl->elem && (job->weight || job->bias)) {
@@ -362,156 +356,4 @@ static void backward(fn_job *job, const fn_grads *grads) {
         fn_parallel(job, piece_count(pl), task_apply_piece, 1);
     }
     fn_param_grads(&job->cf, grads);
-}
-
-/* ---- entry points --------------------------------------------------------------------------*/
-
-static int64_t saved_size(const fn_plan *pl) {
-    const int renorm = pl->p.norm == FN_BATCH_RENORM || pl->p.norm == FN_INSTANCE_RENORM;
-    const int64_t mixed = pl->p.norm == FN_SWITCHABLE ? 2 * (pl->n + pl->c) : 0;
-    return pl->domains * (renorm ? 4 : 2) + mixed;
-}
-
-static void point_saved(fn_coefs *cf, const fn_plan *pl, double *saved) {
-    const int64_t D = pl->domains;
-    cf->mean = saved;
-    cf->var = saved + D;
-    if (pl->p.norm == FN_BATCH_RENORM || pl->p.norm == FN_INSTANCE_RENORM) {
-        cf->r = saved + 2 * D;
-        cf->d = saved + 3 * D;
-    } else if (pl->p.norm == FN_SWITCHABLE) {
-        cf->lmean = saved + 2 * D;
-        cf->lvar = cf->lmean + pl->n;
-        cf->bmean = cf->lvar + pl->n;
-        cf->bvar = cf->bmean + pl->c;
-    }
-}
-
-/* One allocation for all that a call needs: moments of the chunks, statistics (when the caller does
- * not want them), sums, coefficients. */
-static void *workspace(fn_job *job, double *saved, int grad) {
-    const fn_plan *pl = &job->plan;
-    fn_coefs *cf = &job->cf;
-    const int64_t P = pl->planes, K = grad ? pl->gchunks.count : pl->mchunks.count;
-    /* one chunk, and nothing to merge: moments and sums are written where they are wanted */
-    const int direct = K == 1 && (grad || !pl->col || pl->per_domain == 1);
-    const int64_t slots = direct ? 0 : K * (pl->col || grad ? P : pl->domains);
-    const int64_t own = saved ? 0 : saved_size(pl);
-    const int64_t mixed = pl->p.norm == FN_SWITCHABLE && grad ? 2 * P + 8 * pl->n + 2 * pl->c : 0;
-    const int64_t doubles = 2 * slots + own + (grad ? 2 * P : 0) + mixed;
-    double *w = malloc((size_t)doubles * sizeof *w + (size_t)(P * (grad ? 6 : 3)) * pl->asize);
-    if (!w)
-        return NULL;
-    job->mean = w;
-    job->m2 = w + slots;
-    double *next = w + 2 * slots;
-    point_saved(cf, pl, saved ? saved : next);
-    next += own;
-    if (grad) {
-        cf->sum_dy = next;
-        cf->sum_dy_xc = next + P;
-        next += 2 * P;
-    }
-    if (mixed) {
-        cf->dmu = next;
-        cf->dv = next + P;
-        cf->dlmean = next + 2 * P;
-        cf->dlvar = cf->dlmean + pl->n;
-        cf->dbmean = cf->dlvar + pl->n;
-        cf->dbvar = cf->dbmean + pl->c;
-        cf->dlogits = cf->dbvar + pl->c;
-        next += mixed;
-    }
-    if (direct) {
-        job->mean = grad ? cf->sum_dy : cf->mean;
-        job->m2 = grad ? cf->sum_dy_xc : cf->var;
-    }
-    void **fields[6] = {&cf->center, &cf->scale, &cf->shift, &cf->a, &cf->b, &cf->e};
-    for (int i = 0; i < (grad ? 6 : 3); i++)
-        *fields[i] = at(job, next, i * P);
-    return w;
-}
-
-static fn_status start(fn_job *job, const fn_problem *problem, const fn_params *params,
-                       const void *x, const void *dy, void *out) {
-    *job = (fn_job){.x = x, .dy = dy, .out = out};
-    fn_status status = fn_plan_make(&job->plan, problem, params, dy != NULL);
-    if (status != FN_OK)
-        return status;
-    job->cf = (fn_coefs){.plan = &job->plan, .params = params};
-    job->weight = (void *)params->weight;
-    job->bias = (void *)params->bias;
-    const int64_t bytes = problem->n * problem->c * problem->s * (int64_t)job->plan.esize;
-    job->threads = fn_threads_for(bytes);
-    job->stream = bytes > fn_stream_bytes();
-    return FN_OK;
-}
-
-int64_t fn_saved_size(const fn_problem *problem) {
-    fn_plan plan;
-    const double some[3] = {0};
-    const fn_params params = {some, some, (void *)some, (void *)some, some, some};
-    return fn_plan_make(&plan, problem, &params, 0) == FN_OK ? saved_size(&plan) : 0;
-}
-
-fn_status fn_forward(const fn_problem *problem, const fn_params *params, const void *x, void *y,
-                     double *saved) {
-    fn_job job;
-    fn_status status = start(&job, problem, params, x, NULL, y);
-    if (status != FN_OK || problem->n * problem->c * problem->s == 0)
-        return status;
-    void *w = workspace(&job, saved, 0);
-    if (!w)
-        return FN_NO_MEMORY;
-    forward(&job);
-    free(w);
-    return FN_OK;
-}
-
-static void zero_grads(const fn_plan *pl, const fn_grads *grads) {
-    const int64_t params = pl->elem ? pl->p.s : pl->p.c;
-    if (grads->weight)
-        memset(grads->weight, 0, (size_t)params * pl->asize);
-    if (grads->bias)
-        memset(grads->bias, 0, (size_t)params * pl->asize);
-    if (grads->mean_logits)
-        memset(grads->mean_logits, 0, 3 * pl->asize);
-    if (grads->var_logits)
-        memset(grads->var_logits, 0, 3 * pl->asize);
-}
-
-fn_status fn_backward(const fn_problem *problem, const fn_params *params, const double *saved,
-                      const void *x, const void *dy, const fn_grads *grads) {
-    fn_job job;
-    fn_status status = start(&job, problem, params, x, dy, grads->x);
-    if (status != FN_OK)
-        return status;
-    if (problem->n * problem->c * problem->s == 0) {
-        zero_grads(&job.plan, grads);
-        return FN_OK;
-    }
-    void *w = workspace(&job, (double *)saved, 1);
-    if (!w || (status = fn_elem_workspace(&job)) != FN_OK) {
-        free(w);
-        return FN_NO_MEMORY;
-    }
-    backward(&job, grads);
-    free(job.elem_work);
-    free(w);
-    return FN_OK;
-}
-
-static void task_limit(fn_job *job, int64_t i) {
-    const int64_t at = i * PIECE, len = fn_min(PIECE, job->plan.s - at);
-    job->plan.k->limit((const float *)job->x + at, job->dy ? (const float *)job->dy + at : NULL,
-                       (float *)job->out + at, len, job->stream);
-}
-
-void fn_memory_limit(const float *x, const float *dy, float *y, int64_t len, int stream) {
-    fn_job job = {.x = (const char *)x, .dy = (const char *)dy, .out = (char *)y};
-    job.plan.s = len;
-    job.plan.k = fn_active_kernels(FN_F32);
-    job.stream = stream;
-    job.threads = fn_threads_for(len * (int64_t)sizeof(float));
-    fn_parallel(&job, fn_ceil_div(len, PIECE), task_limit, 0);
 }

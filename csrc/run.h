@@ -1,4 +1,4 @@
-/* A call in progress: what run.c, backward_elem.c and threads.c share. */
+/* A call in progress: what calls.c, run.c, backward_elem.c and threads.c share. */
 #ifndef FN_RUN_H
 #define FN_RUN_H
 
@@ -14,6 +14,14 @@ typedef struct {
     void *elem_work;   /* backward of layer and RMS norm: sums of dweight and dbias */
     int threads, stream;
 } fn_job;
+
+/* element i of coefficients or parameters */
+static inline char *fn_at(const fn_job *job, void *p, int64_t i) {
+    return (char *)p + i * (int64_t)job->plan.asize;
+}
+
+void fn_run_forward(fn_job *job);
+void fn_run_backward(fn_job *job, const fn_grads *grads);
 
 int fn_threads_for(int64_t bytes);
 void fn_parallel(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t), int backwards);
