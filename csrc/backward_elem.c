@@ -111,8 +111,8 @@ static void task_rows(fn_job *job, int64_t task) {
         pl->k->row_grad_apply_elem(
             job->x + i, job->dy + i, job->out + i, rows, pl->s, len, fn_at(job, cf->center, r),
             fn_at(job, cf->scale, r), fn_at(job, cf->shift, r), fn_at(job, cf->b, r),
-            fn_at(job, cf->e, r), job->weight ? fn_at(job, job->weight, off) : NULL, block,
-            fn_at(job, block, len), hints);
+            fn_at(job, cf->e, r), job->weight ? fn_at(job, job->weight, off) : NULL,
+            job->weight ? block : NULL, job->bias ? fn_at(job, block, len) : NULL, hints);
         since_flush += rows;
         if (since_flush + step > FLUSH_ROWS || r + rows == r1) {
             flush(pl, block, sums, len);
@@ -156,7 +156,7 @@ static void task_tall(fn_job *job, int64_t i) {
 
 /* ---- both ----------------------------------------------------------------------------------*/
 
-void fn_backward_elem(fn_job *job, const fn_grads *grads) {
+void fn_backward_elem(fn_job *job) {
     const fn_plan *pl = &job->plan;
     const elem_grid g = grid_of(pl);
     if (pl->col ? g.tall : g.pieces > 1)
@@ -167,7 +167,7 @@ void fn_backward_elem(fn_job *job, const fn_grads *grads) {
         fn_parallel(job, pl->gchunks.count, task_tall, 1);
     else
         fn_parallel(job, g.parts, task_units, 0);
-    void *const out[2] = {grads->weight, grads->bias};
+    void *const out[2] = {job->grads->weight, job->grads->bias};
     for (int half = 0; half < 2; half++)
         for (int64_t i = 0; i < pl->s && out[half]; i++) {
             double sum = 0;

@@ -133,7 +133,8 @@ fn_status fn_backward(const fn_problem *problem, const fn_params *params, const 
         free(w);
         return FN_NO_MEMORY;
     }
-    fn_run_backward(&job, grads);
+    job.grads = grads;
+    fn_run_backward(&job);
     free(job.elem_work);
     free(w);
     return FN_OK;

@@ -78,33 +78,42 @@ static void softmax3(const fn_plan *plan, const void *logits, double w[3]) {
         w[k] /= sum;
 }
 
-/* Mean and variance of the union of `count` planes, `stride` apart, that have as many elements
- * each. */
-static void merge_equal(const double *mean, const double *var, int64_t count, int64_t stride,
-                        double *out_mean, double *out_var) {
-    double sum = 0, spread = 0;
-    for (int64_t i = 0; i < count; i++)
-        sum += mean[i * stride] - mean[0];
-    const double m = mean[0] + sum / (double)count;
-    for (int64_t i = 0; i < count; i++)
-        spread += var[i * stride] + (mean[i * stride] - m) * (mean[i * stride] - m);
-    *out_mean = m;
-    *out_var = spread / (double)count;
-}
-
-/* layer statistics of sample n, and batch statistics of channel c, from the instance statistics */
+/* The union of planes of equal size has the mean of the means, and the mean of
+ * var + (mean - that)^2 for a variance: layer statistics of sample n. */
 void fn_layer_statistics(fn_coefs *cf, int64_t n) {
     const int64_t C = cf->plan->c;
-    merge_equal(cf->mean + n * C, cf->var + n * C, C, 1, cf->lmean + n, cf->lvar + n);
+    const double *mean = cf->mean + n * C, *var = cf->var + n * C;
+    double sum = 0, spread = 0;
+    for (int64_t c = 0; c < C; c++)
+        sum += mean[c] - mean[0];
+    const double m = mean[0] + sum / (double)C;
+    for (int64_t c = 0; c < C; c++)
+        spread += var[c] + (mean[c] - m) * (mean[c] - m);
+    cf->lmean[n] = m;
+    cf->lvar[n] = spread / (double)C;
 }
-void fn_batch_statistics(fn_coefs *cf, int64_t c) {
+
+/* likewise the batch statistics of channels [c0, c1); samples in order, memory in order */
+void fn_batch_statistics(fn_coefs *cf, int64_t c0, int64_t c1) {
     const fn_plan *plan = cf->plan;
-    if (plan->p.training) {
-        merge_equal(cf->mean + c, cf->var + c, plan->n, plan->c, cf->bmean + c, cf->bvar + c);
-    } else {
-        cf->bmean[c] = fn_get(plan, cf->params->running_mean, c);
-        cf->bvar[c] = fn_get(plan, cf->params->running_var, c);
+    const int64_t C = plan->c;
+    const double N = (double)plan->n;
+    for (int64_t c = c0; c < c1; c++) {
+        cf->bmean[c] = plan->p.training ? 0 : fn_get(plan, cf->params->running_mean, c);
+        cf->bvar[c] = plan->p.training ? 0 : fn_get(plan, cf->params->running_var, c);
     }
+    if (!plan->p.training)
+        return;
+    for (int64_t p = 0; p < plan->planes; p += C)
+        for (int64_t c = c0; c < c1; c++)
+            cf->bmean[c] += cf->mean[p + c] - cf->mean[c];
+    for (int64_t c = c0; c < c1; c++)
+        cf->bmean[c] = cf->mean[c] + cf->bmean[c] / N;
+    for (int64_t p = 0; p < plan->planes; p += C)
+        for (int64_t c = c0; c < c1; c++) {
+            const double delta = cf->mean[p + c] - cf->bmean[c];
+            cf->bvar[c] += (cf->var[p + c] + delta * delta) / N;
+        }
 }
 
 typedef struct {
@@ -120,8 +129,8 @@ static switchable_mix mix_weights(const fn_coefs *cf) {
     return mix;
 }
 
-static void mix_plane(const fn_coefs *cf, switchable_mix *mix, int64_t plane) {
-    const int64_t n = plane / cf->plan->c, c = plane % cf->plan->c;
+static void mix_plane(const fn_coefs *cf, switchable_mix *mix, int64_t plane, int64_t n,
+                      int64_t c) {
     mix->means[SN_IN] = cf->mean[plane];
     mix->means[SN_LN] = cf->lmean[n];
     mix->means[SN_BN] = cf->bmean[c];
@@ -155,9 +164,14 @@ static void put_plane(fn_coefs *cf, int64_t plane, int64_t c, double mean, doubl
 
 static void switchable_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
     switchable_mix mix = mix_weights(cf);
-    for (int64_t plane = p0; plane < p1; plane++) {
-        mix_plane(cf, &mix, plane);
-        put_plane(cf, plane, plane % cf->plan->c, mix.mean, 1 / sqrt(mix.var + cf->plan->p.eps), 0);
+    const int64_t C = cf->plan->c;
+    for (int64_t plane = p0, n = p0 / C, c = p0 % C; plane < p1; plane++) {
+        mix_plane(cf, &mix, plane, n, c);
+        put_plane(cf, plane, c, mix.mean, 1 / sqrt(mix.var + cf->plan->p.eps), 0);
+        if (++c == C) {
+            c = 0;
+            n++;
+        }
     }
 }
 
@@ -210,10 +224,13 @@ void fn_layer_grad_sums(fn_coefs *cf, int64_t n) {
         logits[k] = 0;
     for (int64_t c = 0; c < C; c++) {
         const int64_t plane = n * C + c;
-        mix_plane(cf, &mix, plane);
+        mix_plane(cf, &mix, plane, n, c);
         const double rstd = 1 / sqrt(mix.var + cf->plan->p.eps), w = weight_of(cf, c);
+        const double sum_dy_xhat = rstd * centered_sum(cf, plane, mix.mean);
         const double dmu = -w * rstd * cf->sum_dy[plane];
-        const double dv = -0.5 * w * rstd * rstd * rstd * centered_sum(cf, plane, mix.mean);
+        const double dv = -0.5 * w * rstd * rstd * sum_dy_xhat;
+        cf->sum_dy_xc[plane] = sum_dy_xhat;
+        fn_put(cf->plan, cf->a, plane, w * rstd);
         cf->dmu[plane] = dmu;
         cf->dv[plane] = dv;
         cf->dlmean[n] += dmu;
@@ -225,35 +242,42 @@ void fn_layer_grad_sums(fn_coefs *cf, int64_t n) {
     }
 }
 
-/* the sums of dmu and dv of channel c */
-void fn_batch_grad_sums(fn_coefs *cf, int64_t c) {
-    cf->dbmean[c] = cf->dbvar[c] = 0;
-    for (int64_t plane = c; plane < cf->plan->planes; plane += cf->plan->c) {
-        cf->dbmean[c] += cf->dmu[plane];
-        cf->dbvar[c] += cf->dv[plane];
-    }
+/* the sums of dmu and dv of channels [c0, c1) */
+void fn_batch_grad_sums(fn_coefs *cf, int64_t c0, int64_t c1) {
+    for (int64_t c = c0; c < c1; c++)
+        cf->dbmean[c] = cf->dbvar[c] = 0;
+    for (int64_t p = 0; p < cf->plan->planes; p += cf->plan->c)
+        for (int64_t c = c0; c < c1; c++) {
+            cf->dbmean[c] += cf->dmu[p + c];
+            cf->dbvar[c] += cf->dv[p + c];
+        }
 }
 
 static void switchable_grad_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
     const fn_plan *plan = cf->plan;
     const int64_t C = plan->c;
     const double s = (double)plan->s;
-    /* elements of a domain; in inference the batch statistics are constants */
-    const double count[3] = {s, s * (double)C, plan->p.training ? s * (double)plan->n : INFINITY};
+    /* one over the elements of a domain; in inference the batch statistics are constants */
+    const double part[3] = {1 / s, 1 / (s * (double)C),
+                            plan->p.training ? 1 / (s * (double)plan->n) : 0};
     switchable_mix mix = mix_weights(cf);
-    for (int64_t plane = p0; plane < p1; plane++) {
-        const int64_t n = plane / C, c = plane % C;
-        mix_plane(cf, &mix, plane);
+    for (int64_t plane = p0, n = p0 / C, c = p0 % C; plane < p1; plane++) {
         const double center = fn_get(plan, cf->center, plane);
+        const double means[3] = {cf->mean[plane], cf->lmean[n], cf->bmean[c]};
         const double dmu[3] = {cf->dmu[plane], cf->dlmean[n], cf->dbmean[c]};
         const double dv[3] = {cf->dv[plane], cf->dlvar[n], cf->dbvar[c]};
         double b = 0, e = 0;
         for (int k = 0; k < 3; k++) {
-            const double to_x = 2 * mix.wv[k] * dv[k] / count[k];
+            const double to_x = 2 * mix.wv[k] * dv[k] * part[k];
             b += to_x;
-            e += mix.w[k] * dmu[k] / count[k] + to_x * (center - mix.means[k]);
+            e += mix.w[k] * dmu[k] * part[k] + to_x * (center - means[k]);
         }
-        put_grad_plane(cf, plane, weight_of(cf, c) / sqrt(mix.var + plan->p.eps), b, e);
+        fn_put(plan, cf->b, plane, b);
+        fn_put(plan, cf->e, plane, e);
+        if (++c == C) {
+            c = 0;
+            n++;
+        }
     }
 }
 
@@ -264,60 +288,58 @@ void fn_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
         switchable_grad_coefficients(cf, d0, d1);
         return;
     }
-    for (int64_t d = d0; d < d1; d++) {
-        const double mean = cf->mean[d], rstd = rstd_of(cf, d), r = cf->r ? cf->r[d] : 1;
+    const double m = (double)plan->count;
+    int64_t c = d0 * per % plan->c, next = c;
+    for (int64_t d = d0; d < d1; d++, c = next) {
+        const double mean = cf->mean[d], r = cf->r ? cf->r[d] : 1, shift = cf->r ? cf->d[d] : 0;
+        const double rstd = rstd_of(cf, d), scale = r * rstd;
         double s1 = 0, s2 = 0;
-        for (int64_t p = d * per; p < (d + 1) * per && !constant_stats(plan); p++) {
-            const double w = plan->elem ? 1 : weight_of(cf, p % plan->c); /* elem: in the sums */
-            s1 += w * cf->sum_dy[p];
-            s2 += w * centered_sum(cf, p, mean);
-        }
-        const double m = (double)plan->count;
-        const double b = -r * rstd * rstd * rstd * s2 / m;
-        const double e = plan->p.norm == FN_RMS ? 0 : -r * rstd * s1 / m;
         for (int64_t p = d * per; p < (d + 1) * per; p++) {
-            const double w = plan->elem ? 1 : weight_of(cf, p % plan->c);
-            put_grad_plane(cf, p, w * r * rstd, b, e - low_of(cf, p, mean) * b);
+            const double w = plan->elem ? 1 : weight_of(cf, next); /* elem: in the sums */
+            const double centered = centered_sum(cf, p, mean);
+            s1 += w * cf->sum_dy[p];
+            s2 += w * centered;
+            cf->sum_dy_xc[p] = scale * centered + shift * cf->sum_dy[p]; /* now of xhat */
+            next = next + 1 == plan->c ? 0 : next + 1;
+        }
+        const int constant = constant_stats(plan);
+        const double b = constant ? 0 : -scale * rstd * rstd * s2 / m;
+        const double e = constant || plan->p.norm == FN_RMS ? 0 : -scale * s1 / m;
+        for (int64_t p = d * per; p < (d + 1) * per; p++) {
+            const double w = plan->elem ? 1 : weight_of(cf, c);
+            put_grad_plane(cf, p, w * scale, b, e - low_of(cf, p, mean) * b);
+            c = c + 1 == plan->c ? 0 : c + 1;
         }
     }
 }
 
-/* dbias = sum dy,  dweight = sum dy * xhat,  xhat = (x - mean) * r/sigma + d: over the samples, in
- * order */
-void fn_param_grads(const fn_coefs *cf, const fn_grads *grads) {
+/* dweight = sum dy * xhat and dbias = sum dy of channels [c0, c1): over the samples, in order */
+void fn_param_grads(const fn_coefs *cf, const fn_grads *grads, int64_t c0, int64_t c1) {
     const fn_plan *plan = cf->plan;
-    switchable_mix mix = {.mean = 0};
-    if (is_switchable(cf)) {
-        mix = mix_weights(cf);
-        for (int k = 0; k < 6; k++) {
-            void *to = k < 3 ? grads->mean_logits : grads->var_logits;
-            double sum = 0;
-            for (int64_t n = 0; n < plan->n; n++)
-                sum += cf->dlogits[6 * n + k];
-            if (to)
-                fn_put(plan, to, k % 3, sum);
+    double dweight[FN_CHANNELS], dbias[FN_CHANNELS];
+    for (int64_t c = c0; c < c1; c++)
+        dweight[c - c0] = dbias[c - c0] = 0;
+    for (int64_t p = 0; p < plan->planes; p += plan->c)
+        for (int64_t c = c0; c < c1; c++) {
+            dweight[c - c0] += cf->sum_dy_xc[p + c];
+            dbias[c - c0] += cf->sum_dy[p + c];
         }
-    }
-    for (int64_t c = 0; c < plan->c && !plan->elem; c++) {
-        double dweight = 0, dbias = 0;
-        for (int64_t p = c; p < plan->planes; p += plan->c) {
-            const int64_t d = p / plan->per_domain;
-            double mean = cf->mean[d], scale, shift = 0;
-            if (is_switchable(cf)) {
-                mix_plane(cf, &mix, p);
-                mean = mix.mean;
-                scale = 1 / sqrt(mix.var + plan->p.eps);
-            } else {
-                scale = rstd_of(cf, d) * (cf->r ? cf->r[d] : 1);
-                shift = cf->r ? cf->d[d] : 0;
-            }
-            dweight += scale * centered_sum(cf, p, mean) + shift * cf->sum_dy[p];
-            dbias += cf->sum_dy[p];
-        }
+    for (int64_t c = c0; c < c1; c++) {
         if (grads->weight)
-            fn_put(plan, grads->weight, c, dweight);
+            fn_put(plan, grads->weight, c, dweight[c - c0]);
         if (grads->bias)
-            fn_put(plan, grads->bias, c, dbias);
+            fn_put(plan, grads->bias, c, dbias[c - c0]);
+    }
+}
+
+void fn_logit_grads(const fn_coefs *cf, const fn_grads *grads) {
+    for (int k = 0; k < 6; k++) {
+        void *to = k < 3 ? grads->mean_logits : grads->var_logits;
+        double sum = 0;
+        for (int64_t n = 0; n < cf->plan->n; n++)
+            sum += cf->dlogits[6 * n + k];
+        if (to)
+            fn_put(cf->plan, to, k % 3, sum);
     }
 }
 

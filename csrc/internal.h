@@ -150,17 +150,20 @@ int fn_needs_moments(const fn_plan *plan);
 /* domains [d0, d1): `var` holds m2 and becomes the variance, and what else the norm makes of it */
 void fn_statistics(fn_coefs *cf, int64_t d0, int64_t d1);
 /* switchable: what follows from the statistics, and from the gradient sums, of all planes; for a
- * sample or a channel */
+ * sample, or for channels [c0, c1) */
 void fn_layer_statistics(fn_coefs *cf, int64_t n);
-void fn_batch_statistics(fn_coefs *cf, int64_t c);
+void fn_batch_statistics(fn_coefs *cf, int64_t c0, int64_t c1);
 void fn_layer_grad_sums(fn_coefs *cf, int64_t n);
-void fn_batch_grad_sums(fn_coefs *cf, int64_t c);
+void fn_batch_grad_sums(fn_coefs *cf, int64_t c0, int64_t c1);
 /* statistics of domains [d0, d1) to center, scale and shift */
 void fn_coefficients(fn_coefs *cf, int64_t d0, int64_t d1);
-/* sums of the planes of domains [d0, d1) to a, b, e */
+/* sums of the planes of domains [d0, d1) to a, b, e; sum_dy_xc becomes sum dy * xhat */
 void fn_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1);
-/* what is summed over samples: dweight, dbias of channel normalizers, gradients of the logits */
-void fn_param_grads(const fn_coefs *cf, const fn_grads *grads);
+/* dweight and dbias of channel normalizers, for channels [c0, c1), at most FN_CHANNELS of them */
+#define FN_CHANNELS 64
+void fn_param_grads(const fn_coefs *cf, const fn_grads *grads, int64_t c0, int64_t c1);
+/* switchable: gradients of the logits */
+void fn_logit_grads(const fn_coefs *cf, const fn_grads *grads);
 /* running statistics; the last thing a successful forward does */
 void fn_update_running(const fn_coefs *cf);
 

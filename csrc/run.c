@@ -264,9 +264,20 @@ static void task_grad_coefficients(fn_job *job, int64_t i) {
     fn_grad_coefficients(&job->cf, i * BLOCK, fn_min((i + 1) * BLOCK, job->plan.domains));
 }
 static void task_layer_statistics(fn_job *job, int64_t n) { fn_layer_statistics(&job->cf, n); }
-static void task_batch_statistics(fn_job *job, int64_t c) { fn_batch_statistics(&job->cf, c); }
 static void task_layer_grad_sums(fn_job *job, int64_t n) { fn_layer_grad_sums(&job->cf, n); }
-static void task_batch_grad_sums(fn_job *job, int64_t c) { fn_batch_grad_sums(&job->cf, c); }
+
+/* what is done for blocks of channels */
+static int64_t channel_blocks(const fn_plan *pl) { return fn_ceil_div(pl->c, FN_CHANNELS); }
+static void task_batch_statistics(fn_job *job, int64_t i) {
+    fn_batch_statistics(&job->cf, i * FN_CHANNELS, fn_min((i + 1) * FN_CHANNELS, job->plan.c));
+}
+static void task_batch_grad_sums(fn_job *job, int64_t i) {
+    fn_batch_grad_sums(&job->cf, i * FN_CHANNELS, fn_min((i + 1) * FN_CHANNELS, job->plan.c));
+}
+static void task_param_grads(fn_job *job, int64_t i) {
+    fn_param_grads(&job->cf, job->grads, i * FN_CHANNELS,
+                   fn_min((i + 1) * FN_CHANNELS, job->plan.c));
+}
 static void task_grad_moments(fn_job *job, int64_t i) {
     const fn_plan *pl = &job->plan;
     const int64_t K = pl->gchunks.count;
@@ -322,7 +333,7 @@ void fn_run_forward(fn_job *job) {
         fn_parallel(job, blocks, task_statistics, 0);
         if (pl->p.norm == FN_SWITCHABLE) {
             fn_parallel(job, pl->n, task_layer_statistics, 0);
-            fn_parallel(job, pl->c, task_batch_statistics, 0);
+            fn_parallel(job, channel_blocks(pl), task_batch_statistics, 0);
         }
         fn_parallel(job, blocks, task_coefficients, 0);
         fn_parallel(job, piece_count(pl), task_apply_piece, fn_needs_moments(pl));
@@ -337,16 +348,16 @@ void fn_grad_sums(fn_job *job) {
     fn_parallel(job, fn_ceil_div(pl->planes, BLOCK), task_grad_merge, 0);
     if (pl->p.norm == FN_SWITCHABLE) {
         fn_parallel(job, pl->n, task_layer_grad_sums, 0);
-        fn_parallel(job, pl->c, task_batch_grad_sums, 0);
+        fn_parallel(job, channel_blocks(pl), task_batch_grad_sums, 0);
     }
     fn_parallel(job, fn_ceil_div(pl->domains, BLOCK), task_grad_coefficients, 0);
 }
 
-void fn_run_backward(fn_job *job, const fn_grads *grads) {
+void fn_run_backward(fn_job *job) {
     const fn_plan *pl = &job->plan;
     fn_parallel(job, fn_ceil_div(pl->domains, BLOCK), task_coefficients, 0);
     if (pl->elem && (job->weight || job->bias)) {
-        fn_backward_elem(job, grads);
+        fn_backward_elem(job);
         return;
     }
     if (by_units(job)) {
@@ -355,5 +366,8 @@ void fn_run_backward(fn_job *job, const fn_grads *grads) {
         fn_grad_sums(job);
         fn_parallel(job, piece_count(pl), task_apply_piece, 1);
     }
-    fn_param_grads(&job->cf, grads);
+    if (!pl->elem)
+        fn_parallel(job, channel_blocks(pl), task_param_grads, 0);
+    if (pl->p.norm == FN_SWITCHABLE)
+        fn_logit_grads(&job->cf, job->grads);
 }

@@ -10,8 +10,9 @@ typedef struct {
     const char *x, *dy; /* dy NULL: forward */
     char *out;          /* y or dx */
     void *weight, *bias;
-    double *mean, *m2; /* moments, or gradient sums, of each chunk */
-    void *elem_work;   /* backward of layer and RMS norm: sums of dweight and dbias */
+    const fn_grads *grads; /* backward */
+    double *mean, *m2;     /* moments, or gradient sums, of each chunk */
+    void *elem_work;       /* backward of layer and RMS norm: sums of dweight and dbias */
     int threads, stream;
 } fn_job;
 
@@ -21,7 +22,7 @@ static inline char *fn_at(const fn_job *job, void *p, int64_t i) {
 }
 
 void fn_run_forward(fn_job *job);
-void fn_run_backward(fn_job *job, const fn_grads *grads);
+void fn_run_backward(fn_job *job);
 
 int fn_threads_for(int64_t bytes);
 void fn_parallel(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t), int backwards);
@@ -31,6 +32,6 @@ void fn_grad_sums_of(fn_job *job, int64_t p, int64_t p1);
 
 /* backward of layer and RMS norm with weight or bias */
 fn_status fn_elem_workspace(fn_job *job);
-void fn_backward_elem(fn_job *job, const fn_grads *grads);
+void fn_backward_elem(fn_job *job);
 
 #endif
