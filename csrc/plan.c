@@ -112,7 +112,9 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
     }
     const int arrays = backward ? 2 : 1;
     plan->unit_domains = fn_max(1, unit_domains(plan, arrays));
-    plan->prefetch = plan->unit_domains * plan->count * (int64_t)plan->esize * arrays <= l2() / 2;
+    /* contiguous units are what processors prefetch by themselves, and better */
+    plan->prefetch = plan->nseg > 1 &&
+                     plan->unit_domains * plan->count * (int64_t)plan->esize * arrays <= l2() / 2;
     if (p->norm == FN_SWITCHABLE) { /* all planes depend on one another: no units */
         plan->units = 1;
         plan->unit_domains = plan->domains;
