@@ -107,12 +107,11 @@ static void task_rows(fn_job *job, int64_t task) {
         const int64_t rows = fn_min(step, r1 - r), i = (r * pl->s + off) * (int64_t)pl->esize;
         if (g.pieces == 1)
             fn_grad_sums_of(job, r, r + rows);
-        const fn_hints hints = {0, job->stream};
         pl->k->row_grad_apply_elem(
             job->x + i, job->dy + i, job->out + i, rows, pl->s, len, fn_at(job, cf->center, r),
             fn_at(job, cf->scale, r), fn_at(job, cf->shift, r), fn_at(job, cf->b, r),
             fn_at(job, cf->e, r), job->weight ? fn_at(job, job->weight, off) : NULL,
-            job->weight ? block : NULL, job->bias ? fn_at(job, block, len) : NULL, hints);
+            job->weight ? block : NULL, job->bias ? fn_at(job, block, len) : NULL, job->stream);
         since_flush += rows;
         if (since_flush + step > FLUSH_ROWS || r + rows == r1) {
             flush(pl, block, sums, len);
@@ -132,7 +131,7 @@ static void apply_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t
                                fn_at(job, cf->center, p), fn_at(job, cf->scale, p),
                                fn_at(job, cf->shift, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
                                job->weight ? fn_at(job, job->weight, r) : NULL, sums + r,
-                               sums + pl->s + r, (fn_hints){0, 0});
+                               sums + pl->s + r);
 }
 
 static void task_units(fn_job *job, int64_t part) {

@@ -27,9 +27,9 @@ typedef struct {
     X(row_squares, (const void *x, int64_t items, fn_run run, double *mean, double *m2))           \
     X(row_apply, (const void *x, void *y, int64_t planes, fn_run run, const void *center,          \
                   const void *scale, const void *shift, fn_hints hints))                           \
-    X(row_apply_elem, (const void *x, void *y, int64_t rows, int64_t stride, int64_t len,          \
-                       const void *center, const void *scale, const void *shift,                   \
-                       const void *weight, const void *bias, fn_hints hints))                      \
+    X(row_apply_elem,                                                                              \
+      (const void *x, void *y, int64_t rows, int64_t stride, int64_t len, const void *center,      \
+       const void *scale, const void *shift, const void *weight, const void *bias, int stream))    \
     X(row_grad_moments,                                                                            \
       (const void *x, const void *dy, int64_t items, fn_run run, const void *center,               \
        const void *weight, double *sum_dy, double *sum_dy_xc))                                     \
@@ -39,24 +39,24 @@ typedef struct {
     X(row_grad_apply_elem,                                                                         \
       (const void *x, const void *dy, void *dx, int64_t rows, int64_t stride, int64_t len,         \
        const void *center, const void *scale, const void *shift, const void *b, const void *e,     \
-       const void *weight, void *dweight, void *dbias, fn_hints hints))                            \
+       const void *weight, void *dweight, void *dbias, int stream))                                \
     X(col_moments,                                                                                 \
       (const void *x, int64_t rows, int64_t ld, int64_t cols, double *mean, double *m2))           \
     X(col_squares,                                                                                 \
       (const void *x, int64_t rows, int64_t ld, int64_t cols, double *mean, double *m2))           \
-    X(col_apply, (const void *x, void *y, int64_t rows, int64_t ld, int64_t cols,                  \
-                  const void *center, const void *scale, const void *shift, const void *weight,    \
-                  const void *bias, fn_hints hints))                                               \
+    X(col_apply,                                                                                   \
+      (const void *x, void *y, int64_t rows, int64_t ld, int64_t cols, const void *center,         \
+       const void *scale, const void *shift, const void *weight, const void *bias, int stream))    \
     X(col_grad_moments,                                                                            \
       (const void *x, const void *dy, int64_t rows, int64_t ld, int64_t cols, const void *center,  \
        const void *weight, double *sum_dy, double *sum_dy_xc))                                     \
     X(col_grad_apply,                                                                              \
       (const void *x, const void *dy, void *dx, int64_t rows, int64_t ld, int64_t cols,            \
-       const void *center, const void *a, const void *b, const void *e, fn_hints hints))           \
+       const void *center, const void *a, const void *b, const void *e, int stream))               \
     X(col_grad_apply_elem,                                                                         \
       (const void *x, const void *dy, void *dx, int64_t rows, int64_t ld, int64_t cols,            \
        const void *center, const void *scale, const void *shift, const void *b, const void *e,     \
-       const void *weight, double *dweight, double *dbias, fn_hints hints))                        \
+       const void *weight, double *dweight, double *dbias))                                        \
     X(limit, (const void *x, const void *dy, void *y, int64_t len, int stream))
 
 #define FN_KERNEL_FIELD(name, args) void(*name) args;

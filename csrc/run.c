@@ -146,14 +146,14 @@ static void row_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, 
         pl->k->row_apply_elem(x_at(job, i), out_at(job, i), p1 - p, pl->s, len, center,
                               fn_at(job, cf->scale, p), fn_at(job, cf->shift, p),
                               job->weight ? fn_at(job, job->weight, off) : NULL,
-                              job->bias ? fn_at(job, job->bias, off) : NULL, hints);
+                              job->bias ? fn_at(job, job->bias, off) : NULL, hints.stream);
     else
         pl->k->row_apply(x_at(job, i), out_at(job, i), p1 - p, run, center,
                          fn_at(job, cf->scale, p), fn_at(job, cf->shift, p), hints);
 }
 
 /* Column form: rows [r, r1) of planes [p, p1) of one sample. */
-static void col_part(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1, fn_hints hints) {
+static void col_part(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1) {
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
     const int64_t i = (p / pl->c * pl->s + r) * pl->c + p % pl->c;
@@ -161,12 +161,12 @@ static void col_part(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1, 
     if (job->dy)
         pl->k->col_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), r1 - r, pl->c, p1 - p,
                               center, fn_at(job, cf->a, p), fn_at(job, cf->b, p),
-                              fn_at(job, cf->e, p), hints);
+                              fn_at(job, cf->e, p), job->stream);
     else
         pl->k->col_apply(x_at(job, i), out_at(job, i), r1 - r, pl->c, p1 - p, center,
                          fn_at(job, cf->scale, p), fn_at(job, cf->shift, p),
                          pl->elem && job->weight ? fn_at(job, job->weight, r) : NULL,
-                         pl->elem && job->bias ? fn_at(job, job->bias, r) : NULL, hints);
+                         pl->elem && job->bias ? fn_at(job, job->bias, r) : NULL, job->stream);
 }
 
 /* ---- tasks ---------------------------------------------------------------------------------*/
@@ -187,22 +187,14 @@ static void unit_domains(const fn_plan *pl, int64_t u, int64_t *d0, int64_t *d1)
 static void apply_unit(fn_job *job, int64_t p, int64_t p1, fn_hints hints) {
     const fn_plan *pl = &job->plan;
     if (pl->col)
-        col_part(job, p, p1, 0, pl->s, hints);
+        col_part(job, p, p1, 0, pl->s);
     else
         row_part(job, p, p1, 0, pl->nseg, 0, pl->s, hints);
 }
 
 /* bytes from unit u to the next one of the same shape, to prefetch it; 0 where there is none */
 static int64_t to_next_unit(const fn_plan *pl, int64_t u) {
-    int64_t d0, d1, e0, e1;
-    if (u + 1 >= pl->units || !pl->prefetch)
-        return 0;
-    unit_domains(pl, u, &d0, &d1);
-    unit_domains(pl, u + 1, &e0, &e1);
-    const int64_t p = d0 * pl->per_domain, q = e0 * pl->per_domain;
-    if (!pl->col)
-        return (q - p) * pl->s * (int64_t)pl->esize;
-    return ((q / pl->c - p / pl->c) * pl->s * pl->c + q % pl->c - p % pl->c) * (int64_t)pl->esize;
+    return pl->prefetch && u + 1 < pl->units ? pl->unit_domains * pl->s * (int64_t)pl->esize : 0;
 }
 
 static void task_forward_unit(fn_job *job, int64_t u) {
@@ -266,6 +258,16 @@ static void task_grad_coefficients(fn_job *job, int64_t i) {
 static void task_layer_statistics(fn_job *job, int64_t n) { fn_layer_statistics(&job->cf, n); }
 static void task_layer_grad_sums(fn_job *job, int64_t n) { fn_layer_grad_sums(&job->cf, n); }
 
+/* steps that touch planes, not elements: below this many they are not worth waking threads for */
+#define PLANES_FOR_THREADS 8192
+static void by_planes(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t)) {
+    if (job->plan.planes >= PLANES_FOR_THREADS)
+        fn_parallel(job, count, task, 0);
+    else
+        for (int64_t i = 0; i < count; i++)
+            task(job, i);
+}
+
 /* what is done for blocks of channels */
 static int64_t channel_blocks(const fn_plan *pl) { return fn_ceil_div(pl->c, FN_CHANNELS); }
 static void task_batch_statistics(fn_job *job, int64_t i) {
@@ -302,7 +304,7 @@ static void task_apply_piece(fn_job *job, int64_t i) {
     if (pl->col) {
         const int64_t rows = fn_max(1, PIECE / pl->c), in_sample = fn_ceil_div(pl->s, rows);
         const int64_t n = i / in_sample, r = i % in_sample * rows;
-        col_part(job, n * pl->c, (n + 1) * pl->c, r, fn_min(r + rows, pl->s), hints);
+        col_part(job, n * pl->c, (n + 1) * pl->c, r, fn_min(r + rows, pl->s));
     } else if (pl->s > PIECE) {
         const int64_t in_plane = fn_ceil_div(pl->s, PIECE), off = i % in_plane * PIECE;
         const int64_t plane = i / in_plane % pl->planes, g = i / in_plane / pl->planes;
@@ -330,12 +332,12 @@ void fn_run_forward(fn_job *job) {
     } else {
         if (fn_needs_moments(pl))
             fn_parallel(job, (pl->col ? pl->n : pl->domains) * pl->mchunks.count, task_moments, 0);
-        fn_parallel(job, blocks, task_statistics, 0);
+        by_planes(job, blocks, task_statistics);
         if (pl->p.norm == FN_SWITCHABLE) {
-            fn_parallel(job, pl->n, task_layer_statistics, 0);
-            fn_parallel(job, channel_blocks(pl), task_batch_statistics, 0);
+            by_planes(job, pl->n, task_layer_statistics);
+            by_planes(job, channel_blocks(pl), task_batch_statistics);
         }
-        fn_parallel(job, blocks, task_coefficients, 0);
+        by_planes(job, blocks, task_coefficients);
         fn_parallel(job, piece_count(pl), task_apply_piece, fn_needs_moments(pl));
     }
     fn_update_running(&job->cf);
@@ -345,17 +347,17 @@ void fn_run_forward(fn_job *job) {
 void fn_grad_sums(fn_job *job) {
     const fn_plan *pl = &job->plan;
     fn_parallel(job, (pl->col ? pl->n : pl->planes) * pl->gchunks.count, task_grad_moments, 0);
-    fn_parallel(job, fn_ceil_div(pl->planes, BLOCK), task_grad_merge, 0);
+    by_planes(job, fn_ceil_div(pl->planes, BLOCK), task_grad_merge);
     if (pl->p.norm == FN_SWITCHABLE) {
-        fn_parallel(job, pl->n, task_layer_grad_sums, 0);
-        fn_parallel(job, channel_blocks(pl), task_batch_grad_sums, 0);
+        by_planes(job, pl->n, task_layer_grad_sums);
+        by_planes(job, channel_blocks(pl), task_batch_grad_sums);
     }
-    fn_parallel(job, fn_ceil_div(pl->domains, BLOCK), task_grad_coefficients, 0);
+    by_planes(job, fn_ceil_div(pl->domains, BLOCK), task_grad_coefficients);
 }
 
 void fn_run_backward(fn_job *job) {
     const fn_plan *pl = &job->plan;
-    fn_parallel(job, fn_ceil_div(pl->domains, BLOCK), task_coefficients, 0);
+    by_planes(job, fn_ceil_div(pl->domains, BLOCK), task_coefficients);
     if (pl->elem && (job->weight || job->bias)) {
         fn_backward_elem(job);
         return;
@@ -367,7 +369,7 @@ void fn_run_backward(fn_job *job) {
         fn_parallel(job, piece_count(pl), task_apply_piece, 1);
     }
     if (!pl->elem)
-        fn_parallel(job, channel_blocks(pl), task_param_grads, 0);
+        by_planes(job, channel_blocks(pl), task_param_grads);
     if (pl->p.norm == FN_SWITCHABLE)
         fn_logit_grads(&job->cf, job->grads);
 }
