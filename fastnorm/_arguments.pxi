@@ -19,6 +19,10 @@ cdef cnp.ndarray _dense_input(object value, str name):
 
 cdef double _number(object value, str name, double low, double high) except? -1:
     cdef double v
+    if type(value) is float:  # the usual case, at once
+        v = value
+        if low <= v <= high and v < INFINITY:
+            return v
     if isinstance(value, (bool, str, bytes)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     try:
@@ -48,11 +52,21 @@ cdef cnp.ndarray _parameter(object value, str name, cnp.ndarray x, tuple shape):
         a = np.asarray(value)
     if cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(x):
         raise TypeError(f"{name}: expected dtype {x.dtype}, got {a.dtype}")
-    if (<object>a).shape != shape:
+    if not _has_shape(a, shape):
         raise ValueError(f"{name}: expected shape {shape}, got {(<object>a).shape}")
     if not cnp.PyArray_ISCARRAY_RO(a):
         a = np.require(a, x.dtype, ["C", "A"])
     return a
+
+
+cdef inline bint _has_shape(cnp.ndarray a, tuple shape):
+    cdef Py_ssize_t i
+    if cnp.PyArray_NDIM(a) != len(shape):
+        return False
+    for i in range(len(shape)):
+        if cnp.PyArray_DIM(a, i) != <Py_ssize_t>shape[i]:
+            return False
+    return True
 
 
 cdef cnp.ndarray _state(object value, str name, cnp.ndarray x, tuple shape, bint update):
@@ -103,6 +117,9 @@ cdef tuple _axes(object axis, Py_ssize_t rank):
     cdef Py_ssize_t i
     if rank == 0:
         raise ValueError("x: expected at least 1 dimension, got a scalar")
+    if type(axis) is int and -rank <= axis < rank:
+        i = axis
+        return (i + rank if i < 0 else i,)
     values = axis if isinstance(axis, tuple) else (axis,)
     if not values:
         raise ValueError("axis: expected at least one axis, got ()")
@@ -134,6 +151,9 @@ cdef int64_t _groups(object num_groups, int64_t channels) except -1:
 # ---- outputs ---------------------------------------------------------------------------------
 
 cdef int _check_out(object out, cnp.ndarray x, tuple shape) except -1:
+    if isinstance(out, cnp.ndarray) and cnp.PyArray_TYPE(<cnp.ndarray>out) == cnp.PyArray_TYPE(
+            x) and cnp.PyArray_ISWRITEABLE(<cnp.ndarray>out) and _has_shape(out, shape):
+        return 0
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out: expected an ndarray, got {type(out).__name__}")
     if out.dtype != x.dtype and out.dtype.newbyteorder("=") != x.dtype:

@@ -12,6 +12,7 @@ import numpy as np
 
 cimport numpy as cnp
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from libc.math cimport INFINITY
 from libc.stdint cimport int64_t
 
 from fastnorm._types import Gradients, SwitchableGradients
@@ -258,8 +259,10 @@ cdef int _detach(Context ctx, cnp.ndarray y) except -1:
     if ctx.bias is not None and _overlap(y, ctx.bias):
         ctx.bias = ctx.bias.copy()
         ctx.q.bias = cnp.PyArray_DATA(<cnp.ndarray>ctx.bias)
+    if ctx.running_mean is None:
+        return 0
     for name, state in (("running_mean", ctx.running_mean), ("running_var", ctx.running_var)):
-        if state is not None and _overlap(y, state):
+        if _overlap(y, state):
             raise ValueError(f"out: expected an array apart from {name}, got one that shares "
                              "memory with it")
     return 0
