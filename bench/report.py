@@ -1,4 +1,6 @@
-"""The table: fastnorm, naive NumPy and a copy of the same size, in turns, in one run.
+"""The table: fastnorm, naive NumPy and a copy of the same traffic, in turns, in one run.
+
+The copy is np.copyto, and for backward, which reads two arrays, np.add of two into a third.
 
 python bench/report.py [--quick] [--markdown README.md]
 """
