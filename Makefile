@@ -31,11 +31,13 @@ format: $(VENV)/dev
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i csrc/*.c csrc/*.h csrc/*.inc tests/c/*.c
 
-# The C library without Python.
+# The C library without Python; without OpenMP where the compiler has none, as in setup.py.
+OPENMP_PROBE := \#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n
 ctest:
 	mkdir -p build
-	$(CC) -std=c11 -O3 -ffp-contract=off -fno-math-errno -fopenmp -Wall -Wextra -Icsrc \
-	    csrc/*.c tests/c/test_fastnorm.c -lm -o build/test_fastnorm
+	openmp=$$(printf '$(OPENMP_PROBE)' | $(CC) -fopenmp -x c - -o build/probe 2>/dev/null && echo -fopenmp); \
+	$(CC) -std=c11 -O3 -ffp-contract=off -fno-math-errno $$openmp -Wall -Wextra -Icsrc \
+	    csrc/*.c tests/c/test_fastnorm.c -lm -lpthread -o build/test_fastnorm
 	build/test_fastnorm
 
 clean:
