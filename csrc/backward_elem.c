@@ -98,7 +98,7 @@ static void task_rows(fn_job *job, int64_t task) {
     const int64_t each = fn_ceil_div(fn_ceil_div(pl->planes, g.parts), 4) * 4;
     const int64_t r1 = fn_min((part + 1) * each, pl->planes);
     /* rows of a block stay in the L2 between their sums and their apply */
-    int64_t step = 131072 / (fn_max(len, 1) * (int64_t)pl->esize) / 4 * 4;
+    int64_t step = 131072 / (fn_max(len, 1) * (int64_t)pl->asize) / 4 * 4;
     step = step < 4 ? 4 : step > FLUSH_ROWS ? FLUSH_ROWS : step;
     double *sums = part_sums(job, part) + off;
     char *block = block_sums(job, &g, task);

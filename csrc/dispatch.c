@@ -15,6 +15,7 @@
 #define CPUID7_AVX512 ((1u << 16) | (1u << 17) | (1u << 30) | (1u << 31)) /* F, DQ, BW, VL */
 /* CPUID leaf 1, ECX */
 #define CPUID1_OSXSAVE (1u << 27)
+#define CPUID1_F16C (1u << 29)
 /* XCR0: what the operating system saves: SSE and AVX; and opmask and ZMM */
 #define XCR0_AVX 0x06u
 #define XCR0_AVX512 0xe6u
@@ -28,7 +29,8 @@ static unsigned xcr0(void) {
 
 static int cpu_has(unsigned xcr0_bits, unsigned cpuid7_bits) {
     unsigned eax, ebx, ecx, edx;
-    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & CPUID1_OSXSAVE))
+    const unsigned wanted = CPUID1_OSXSAVE | CPUID1_F16C;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || (ecx & wanted) != wanted)
         return 0;
     if ((xcr0() & xcr0_bits) != xcr0_bits)
         return 0;

@@ -12,7 +12,8 @@
  * of length s are (n = rows, c = 1, s) channels first, and the channel axis of an image NCHW is
  * (n = N, c = H*W, s = C) channels last.
  *
- * Parameters (weight, bias, running statistics, logits and their gradients) have the dtype of x.
+ * Parameters (weight, bias, running statistics, logits and their gradients) are float, and double
+ * for FN_F64.
  *
  * Same input, same bits: for any number of threads, any instruction set and any alignment.
  */
@@ -26,7 +27,8 @@
 extern "C" {
 #endif
 
-typedef enum { FN_F32, FN_F64, FN_DTYPE_COUNT } fn_dtype;
+/* FN_F16 and FN_BF16: computed in float; two bytes an element of x, y, dy and dx only */
+typedef enum { FN_F32, FN_F64, FN_F16, FN_BF16, FN_DTYPE_COUNT } fn_dtype;
 typedef enum { FN_CHANNELS_FIRST, FN_CHANNELS_LAST } fn_layout;
 
 typedef enum {
@@ -64,7 +66,8 @@ typedef struct {
     double blend;        /* FN_INSTANCE_RENORM: 0 plain instance norm, 1 full correction */
 } fn_problem;
 
-/* Parameters, all of x's dtype.  NULL: weight 1, bias 0, no running statistics. */
+/* Parameters, of the compute type (float; FN_F64: double).  NULL: weight 1, bias 0, no running
+ * statistics. */
 typedef struct {
     const void *weight, *bias;            /* c elements; FN_LAYER, FN_RMS: s */
     void *running_mean, *running_var;     /* c elements, updated when training */

@@ -2,15 +2,15 @@
 #if defined(__x86_64__)
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,f16c"))), apply_to = function)
 #else
-#pragma GCC target("avx2")
+#pragma GCC target("avx2,f16c")
 #endif
 
 #define FN_VEC_BYTES 32
 #include "instances.inc"
 
-const fn_kernels fn_kernels_avx2[FN_DTYPE_COUNT] = {kernels_f32, kernels_f64};
+const fn_kernels fn_kernels_avx2[FN_DTYPE_COUNT] = FN_DTYPE_KERNELS;
 
 #if defined(__clang__)
 #pragma clang attribute pop

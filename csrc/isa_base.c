@@ -2,4 +2,4 @@
 #define FN_VEC_BYTES 16
 #include "instances.inc"
 
-const fn_kernels fn_kernels_base[FN_DTYPE_COUNT] = {kernels_f32, kernels_f64};
+const fn_kernels fn_kernels_base[FN_DTYPE_COUNT] = FN_DTYPE_KERNELS;

@@ -80,7 +80,7 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
         return FN_BAD_PROBLEM;
     *plan = (fn_plan){.p = *p, .n = p->n, .c = p->c, .s = p->s};
     plan->k = fn_active_kernels(p->dtype);
-    plan->esize = p->dtype == FN_F64 ? 8 : 4;
+    plan->esize = p->dtype == FN_F64 ? 8 : p->dtype == FN_F32 ? 4 : 2;
     plan->asize = p->dtype == FN_F64 ? 8 : 4;
     plan->elem = p->norm == FN_LAYER || p->norm == FN_RMS;
     plan->col = p->layout == FN_CHANNELS_LAST;

@@ -1,17 +1,34 @@
 # Checks of single arguments. A message names the argument, what was expected and what was given.
 
 
+cdef int _bfloat16 = -1  # NumPy's number for the type of ml_dtypes, once one was seen
+
+
+cdef int _dtype(cnp.ndarray a, str name) except -1:
+    global _bfloat16
+    cdef int num = cnp.PyArray_TYPE(a)
+    if num == cnp.NPY_FLOAT32:
+        return FN_F32
+    if num == cnp.NPY_FLOAT64:
+        return FN_F64
+    if num == cnp.NPY_FLOAT16:
+        return FN_F16
+    if num == _bfloat16:
+        return FN_BF16
+    if a.dtype.name == "bfloat16":
+        _bfloat16 = num
+        return FN_BF16
+    raise TypeError(f"{name}: expected dtype float32, float64, float16 or bfloat16, got {a.dtype}")
+
+
 cdef cnp.ndarray _dense_input(object value, str name):
     """An aligned, C-contiguous array in native byte order: `value` itself, or a copy."""
     cdef cnp.ndarray a
-    cdef int num
     if isinstance(value, cnp.ndarray):
         a = value
     else:
         a = np.asarray(value)
-    num = cnp.PyArray_TYPE(a)
-    if num != cnp.NPY_FLOAT32 and num != cnp.NPY_FLOAT64:
-        raise TypeError(f"{name}: expected dtype float32 or float64, got {a.dtype}")
+    _dtype(a, name)
     if not cnp.PyArray_ISCARRAY_RO(a):
         a = np.require(a, a.dtype.newbyteorder("="), ["C", "A"])
     return a
@@ -41,8 +58,13 @@ cdef int _flag(object value, str name) except -1:
     return 1 if value else 0
 
 
+cdef inline bint _is_parameter_type(int num, int x_num):
+    """x's dtype, and where that has 16 bits also float32, in which it is computed."""
+    return num == x_num or num == cnp.NPY_FLOAT32 and x_num != cnp.NPY_FLOAT64
+
+
 cdef cnp.ndarray _parameter(object value, str name, cnp.ndarray x, tuple shape):
-    """A dense parameter of x's dtype."""
+    """A dense parameter."""
     cdef cnp.ndarray a
     if isinstance(value, cnp.ndarray):
         a = value
@@ -50,12 +72,13 @@ cdef cnp.ndarray _parameter(object value, str name, cnp.ndarray x, tuple shape):
         raise ValueError(f"{name}: expected an array of shape {shape}, got None")
     else:
         a = np.asarray(value)
-    if cnp.PyArray_TYPE(a) != cnp.PyArray_TYPE(x):
-        raise TypeError(f"{name}: expected dtype {x.dtype}, got {a.dtype}")
+    if not _is_parameter_type(cnp.PyArray_TYPE(a), cnp.PyArray_TYPE(x)):
+        wanted = x.dtype if x.itemsize > 2 else f"{x.dtype} or float32"
+        raise TypeError(f"{name}: expected dtype {wanted}, got {a.dtype}")
     if not _has_shape(a, shape):
         raise ValueError(f"{name}: expected shape {shape}, got {(<object>a).shape}")
     if not cnp.PyArray_ISCARRAY_RO(a):
-        a = np.require(a, x.dtype, ["C", "A"])
+        a = np.require(a, a.dtype.newbyteorder("="), ["C", "A"])
     return a
 
 
@@ -75,7 +98,7 @@ cdef cnp.ndarray _state(object value, str name, cnp.ndarray x, tuple shape, bint
         if not isinstance(value, np.ndarray):
             raise TypeError(f"{name}: expected an ndarray, which is updated in place, got "
                             f"{type(value).__name__}")
-        if value.dtype == x.dtype and not value.flags.carray:
+        if value.dtype.itemsize <= x.itemsize * 2 and not value.flags.carray:
             raise ValueError(f"{name}: expected a writeable, C-contiguous, aligned array, which "
                              f"is updated in place, got one with {_lacking(value)}")
     return _parameter(value, name, x, shape)

@@ -33,6 +33,8 @@ cdef extern from "fastnorm.h" nogil:
     ctypedef enum fn_dtype:
         FN_F32
         FN_F64
+        FN_F16
+        FN_BF16
     ctypedef enum fn_layout:
         FN_CHANNELS_FIRST
         FN_CHANNELS_LAST
@@ -103,6 +105,7 @@ cdef class Context:
     cdef object axes            # a permutation that makes the axes of layer norm adjacent, or None
     cdef tuple param_shape
     cdef object weight, bias, running_mean, running_var, mean_logits, var_logits
+    cdef list converted         # float32 copies of parameters of 16 bits, with what they copy
 
     def __cinit__(self):
         self.saved = NULL
@@ -119,7 +122,7 @@ cdef inline Context _start(object x, fn_norm norm, object eps):
     ctx.x = _dense_input(x, "x")
     ctx.shape = (<object>ctx.x).shape
     ctx.p.norm = norm
-    ctx.p.dtype = FN_F32 if cnp.PyArray_TYPE(ctx.x) == cnp.NPY_FLOAT32 else FN_F64
+    ctx.p.dtype = <fn_dtype>_dtype(ctx.x, "x")
     ctx.p.groups = 1
     ctx.p.training = 1
     ctx.p.ddof = 0
@@ -172,13 +175,24 @@ cdef int _set_axis(Context ctx, object axis) except -1:
     return 0
 
 
+cdef void* _pointer(Context ctx, cnp.ndarray param, bint update=False):
+    """Where the C library reads a parameter: its own memory, or that of a copy in float32."""
+    if cnp.PyArray_ITEMSIZE(param) == 2:
+        if ctx.converted is None:
+            ctx.converted = []
+        copy = param.astype(np.float32)
+        ctx.converted.append((param if update else None, copy))
+        param = copy
+    return cnp.PyArray_DATA(param)
+
+
 cdef inline int _set_affine(Context ctx, object weight, object bias) except -1:
     if weight is not None:
         ctx.weight = _parameter(weight, "weight", ctx.x, ctx.param_shape)
-        ctx.q.weight = cnp.PyArray_DATA(<cnp.ndarray>ctx.weight)
+        ctx.q.weight = _pointer(ctx, ctx.weight)
     if bias is not None:
         ctx.bias = _parameter(bias, "bias", ctx.x, ctx.param_shape)
-        ctx.q.bias = cnp.PyArray_DATA(<cnp.ndarray>ctx.bias)
+        ctx.q.bias = _pointer(ctx, ctx.bias)
     return 0
 
 
@@ -194,8 +208,8 @@ cdef int _set_running(Context ctx, object mean, object var, object momentum, obj
     else:
         ctx.running_mean = _state(mean, "running_mean", ctx.x, ctx.param_shape, update)
         ctx.running_var = _state(var, "running_var", ctx.x, ctx.param_shape, update)
-        ctx.q.running_mean = cnp.PyArray_DATA(<cnp.ndarray>ctx.running_mean)
-        ctx.q.running_var = cnp.PyArray_DATA(<cnp.ndarray>ctx.running_var)
+        ctx.q.running_mean = _pointer(ctx, ctx.running_mean, update)
+        ctx.q.running_var = _pointer(ctx, ctx.running_var, update)
     if momentum is None:
         raise TypeError("momentum: expected a number, got None (the cumulative average belongs to "
                         "the layers, which count batches)")
@@ -243,6 +257,8 @@ cdef object _forward(Context ctx, object out, bint keep):
         status = fn_forward(&ctx.p, &ctx.q, cnp.PyArray_DATA(ctx.x), cnp.PyArray_DATA(y),
                             ctx.saved)
     _check_status(status)
+    if ctx.converted is not None:
+        _write_back(ctx)
     result = _deliver(y, out, ctx.axes)
     if keep:
         ctx.running_mean = ctx.running_var = None
@@ -251,14 +267,22 @@ cdef object _forward(Context ctx, object out, bint keep):
     return result
 
 
+cdef int _write_back(Context ctx) except -1:
+    """Running statistics of 16 bits take the update of their copies."""
+    for state, copy in ctx.converted:
+        if state is not None:
+            state[...] = copy
+    return 0
+
+
 cdef int _detach(Context ctx, cnp.ndarray y) except -1:
     """Copy parameters that lie in the memory that will be written."""
     if ctx.weight is not None and _overlap(y, ctx.weight):
         ctx.weight = ctx.weight.copy()
-        ctx.q.weight = cnp.PyArray_DATA(<cnp.ndarray>ctx.weight)
+        ctx.q.weight = _pointer(ctx, ctx.weight)
     if ctx.bias is not None and _overlap(y, ctx.bias):
         ctx.bias = ctx.bias.copy()
-        ctx.q.bias = cnp.PyArray_DATA(<cnp.ndarray>ctx.bias)
+        ctx.q.bias = _pointer(ctx, ctx.bias)
     if ctx.running_mean is None:
         return 0
     for name, state in (("running_mean", ctx.running_mean), ("running_var", ctx.running_var)):
@@ -338,9 +362,9 @@ def switchable_norm(x, weight, bias, mean_logits, var_logits, running_mean, runn
     _set_layout(ctx, layout)
     _set_affine(ctx, weight, bias)
     ctx.mean_logits = _parameter(mean_logits, "mean_logits", ctx.x, (3,))
-    ctx.q.mean_logits = cnp.PyArray_DATA(<cnp.ndarray>ctx.mean_logits)
+    ctx.q.mean_logits = _pointer(ctx, ctx.mean_logits)
     ctx.var_logits = _parameter(var_logits, "var_logits", ctx.x, (3,))
-    ctx.q.var_logits = cnp.PyArray_DATA(<cnp.ndarray>ctx.var_logits)
+    ctx.q.var_logits = _pointer(ctx, ctx.var_logits)
     ctx.p.training = _flag(training, "training")
     _set_running(ctx, running_mean, running_var, momentum, ddof, ctx.p.training,
                  not ctx.p.training, "when training is False")
@@ -364,7 +388,14 @@ def instance_renorm(x, weight, bias, running_mean, running_var, r_max, d_max, bl
 
 
 cdef object _grad_like(object param):
-    return None if param is None else np.empty_like(param)
+    if param is None:
+        return None
+    return np.empty(param.shape, np.float32 if param.itemsize == 2 else param.dtype)
+
+
+cdef object _as_param(object grad, object param):
+    """A gradient in its parameter's dtype."""
+    return grad if param is None or grad.dtype == param.dtype else grad.astype(param.dtype)
 
 
 cdef inline void* _data(object array):
@@ -408,6 +439,10 @@ def backward(dy, ctx, out):
                              &grads)
     _check_status(status)
     result = _deliver(dx, out, c.axes)
+    if c.converted is not None:
+        dweight, dbias = _as_param(dweight, c.weight), _as_param(dbias, c.bias)
+        dmean_logits = _as_param(dmean_logits, c.mean_logits)
+        dvar_logits = _as_param(dvar_logits, c.var_logits)
     if c.p.norm == FN_SWITCHABLE:
         return SwitchableGradients(result, dweight, dbias, dmean_logits, dvar_logits)
     return Gradients(result, dweight, dbias)

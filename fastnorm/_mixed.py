@@ -43,7 +43,7 @@ def batch_renorm(
 
     Parameters
     ----------
-    x : array_like, float32 or float64
+    x : array_like, float32, float64, float16 or bfloat16
         Input, ``(N, C, *)`` or, by `layout`, ``(N, *, C)``.
     weight, bias : array_like, shape (C,), optional
         Scale and shift of each channel; x's dtype.
@@ -130,7 +130,7 @@ def instance_renorm(
 
     Parameters
     ----------
-    x : array_like, float32 or float64
+    x : array_like, float32, float64, float16 or bfloat16
         Input, ``(N, C, *)`` or, by `layout`, ``(N, *, C)``.
     weight, bias : array_like, shape (C,), optional
         Scale and shift of each channel; x's dtype.
@@ -220,7 +220,7 @@ def switchable_norm(
 
     Parameters
     ----------
-    x : array_like, float32 or float64
+    x : array_like, float32, float64, float16 or bfloat16
         Input, ``(N, C, *)`` or, by `layout`, ``(N, *, C)``.
     weight, bias : array_like, shape (C,), or None
         Scale and shift of each channel; x's dtype.

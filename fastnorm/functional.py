@@ -3,8 +3,10 @@
 All compute ``y = weight * (x - mean) / sqrt(var + eps) + bias`` with a biased variance, and differ
 in which elements share a mean and a variance. What holds for all of them:
 
-- x is float32 or float64, of any strides, alignment and byte order (an array that is not
-  C-contiguous, aligned and native is copied first). Every other array must have x's dtype.
+- x is float32, float64, float16 or bfloat16 (of the package ml_dtypes), of any strides, alignment
+  and byte order (an array that is not C-contiguous, aligned and native is copied first). Every
+  other array must have x's dtype; parameters of a float16 or bfloat16 x may be float32 too, in
+  which all is computed. Their gradients have their dtype.
 - In the ``(N, C, *)`` normalizers x has rank 2 or more: N samples, C channels, any number of
   spatial axes. `layout` says where the channels are: first, ``(N, C, *)``, for "NCHW", "NC",
   "NCL", "NCDHW" or "channels_first"; last, ``(N, *, C)``, for "NHWC", "NLC", "NDHWC" or
@@ -61,7 +63,7 @@ def layer_norm(
 
     Parameters
     ----------
-    x : array_like, float32 or float64
+    x : array_like, float32, float64, float16 or bfloat16
         Input of any shape with at least one axis.
     weight, bias : array_like, optional
         Their shape is that of `axis` in x, in x's axis order; x's dtype.
@@ -125,7 +127,7 @@ def rms_norm(
 
     Parameters
     ----------
-    x : array_like, float32 or float64
+    x : array_like, float32, float64, float16 or bfloat16
         Input of any shape with at least one axis.
     weight : array_like, optional
         Its shape is that of `axis` in x, in x's axis order; x's dtype.
@@ -190,7 +192,7 @@ def batch_norm(
 
     Parameters
     ----------
-    x : array_like, float32 or float64
+    x : array_like, float32, float64, float16 or bfloat16
         Input, ``(N, C, *)`` or, by `layout`, ``(N, *, C)``.
     weight, bias : array_like, shape (C,), optional
         Scale and shift of each channel; x's dtype.
@@ -270,7 +272,7 @@ def group_norm(
 
     Parameters
     ----------
-    x : array_like, float32 or float64
+    x : array_like, float32, float64, float16 or bfloat16
         Input, ``(N, C, *)`` or, by `layout`, ``(N, *, C)``.
     num_groups : int
         Number of groups; divides C. 1 is Layer Norm over channels and space, C Instance Norm.
@@ -339,7 +341,7 @@ def instance_norm(
 
     Parameters
     ----------
-    x : array_like, float32 or float64
+    x : array_like, float32, float64, float16 or bfloat16
         Input, ``(N, C, *)`` or, by `layout`, ``(N, *, C)``.
     weight, bias : array_like, shape (C,), optional
         Scale and shift of each channel; x's dtype.

@@ -53,7 +53,7 @@ class BatchNorm(ChannelNorm):
     layout : str
         "NCHW", "NHWC", ..., "channels_first" or "channels_last".
     dtype : dtype
-        float32 or float64, of the input too.
+        float32, of an input in float32, float16 or bfloat16; or float64, of one in float64.
 
     References
     ----------
@@ -156,7 +156,7 @@ class LayerNorm(Norm):
         The normalized axes; as in torch the last ones by default. ``LayerNorm(C, axis=1)``
         normalizes the channels of an NCHW image.
     dtype : dtype
-        float32 or float64, of the input too.
+        float32, of an input in float32, float16 or bfloat16; or float64, of one in float64.
 
     References
     ----------

@@ -46,7 +46,9 @@ def fails(error, name, match, x=X, args=None, **changes):
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("dtype", [np.int32, np.complex64, np.longdouble, np.bool_, object, "U3"])
 def test_dtype_of_x(name, dtype):
-    fails(TypeError, name, r"x: expected dtype float32 or float64, got", X.astype(dtype), out=None)
+    fails(
+        TypeError, name, "x: expected dtype float32, .* or bfloat16, got", X.astype(dtype), out=None
+    )
 
 
 @pytest.mark.parametrize("name", WITH_LAYOUT)
@@ -249,7 +251,7 @@ def test_backward():
         fastnorm.backward(X[..., 0], ctx)
     with pytest.raises(TypeError, match="dy: expected x's dtype float32, got float64"):
         fastnorm.backward(X.astype(np.float64), ctx)
-    with pytest.raises(TypeError, match="dy: expected dtype float32 or float64, got int64"):
+    with pytest.raises(TypeError, match=r"dy: expected dtype float32, .* got int64"):
         fastnorm.backward(X.astype(np.int64), ctx)
     with pytest.raises(ValueError, match="out: expected shape"):
         fastnorm.backward(X, ctx, out=np.zeros(3, np.float32))
