@@ -8,10 +8,16 @@
 
 #include <math.h>
 
+/* the channels of a blocked layout that fill up the last block, and have no parameters */
+static int is_padding(const fn_coefs *cf, int64_t channel) { return channel >= cf->plan->p.c; }
 static double weight_of(const fn_coefs *cf, int64_t channel) {
+    if (is_padding(cf, channel))
+        return 0;
     return cf->params->weight ? fn_get(cf->plan, cf->params->weight, channel) : 1;
 }
 static double bias_of(const fn_coefs *cf, int64_t channel) {
+    if (is_padding(cf, channel))
+        return 0;
     return cf->params->bias ? fn_get(cf->plan, cf->params->bias, channel) : 0;
 }
 static double clip(double v, double lo, double hi) { return v < lo ? lo : v > hi ? hi : v; }
@@ -35,7 +41,7 @@ static void renorm_corrections(fn_coefs *cf, int64_t d) {
     const fn_plan *plan = cf->plan;
     const fn_problem *p = &plan->p;
     const int64_t c = d % plan->c;
-    if (constant_stats(plan)) {
+    if (constant_stats(plan) || is_padding(cf, c)) {
         cf->r[d] = 1;
         cf->d[d] = 0;
         return;
@@ -53,8 +59,9 @@ void fn_statistics(fn_coefs *cf, int64_t d0, int64_t d1) {
     const double count = (double)plan->count;
     if (constant_stats(plan)) {
         for (int64_t d = d0; d < d1; d++) {
-            cf->mean[d] = fn_get(plan, cf->params->running_mean, d % plan->c);
-            cf->var[d] = fn_get(plan, cf->params->running_var, d % plan->c);
+            const int64_t c = d % plan->c;
+            cf->mean[d] = is_padding(cf, c) ? 0 : fn_get(plan, cf->params->running_mean, c);
+            cf->var[d] = is_padding(cf, c) ? 0 : fn_get(plan, cf->params->running_var, c);
         }
     } else {
         for (int64_t d = d0; d < d1; d++)
@@ -81,8 +88,8 @@ static void softmax3(const fn_plan *plan, const void *logits, double w[3]) {
 /* The union of planes of equal size has the mean of the means, and the mean of
  * var + (mean - that)^2 for a variance: layer statistics of sample n. */
 void fn_layer_statistics(fn_coefs *cf, int64_t n) {
-    const int64_t C = cf->plan->c;
-    const double *mean = cf->mean + n * C, *var = cf->var + n * C;
+    const int64_t C = cf->plan->p.c;
+    const double *mean = cf->mean + n * cf->plan->c, *var = cf->var + n * cf->plan->c;
     double sum = 0, spread = 0;
     for (int64_t c = 0; c < C; c++)
         sum += mean[c] - mean[0];
@@ -99,8 +106,9 @@ void fn_batch_statistics(fn_coefs *cf, int64_t c0, int64_t c1) {
     const int64_t C = plan->c;
     const double N = (double)plan->n;
     for (int64_t c = c0; c < c1; c++) {
-        cf->bmean[c] = plan->p.training ? 0 : fn_get(plan, cf->params->running_mean, c);
-        cf->bvar[c] = plan->p.training ? 0 : fn_get(plan, cf->params->running_var, c);
+        const int constant = !plan->p.training && !is_padding(cf, c);
+        cf->bmean[c] = constant ? fn_get(plan, cf->params->running_mean, c) : 0;
+        cf->bvar[c] = constant ? fn_get(plan, cf->params->running_var, c) : 0;
     }
     if (!plan->p.training)
         return;
@@ -175,20 +183,37 @@ static void switchable_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
     }
 }
 
+/* the first planes of domain after domain, without a division for each */
+typedef struct {
+    int64_t plane, c; /* c: its channel */
+} position;
+
+static position position_of(const fn_plan *plan, int64_t d) {
+    const int64_t plane = fn_first_plane(plan, d);
+    return (position){plane, plane % plan->c};
+}
+static void next_domain(const fn_plan *plan, position *at) {
+    const int64_t channels = plan->sample_domains * plan->per_domain;
+    at->plane += plan->per_domain;
+    at->c += plan->per_domain;
+    if (at->c == channels) {
+        at->plane += plan->c - channels;
+        at->c = 0;
+    }
+}
+
 void fn_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
-    const int64_t per = cf->plan->per_domain, C = cf->plan->c;
+    const fn_plan *plan = cf->plan;
     if (is_switchable(cf)) {
         switchable_coefficients(cf, d0, d1);
         return;
     }
-    int64_t c = d0 * per % C;
-    for (int64_t d = d0; d < d1; d++) {
+    position at = position_of(plan, d0);
+    for (int64_t d = d0; d < d1; d++, next_domain(plan, &at)) {
         const double r = cf->r ? cf->r[d] : 1, shift = cf->r ? cf->d[d] : 0;
         const double rstd = rstd_of(cf, d);
-        for (int64_t plane = d * per; plane < (d + 1) * per; plane++) {
-            put_plane(cf, plane, c, cf->mean[d], rstd * r, shift);
-            c = c + 1 == C ? 0 : c + 1;
-        }
+        for (int64_t i = 0; i < plan->per_domain; i++)
+            put_plane(cf, at.plane + i, at.c + i, cf->mean[d], rstd * r, shift);
     }
 }
 
@@ -216,14 +241,14 @@ static void put_grad_plane(fn_coefs *cf, int64_t plane, double a, double b, doub
 
 /* dmu and dv of the planes of sample n, their sums, and what they give to the logits */
 void fn_layer_grad_sums(fn_coefs *cf, int64_t n) {
-    const int64_t C = cf->plan->c;
+    const int64_t C = cf->plan->p.c;
     switchable_mix mix = mix_weights(cf);
     double *logits = cf->dlogits + 6 * n;
     cf->dlmean[n] = cf->dlvar[n] = 0;
     for (int k = 0; k < 6; k++)
         logits[k] = 0;
     for (int64_t c = 0; c < C; c++) {
-        const int64_t plane = n * C + c;
+        const int64_t plane = n * cf->plan->c + c;
         mix_plane(cf, &mix, plane, n, c);
         const double rstd = 1 / sqrt(mix.var + cf->plan->p.eps), w = weight_of(cf, c);
         const double sum_dy_xhat = rstd * centered_sum(cf, plane, mix.mean);
@@ -258,7 +283,7 @@ static void switchable_grad_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
     const int64_t C = plan->c;
     const double s = (double)plan->s;
     /* one over the elements of a domain; in inference the batch statistics are constants */
-    const double part[3] = {1 / s, 1 / (s * (double)C),
+    const double part[3] = {1 / s, 1 / (s * (double)plan->p.c),
                             plan->p.training ? 1 / (s * (double)plan->n) : 0};
     switchable_mix mix = mix_weights(cf);
     for (int64_t plane = p0, n = p0 / C, c = p0 % C; plane < p1; plane++) {
@@ -289,26 +314,25 @@ void fn_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
         return;
     }
     const double m = (double)plan->count;
-    int64_t c = d0 * per % plan->c, next = c;
-    for (int64_t d = d0; d < d1; d++, c = next) {
+    position at = position_of(plan, d0);
+    for (int64_t d = d0; d < d1; d++, next_domain(plan, &at)) {
         const double mean = cf->mean[d], r = cf->r ? cf->r[d] : 1, shift = cf->r ? cf->d[d] : 0;
         const double rstd = rstd_of(cf, d), scale = r * rstd;
         double s1 = 0, s2 = 0;
-        for (int64_t p = d * per; p < (d + 1) * per; p++) {
-            const double w = plan->elem ? 1 : weight_of(cf, next); /* elem: in the sums */
+        for (int64_t i = 0; i < per; i++) {
+            const int64_t p = at.plane + i;
+            const double w = plan->elem ? 1 : weight_of(cf, at.c + i); /* elem: in the sums */
             const double centered = centered_sum(cf, p, mean);
             s1 += w * cf->sum_dy[p];
             s2 += w * centered;
             cf->sum_dy_xc[p] = scale * centered + shift * cf->sum_dy[p]; /* now of xhat */
-            next = next + 1 == plan->c ? 0 : next + 1;
         }
         const int constant = constant_stats(plan);
         const double b = constant ? 0 : -scale * rstd * rstd * s2 / m;
         const double e = constant || plan->p.norm == FN_RMS ? 0 : -scale * s1 / m;
-        for (int64_t p = d * per; p < (d + 1) * per; p++) {
-            const double w = plan->elem ? 1 : weight_of(cf, c);
-            put_grad_plane(cf, p, w * scale, b, e - low_of(cf, p, mean) * b);
-            c = c + 1 == plan->c ? 0 : c + 1;
+        for (int64_t i = 0; i < per; i++) {
+            const double w = plan->elem ? 1 : weight_of(cf, at.c + i);
+            put_grad_plane(cf, at.plane + i, w * scale, b, e - low_of(cf, at.plane + i, mean) * b);
         }
     }
 }
@@ -324,7 +348,7 @@ void fn_param_grads(const fn_coefs *cf, const fn_grads *grads, int64_t c0, int64
             dweight[c - c0] += cf->sum_dy_xc[p + c];
             dbias[c - c0] += cf->sum_dy[p + c];
         }
-    for (int64_t c = c0; c < c1; c++) {
+    for (int64_t c = c0; c < fn_min(c1, plan->p.c); c++) {
         if (grads->weight)
             fn_put(plan, grads->weight, c, dweight[c - c0]);
         if (grads->bias)
@@ -373,7 +397,7 @@ void fn_update_running(const fn_coefs *cf) {
     if (plan->elem || !plan->p.training || !q->running_mean || !q->running_var)
         return;
     const double keep = 1 - plan->p.momentum, take = plan->p.momentum;
-    for (int64_t c = 0; c < plan->c; c++) {
+    for (int64_t c = 0; c < plan->p.c; c++) {
         double mean, var;
         batch_statistics(cf, c, &mean, &var);
         fn_put(plan, q->running_mean, c, keep * fn_get(plan, q->running_mean, c) + take * mean);

@@ -7,6 +7,8 @@
  * Buffers are dense.  x, y, dy, dx hold n*c*s elements:
  *     FN_CHANNELS_FIRST   x[n][c][s]
  *     FN_CHANNELS_LAST    x[n][s][c]
+ *     FN_BLOCKED          x[n][ceil(c / block)][s][block], where the channels behind the last one
+ *                         are ignored in x and dy and 0 in y and dx (not for layer and RMS norm)
  * Batch, instance, group norm and their relatives: n samples, c channels, s spatial elements.
  * Layer and RMS norm: statistics over s for each (n, c), weight and bias of s elements.  So rows
  * of length s are (n = rows, c = 1, s) channels first, and the channel axis of an image NCHW is
@@ -29,7 +31,7 @@ extern "C" {
 
 /* FN_F16 and FN_BF16: computed in float; two bytes an element of x, y, dy and dx only */
 typedef enum { FN_F32, FN_F64, FN_F16, FN_BF16, FN_DTYPE_COUNT } fn_dtype;
-typedef enum { FN_CHANNELS_FIRST, FN_CHANNELS_LAST } fn_layout;
+typedef enum { FN_CHANNELS_FIRST, FN_CHANNELS_LAST, FN_BLOCKED } fn_layout;
 
 typedef enum {
     FN_BATCH,           /* domain: channel over (n, s) */
@@ -55,6 +57,7 @@ typedef struct {
     fn_dtype dtype;
     fn_layout layout;
     int64_t n, c, s;
+    int64_t block;  /* FN_BLOCKED: 8 or 16 */
     int64_t groups; /* FN_GROUP: divides c */
     int training;   /* statistics of the batch (1) or the running ones (0); FN_INSTANCE: whether
                        the input's statistics are used; FN_INSTANCE_RENORM: whether the running

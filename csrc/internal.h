@@ -15,6 +15,10 @@ typedef struct {
     int64_t nseg, seg_stride, len;
 } fn_run;
 
+/* Column kernels fill their registers with several rows when there are fewer columns than this;
+ * then a unit has all columns, because the sums depend on it. */
+#define FN_NARROW 64
+
 /* How a kernel writes: `prefetch` bytes ahead of the element of x that is read, the input of the
  * next unit is fetched into the L2 (0: none); `stream` writes past the cache. */
 typedef struct {
@@ -86,28 +90,37 @@ int64_t fn_stream_bytes(void);
  */
 typedef struct {
     int64_t count, size; /* size: segments, or elements of a segment (pieces > 0), or rows */
-    int64_t pieces;      /* chunks of a segment; 0: a chunk is `size` whole segments */
+    int64_t pieces;      /* chunks of a segment; 0 (row form): a chunk is `size` whole segments */
 } fn_chunks;
 
 typedef struct {
     fn_problem p;
     const fn_kernels *k;
-    size_t esize;    /* bytes of an element of x */
-    size_t asize;    /* bytes of an element of the coefficients */
-    int col;         /* column form: x[n][s][c]; else row form: x[n][c][s] */
-    int elem;        /* weight and bias belong to the elements of s (layer and RMS norm) */
-    int64_t n, c, s; /* as walked: batch norm in column form has n = 1, s = n*s */
+    size_t esize; /* bytes of an element of x */
+    size_t asize; /* bytes of an element of the coefficients */
+    int col;      /* column form: matrices of s rows and cols columns; else row form: x[n][c][s] */
+    int elem;     /* weight and bias belong to the elements of s (layer and RMS norm) */
+    int64_t n, c, s; /* as walked: batch norm channels last has n = 1, s = n*s; c is a multiple of
+                        the block, and those from p.c on are padding */
+    int64_t cols;    /* column form: c, or the block */
 
     int64_t count;            /* elements of a domain */
     int64_t domains;          /* number of domains */
+    int64_t sample_domains;   /* domains among the c planes of a sample */
     int64_t planes;           /* number of planes = coefficient triples */
     int64_t per_domain;       /* planes of a domain */
-    int64_t nseg, seg_stride; /* row form: segments of a plane */
+    int64_t nseg, seg_stride; /* segments of a plane */
 
     fn_chunks mchunks, gchunks; /* of what moments and gradient moments reduce */
     int64_t units, unit_domains;
     int prefetch; /* two units fit the L2: fetch the next while this one is written */
 } fn_plan;
+
+/* the planes of domains [d0, d1) are [fn_first_plane(d0), fn_first_plane(d1)), with the padding
+ * behind the last domain of a sample */
+static inline int64_t fn_first_plane(const fn_plan *plan, int64_t d) {
+    return d / plan->sample_domains * plan->c + d % plan->sample_domains * plan->per_domain;
+}
 
 fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params *params,
                        int backward);

@@ -14,7 +14,10 @@
 static int valid(const fn_problem *p, const fn_params *q, int backward) {
     const int running = backward || (q->running_mean && q->running_var);
     if ((unsigned)p->norm >= FN_NORM_COUNT || (unsigned)p->dtype >= FN_DTYPE_COUNT ||
-        (unsigned)p->layout > FN_CHANNELS_LAST || p->n < 0 || p->c < 0 || p->s < 0)
+        (unsigned)p->layout > FN_BLOCKED || p->n < 0 || p->c < 0 || p->s < 0)
+        return 0;
+    if (p->layout == FN_BLOCKED &&
+        ((p->block != 8 && p->block != 16) || p->norm == FN_LAYER || p->norm == FN_RMS))
         return 0;
     if (!(p->eps >= 0) || (p->ddof != 0 && p->ddof != 1))
         return 0;
@@ -41,11 +44,12 @@ static fn_chunks row_chunks(int64_t nseg, int64_t len) {
     return ch;
 }
 
-static fn_chunks col_chunks(int64_t rows, int64_t cols) {
+static fn_chunks col_chunks(int64_t nseg, int64_t rows, int64_t cols) {
     int64_t most = CHUNK_TABLE_BYTES / (16 * fn_max(cols, 1));
     most = most < 16 ? 16 : most > 64 ? 64 : most;
-    fn_chunks ch = {1, fn_max(CHUNK_ROWS, fn_ceil_div(fn_ceil_div(rows, most), 64) * 64), 0};
-    ch.count = fn_ceil_div(rows, ch.size);
+    fn_chunks ch = {0, fn_max(CHUNK_ROWS, fn_ceil_div(fn_ceil_div(rows, most), 64) * 64), 0};
+    ch.pieces = fn_ceil_div(rows, ch.size);
+    ch.count = nseg * ch.pieces;
     return ch;
 }
 
@@ -55,11 +59,13 @@ static int64_t l2(void) { return fn_cache_bytes(2) > 0 ? fn_cache_bytes(2) : 1 <
 static int64_t unit_domains(const fn_plan *plan, int arrays) {
     const int64_t bytes = fn_max(1, plan->count * (int64_t)plan->esize * arrays);
     if (plan->col) {
-        const int64_t in_sample = plan->domains / fn_max(plan->n, 1);
+        const int64_t in_sample = plan->sample_domains;
         const int64_t whole = bytes * in_sample;
+        if (plan->cols != plan->c) /* a block, or what groups make of it */
+            return plan->per_domain == 1 ? plan->cols : in_sample;
         /* a tile of columns whose rows fall on few sets of the cache would push itself out */
         const int64_t line = plan->c * (int64_t)plan->esize / 64;
-        if (whole <= l2() / 2 || line % 8 == 0)
+        if (whole <= l2() / 2 || line % 8 == 0 || plan->c < FN_NARROW)
             return in_sample;
         /* a tile of whole cache lines, wide enough to read memory in runs */
         int64_t lines = fn_ceil_div(64 * 4, (int64_t)plan->esize * plan->per_domain);
@@ -83,29 +89,36 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
     plan->esize = p->dtype == FN_F64 ? 8 : p->dtype == FN_F32 ? 4 : 2;
     plan->asize = p->dtype == FN_F64 ? 8 : 4;
     plan->elem = p->norm == FN_LAYER || p->norm == FN_RMS;
-    plan->col = p->layout == FN_CHANNELS_LAST;
-    if (p->c == 1) /* one channel: both layouts are the same rows */
+    const int blocked = p->layout == FN_BLOCKED;
+    plan->col = p->layout != FN_CHANNELS_FIRST;
+    if (p->c == 1 && !blocked) /* one channel: both layouts are the same rows */
         plan->col = 0;
-    else if (p->s == 1 && !plan->elem) /* one element: both are the same columns */
+    else if (p->s == 1 && !plan->elem) /* one element: all are the same columns */
         plan->col = 1;
+    if (blocked)
+        plan->c = fn_ceil_div(p->c, p->block) * p->block;
+    plan->cols = blocked && p->s > 1 ? p->block : plan->c;
 
     const int over_n = p->norm == FN_BATCH || p->norm == FN_BATCH_RENORM;
     plan->per_domain = p->norm == FN_GROUP ? fn_max(1, p->c / p->groups) : 1;
     plan->nseg = 1;
-    if (over_n && (plan->col || p->c == 1)) { /* samples lie behind one another: one long plane */
-        plan->s = p->n * p->s;
+    if (over_n && plan->n != 1) {
+        const int behind = plan->col ? plan->cols == plan->c : plan->c == 1;
+        if (behind) { /* samples lie behind one another: one long plane */
+            plan->s = p->n * p->s;
+        } else {
+            plan->nseg = p->n;
+            plan->seg_stride = plan->c * p->s;
+        }
         plan->n = 1;
     }
-    if (over_n && !plan->col && plan->n != 1) {
-        plan->nseg = p->n;
-        plan->seg_stride = p->c * p->s;
-    }
-    plan->planes = (over_n ? 1 : plan->n) * plan->c;
-    plan->domains = plan->planes / plan->per_domain;
+    plan->planes = plan->n * plan->c;
+    plan->sample_domains = p->norm == FN_GROUP ? p->groups : plan->c;
+    plan->domains = plan->n * plan->sample_domains;
     plan->count = plan->per_domain * plan->s * plan->nseg;
 
     if (plan->col) {
-        plan->mchunks = plan->gchunks = col_chunks(plan->s, plan->c);
+        plan->mchunks = plan->gchunks = col_chunks(plan->nseg, plan->s, plan->cols);
     } else {
         plan->mchunks = row_chunks(plan->nseg, plan->per_domain * plan->s);
         plan->gchunks = row_chunks(plan->nseg, plan->s);
@@ -113,13 +126,13 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
     const int arrays = backward ? 2 : 1;
     plan->unit_domains = fn_max(1, unit_domains(plan, arrays));
     /* contiguous units are what processors prefetch by themselves, and better */
-    plan->prefetch = plan->nseg > 1 &&
+    plan->prefetch = plan->nseg > 1 && !plan->col &&
                      plan->unit_domains * plan->count * (int64_t)plan->esize * arrays <= l2() / 2;
     if (p->norm == FN_SWITCHABLE) { /* all planes depend on one another: no units */
         plan->units = 1;
         plan->unit_domains = plan->domains;
     } else if (plan->col) {
-        plan->units = plan->n * fn_ceil_div(plan->domains / fn_max(plan->n, 1), plan->unit_domains);
+        plan->units = plan->n * fn_ceil_div(plan->sample_domains, plan->unit_domains);
     } else {
         plan->units = fn_ceil_div(plan->domains, plan->unit_domains);
     }

@@ -5,6 +5,8 @@
  * among the threads.  The sums are the same, in the same order, either way. */
 #include "run.h"
 
+#include <string.h>
+
 /* ---- moments -------------------------------------------------------------------------------*/
 
 /* Chunk k of a reduction over `run`: its offset in elements, and its own run. */
@@ -35,13 +37,29 @@ static char *out_at(const fn_job *job, int64_t i) {
     return job->out + i * (int64_t)job->plan.esize;
 }
 
+/* Column form: row r of segment g of plane p, in elements; how many matrices there are; and where
+ * the planes of p's matrix end, or p1 if that is before. */
+static int64_t row_at(const fn_plan *pl, int64_t p, int64_t g, int64_t r) {
+    return g * pl->seg_stride + (p / pl->cols * pl->s + r) * pl->cols + p % pl->cols;
+}
+static int64_t matrices(const fn_plan *pl) { return pl->planes / pl->cols; }
+static int64_t matrix_end(const fn_plan *pl, int64_t p, int64_t p1) {
+    return fn_min(p1, (p / pl->cols + 1) * pl->cols);
+}
+static int64_t chunk_rows(const fn_plan *pl, int64_t k) {
+    return fn_min(pl->mchunks.size, pl->s - k % pl->mchunks.pieces * pl->mchunks.size);
+}
+static int64_t chunk_at(const fn_plan *pl, int64_t p, int64_t k) {
+    return row_at(pl, p, k / pl->mchunks.pieces, k % pl->mchunks.pieces * pl->mchunks.size);
+}
+
 /* Where the moments of chunk k of reduction i (a domain in row form, a plane in column form) go.
  * With one chunk that is where those of the domain, or the sums of the plane, are wanted. */
 static int64_t slot(const fn_plan *pl, int64_t chunks, int64_t i, int64_t k) {
-    return pl->col ? (i / pl->c * chunks + k) * pl->c + i % pl->c : i * chunks + k;
+    return pl->col ? (i / pl->cols * chunks + k) * pl->cols + i % pl->cols : i * chunks + k;
 }
 
-/* Chunk k of the reductions [i, i1); in column form of one sample, in row form one when there are
+/* Chunk k of the reductions [i, i1); in column form of one matrix, in row form one when there are
  * several chunks. */
 static void moments_chunk(fn_job *job, int64_t i, int64_t i1, int64_t k) {
     const fn_plan *pl = &job->plan;
@@ -49,10 +67,9 @@ static void moments_chunk(fn_job *job, int64_t i, int64_t i1, int64_t k) {
     const int64_t to = slot(pl, ch->count, i, k);
     const int rms = pl->p.norm == FN_RMS;
     if (pl->col) {
-        const int64_t r = k * ch->size;
-        (rms ? pl->k->col_squares : pl->k->col_moments)(
-            x_at(job, (i / pl->c * pl->s + r) * pl->c + i % pl->c), fn_min(ch->size, pl->s - r),
-            pl->c, i1 - i, job->mean + to, job->m2 + to);
+        (rms ? pl->k->col_squares : pl->k->col_moments)(x_at(job, chunk_at(pl, i, k)),
+                                                        chunk_rows(pl, k), pl->cols, i1 - i,
+                                                        job->mean + to, job->m2 + to);
     } else {
         fn_run run;
         const int64_t off = chunk_of(ch, domain_run(pl), k, &run);
@@ -69,10 +86,10 @@ static void grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k) {
     void *const w = pl->elem ? job->weight : NULL;
     const void *center = fn_at(job, job->cf.center, p);
     if (pl->col) {
-        const int64_t r = k * ch->size, off = (p / pl->c * pl->s + r) * pl->c + p % pl->c;
-        pl->k->col_grad_moments(x_at(job, off), dy_at(job, off), fn_min(ch->size, pl->s - r), pl->c,
-                                p1 - p, center, w ? fn_at(job, w, r) : NULL, job->mean + to,
-                                job->m2 + to);
+        const int64_t off = chunk_at(pl, p, k);
+        pl->k->col_grad_moments(x_at(job, off), dy_at(job, off), chunk_rows(pl, k), pl->cols,
+                                p1 - p, center, w ? fn_at(job, w, k * ch->size) : NULL,
+                                job->mean + to, job->m2 + to);
     } else {
         fn_run run;
         const int64_t in = chunk_of(ch, plane_run(pl), k, &run), off = p * pl->s + in;
@@ -81,12 +98,18 @@ static void grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k) {
     }
 }
 
-/* all chunks of the reductions [i, i1), in column form of one sample */
+/* all chunks of the reductions [i, i1) */
 static void all_chunks(fn_job *job, int64_t chunks, int64_t i, int64_t i1,
                        void (*chunk)(fn_job *, int64_t, int64_t, int64_t)) {
-    if (job->plan.col || chunks == 1) {
-        for (int64_t k = 0; k < chunks; k++)
-            chunk(job, i, i1, k);
+    const fn_plan *pl = &job->plan;
+    if (pl->col) {
+        for (int64_t end; i < i1; i = end) {
+            end = matrix_end(pl, i, i1);
+            for (int64_t k = 0; k < chunks; k++)
+                chunk(job, i, end, k);
+        }
+    } else if (chunks == 1) {
+        chunk(job, i, i1, 0);
     } else {
         for (; i < i1; i++)
             for (int64_t k = 0; k < chunks; k++)
@@ -98,14 +121,16 @@ static void all_chunks(fn_job *job, int64_t chunks, int64_t i, int64_t i1,
 static void merge_domain(fn_job *job, int64_t d) {
     const fn_plan *pl = &job->plan;
     const fn_chunks *ch = &pl->mchunks;
-    const int64_t per = pl->col ? pl->per_domain : 1;
+    const int64_t first = pl->col ? fn_first_plane(pl, d) : d, per = pl->col ? pl->per_domain : 1;
     fn_moments m = {0, 0, 0};
     if (job->mean == job->cf.mean || !fn_needs_moments(pl))
         return;
-    for (int64_t i = d * per; i < (d + 1) * per; i++)
+    for (int64_t i = first; i < first + per; i++)
         for (int64_t k = 0; k < ch->count; k++) {
-            fn_run run = {1, 0, fn_min(ch->size, pl->s - k * ch->size)};
-            if (!pl->col)
+            fn_run run = {1, 0, 0};
+            if (pl->col)
+                run.len = chunk_rows(pl, k);
+            else
                 chunk_of(ch, domain_run(pl), k, &run);
             const int64_t from = slot(pl, ch->count, i, k);
             fn_merge(&m, (double)(run.nseg * run.len), job->mean[from], job->m2[from]);
@@ -152,18 +177,18 @@ static void row_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, 
                          fn_at(job, cf->scale, p), fn_at(job, cf->shift, p), hints);
 }
 
-/* Column form: rows [r, r1) of planes [p, p1) of one sample. */
-static void col_part(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1) {
+/* Column form: rows [r, r1) of segment g of planes [p, p1) of one matrix. */
+static void col_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t r, int64_t r1) {
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
-    const int64_t i = (p / pl->c * pl->s + r) * pl->c + p % pl->c;
+    const int64_t i = row_at(pl, p, g, r);
     const char *center = fn_at(job, cf->center, p);
     if (job->dy)
-        pl->k->col_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), r1 - r, pl->c, p1 - p,
+        pl->k->col_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), r1 - r, pl->cols, p1 - p,
                               center, fn_at(job, cf->a, p), fn_at(job, cf->b, p),
                               fn_at(job, cf->e, p), job->stream);
     else
-        pl->k->col_apply(x_at(job, i), out_at(job, i), r1 - r, pl->c, p1 - p, center,
+        pl->k->col_apply(x_at(job, i), out_at(job, i), r1 - r, pl->cols, p1 - p, center,
                          fn_at(job, cf->scale, p), fn_at(job, cf->shift, p),
                          pl->elem && job->weight ? fn_at(job, job->weight, r) : NULL,
                          pl->elem && job->bias ? fn_at(job, job->bias, r) : NULL, job->stream);
@@ -174,7 +199,7 @@ static void col_part(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1) 
 static void unit_domains(const fn_plan *pl, int64_t u, int64_t *d0, int64_t *d1) {
     int64_t in_group = pl->domains, first = 0;
     if (pl->col) { /* units do not cross samples */
-        in_group = pl->domains / pl->n;
+        in_group = pl->sample_domains;
         const int64_t per_sample = fn_ceil_div(in_group, pl->unit_domains);
         first = u / per_sample * in_group;
         u %= per_sample;
@@ -186,10 +211,15 @@ static void unit_domains(const fn_plan *pl, int64_t u, int64_t *d0, int64_t *d1)
 /* planes [p, p1) of a unit: all of them, in all segments or rows */
 static void apply_unit(fn_job *job, int64_t p, int64_t p1, fn_hints hints) {
     const fn_plan *pl = &job->plan;
-    if (pl->col)
-        col_part(job, p, p1, 0, pl->s);
-    else
+    if (!pl->col) {
         row_part(job, p, p1, 0, pl->nseg, 0, pl->s, hints);
+        return;
+    }
+    for (int64_t end; p < p1; p = end) {
+        end = matrix_end(pl, p, p1);
+        for (int64_t g = pl->nseg - 1; g >= 0; g--) /* backwards, as in row_apply */
+            col_part(job, p, end, g, 0, pl->s);
+    }
 }
 
 /* bytes from unit u to the next one of the same shape, to prefetch it; 0 where there is none */
@@ -201,7 +231,7 @@ static void task_forward_unit(fn_job *job, int64_t u) {
     const fn_plan *pl = &job->plan;
     int64_t d0, d1;
     unit_domains(pl, u, &d0, &d1);
-    const int64_t p0 = d0 * pl->per_domain, p1 = d1 * pl->per_domain;
+    const int64_t p0 = fn_first_plane(pl, d0), p1 = fn_first_plane(pl, d1);
     all_chunks(job, pl->mchunks.count, pl->col ? p0 : d0, pl->col ? p1 : d1, moments_chunk);
     for (int64_t d = d0; d < d1; d++)
         merge_domain(job, d);
@@ -210,22 +240,23 @@ static void task_forward_unit(fn_job *job, int64_t u) {
     apply_unit(job, p0, p1, (fn_hints){to_next_unit(pl, u), job->stream});
 }
 
-/* gradient sums and the coefficients of dx of planes [p, p1): whole domains, of one sample */
-void fn_grad_sums_of(fn_job *job, int64_t p, int64_t p1) {
+/* gradient sums and the coefficients of dx of domains [d, d1), of one sample */
+void fn_grad_sums_of(fn_job *job, int64_t d, int64_t d1) {
     const fn_plan *pl = &job->plan;
+    const int64_t p = fn_first_plane(pl, d), p1 = fn_first_plane(pl, d1);
     all_chunks(job, pl->gchunks.count, p, p1, grad_chunk);
     for (int64_t q = p; q < p1; q++)
         merge_grad_plane(job, q);
-    fn_grad_coefficients(&job->cf, p / pl->per_domain, p1 / pl->per_domain);
+    fn_grad_coefficients(&job->cf, d, d1);
 }
 
 static void task_backward_unit(fn_job *job, int64_t u) {
     const fn_plan *pl = &job->plan;
     int64_t d0, d1;
     unit_domains(pl, u, &d0, &d1);
-    const int64_t p0 = d0 * pl->per_domain, p1 = d1 * pl->per_domain;
-    fn_grad_sums_of(job, p0, p1);
-    apply_unit(job, p0, p1, (fn_hints){to_next_unit(pl, u), job->stream});
+    fn_grad_sums_of(job, d0, d1);
+    apply_unit(job, fn_first_plane(pl, d0), fn_first_plane(pl, d1),
+               (fn_hints){to_next_unit(pl, u), job->stream});
 }
 
 /* steps of the walk over the whole array */
@@ -233,7 +264,7 @@ static void task_moments(fn_job *job, int64_t i) {
     const fn_plan *pl = &job->plan;
     const int64_t K = pl->mchunks.count;
     if (pl->col)
-        moments_chunk(job, i / K * pl->c, (i / K + 1) * pl->c, i % K);
+        moments_chunk(job, i / K * pl->cols, (i / K + 1) * pl->cols, i % K);
     else
         moments_chunk(job, i / K, i / K + 1, i % K);
 }
@@ -284,7 +315,7 @@ static void task_grad_moments(fn_job *job, int64_t i) {
     const fn_plan *pl = &job->plan;
     const int64_t K = pl->gchunks.count;
     if (pl->col)
-        grad_chunk(job, i / K * pl->c, (i / K + 1) * pl->c, i % K);
+        grad_chunk(job, i / K * pl->cols, (i / K + 1) * pl->cols, i % K);
     else
         grad_chunk(job, i / K, i / K + 1, i % K);
 }
@@ -293,7 +324,7 @@ static void task_grad_moments(fn_job *job, int64_t i) {
 #define PIECE 32768
 static int64_t piece_count(const fn_plan *pl) {
     if (pl->col)
-        return pl->n * fn_ceil_div(pl->s, fn_max(1, PIECE / pl->c));
+        return pl->nseg * matrices(pl) * fn_ceil_div(pl->s, fn_max(1, PIECE / pl->cols));
     if (pl->s > PIECE)
         return pl->nseg * pl->planes * fn_ceil_div(pl->s, PIECE);
     return pl->nseg * fn_ceil_div(pl->planes, PIECE / pl->s);
@@ -302,9 +333,9 @@ static void task_apply_piece(fn_job *job, int64_t i) {
     const fn_plan *pl = &job->plan;
     const fn_hints hints = {0, job->stream};
     if (pl->col) {
-        const int64_t rows = fn_max(1, PIECE / pl->c), in_sample = fn_ceil_div(pl->s, rows);
-        const int64_t n = i / in_sample, r = i % in_sample * rows;
-        col_part(job, n * pl->c, (n + 1) * pl->c, r, fn_min(r + rows, pl->s));
+        const int64_t rows = fn_max(1, PIECE / pl->cols), in_matrix = fn_ceil_div(pl->s, rows);
+        const int64_t p = i / in_matrix % matrices(pl) * pl->cols, r = i % in_matrix * rows;
+        col_part(job, p, p + pl->cols, i / in_matrix / matrices(pl), r, fn_min(r + rows, pl->s));
     } else if (pl->s > PIECE) {
         const int64_t in_plane = fn_ceil_div(pl->s, PIECE), off = i % in_plane * PIECE;
         const int64_t plane = i / in_plane % pl->planes, g = i / in_plane / pl->planes;
@@ -314,6 +345,19 @@ static void task_apply_piece(fn_job *job, int64_t i) {
         const int64_t g = i / in_seg, p = i % in_seg * each;
         row_part(job, p, fn_min(p + each, pl->planes), g, g + 1, 0, pl->s, hints);
     }
+}
+
+/* What x holds behind the last channel may be anything: its output is 0 all the same. */
+static void task_zero_padding(fn_job *job, int64_t n) {
+    const fn_plan *pl = &job->plan;
+    const int64_t block = pl->p.block, last = pl->c / block - 1, pad = pl->c - pl->p.c;
+    char *row = out_at(job, (n * pl->c + last * block) * pl->p.s + block - pad);
+    for (int64_t r = 0; r < pl->p.s; r++, row += block * (int64_t)pl->esize)
+        memset(row, 0, (size_t)pad * pl->esize);
+}
+static void zero_padding(fn_job *job) {
+    if (job->plan.c != job->plan.p.c)
+        fn_parallel(job, job->plan.p.n, task_zero_padding, 0);
 }
 
 /* ---- walks --------------------------------------------------------------------------------*/
@@ -331,7 +375,8 @@ void fn_run_forward(fn_job *job) {
         fn_parallel(job, pl->units, task_forward_unit, 0);
     } else {
         if (fn_needs_moments(pl))
-            fn_parallel(job, (pl->col ? pl->n : pl->domains) * pl->mchunks.count, task_moments, 0);
+            fn_parallel(job, (pl->col ? matrices(pl) : pl->domains) * pl->mchunks.count,
+                        task_moments, 0);
         by_planes(job, blocks, task_statistics);
         if (pl->p.norm == FN_SWITCHABLE) {
             by_planes(job, pl->n, task_layer_statistics);
@@ -340,13 +385,15 @@ void fn_run_forward(fn_job *job) {
         by_planes(job, blocks, task_coefficients);
         fn_parallel(job, piece_count(pl), task_apply_piece, fn_needs_moments(pl));
     }
+    zero_padding(job);
     fn_update_running(&job->cf);
 }
 
 /* gradient sums of all planes and the coefficients of dx */
 void fn_grad_sums(fn_job *job) {
     const fn_plan *pl = &job->plan;
-    fn_parallel(job, (pl->col ? pl->n : pl->planes) * pl->gchunks.count, task_grad_moments, 0);
+    fn_parallel(job, (pl->col ? matrices(pl) : pl->planes) * pl->gchunks.count, task_grad_moments,
+                0);
     by_planes(job, fn_ceil_div(pl->planes, BLOCK), task_grad_merge);
     if (pl->p.norm == FN_SWITCHABLE) {
         by_planes(job, pl->n, task_layer_grad_sums);
@@ -368,6 +415,7 @@ void fn_run_backward(fn_job *job) {
         fn_grad_sums(job);
         fn_parallel(job, piece_count(pl), task_apply_piece, 1);
     }
+    zero_padding(job);
     if (!pl->elem)
         by_planes(job, channel_blocks(pl), task_param_grads);
     if (pl->p.norm == FN_SWITCHABLE)

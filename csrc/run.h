@@ -26,9 +26,9 @@ void fn_run_backward(fn_job *job);
 
 int fn_threads_for(int64_t bytes);
 void fn_parallel(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t), int backwards);
-/* gradient sums and the coefficients of dx: of all planes; of planes [p, p1) of one sample */
+/* gradient sums and the coefficients of dx: of all domains; of domains [d, d1) of one sample */
 void fn_grad_sums(fn_job *job);
-void fn_grad_sums_of(fn_job *job, int64_t p, int64_t p1);
+void fn_grad_sums_of(fn_job *job, int64_t d, int64_t d1);
 
 /* backward of layer and RMS norm with weight or bias */
 fn_status fn_elem_workspace(fn_job *job);
