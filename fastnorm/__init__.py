@@ -16,6 +16,7 @@ from ._core import (
     show_config,
 )
 from ._types import Gradients, SwitchableGradients
+from .blocked import from_blocked, to_blocked
 from .functional import (
     backward,
     batch_norm,
@@ -59,6 +60,7 @@ __all__ = [
     "batch_renorm",
     "batch_renorm_d_max",
     "batch_renorm_r_max",
+    "from_blocked",
     "get_isa",
     "get_num_threads",
     "group_norm",
@@ -70,4 +72,5 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "switchable_norm",
+    "to_blocked",
 ]

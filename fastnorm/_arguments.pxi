@@ -115,6 +115,9 @@ cdef dict _LAYOUTS = {
     (3, "NCL"): FN_CHANNELS_FIRST, (3, "NLC"): FN_CHANNELS_LAST,
     (4, "NCHW"): FN_CHANNELS_FIRST, (4, "NHWC"): FN_CHANNELS_LAST,
     (5, "NCDHW"): FN_CHANNELS_FIRST, (5, "NDHWC"): FN_CHANNELS_LAST,
+    (4, "NCL8c"): FN_BLOCKED, (4, "NCL16c"): FN_BLOCKED,
+    (5, "NCHW8c"): FN_BLOCKED, (5, "NCHW16c"): FN_BLOCKED,
+    (6, "NCDHW8c"): FN_BLOCKED, (6, "NCDHW16c"): FN_BLOCKED,
 }
 # for any rank: the default should not have to be spelled out for each
 cdef dict _ANY_LAYOUT = {
@@ -130,10 +133,26 @@ cdef int _layout(object layout, Py_ssize_t rank) except -1:
     if found is None:
         found = _LAYOUTS.get((rank, layout))
     if found is None:
-        choices = [*_ANY_LAYOUT, *[name for r, name in _LAYOUTS if r == rank and r != 4]]
+        choices = dict.fromkeys([*_ANY_LAYOUT, *[name for r, name in _LAYOUTS if r == rank]])
         raise ValueError(f"layout: expected one of {', '.join(choices)} for {rank} dimensions, "
                          f"got {layout!r}")
     return found
+
+
+cdef int64_t _blocked_channels(cnp.ndarray x, int64_t block, tuple params) except -1:
+    """How many of the channels in the blocks are no padding: as many as there are parameters."""
+    cdef int64_t most = cnp.PyArray_DIM(x, 1) * block, channels = most
+    if cnp.PyArray_DIM(x, cnp.PyArray_NDIM(x) - 1) != block:
+        raise ValueError(f"x: expected blocks of {block} channels along the last axis, got shape "
+                         f"{(<object>x).shape}")
+    for name, value in params:
+        if value is not None:
+            channels = np.size(value)
+            if not most - block < channels <= most:
+                raise ValueError(f"{name}: expected {most - block + 1} to {most} channels for x of "
+                                 f"shape {(<object>x).shape}, got {channels}")
+            break
+    return channels
 
 
 cdef tuple _axes(object axis, Py_ssize_t rank):

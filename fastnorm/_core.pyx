@@ -38,6 +38,7 @@ cdef extern from "fastnorm.h" nogil:
     ctypedef enum fn_layout:
         FN_CHANNELS_FIRST
         FN_CHANNELS_LAST
+        FN_BLOCKED
     ctypedef enum fn_norm:
         FN_BATCH
         FN_BATCH_RENORM
@@ -54,7 +55,7 @@ cdef extern from "fastnorm.h" nogil:
         fn_norm norm
         fn_dtype dtype
         fn_layout layout
-        int64_t n, c, s, groups
+        int64_t n, c, s, block, groups
         int training, ddof
         double eps, momentum, r_max, d_max, blend
     ctypedef struct fn_params:
@@ -134,18 +135,25 @@ cdef inline Context _start(object x, fn_norm norm, object eps):
     return ctx
 
 
-cdef int _set_layout(Context ctx, object layout) except -1:
+cdef int _set_layout(Context ctx, object layout, object weight, object bias,
+                     object running_mean=None) except -1:
     cdef Py_ssize_t rank = cnp.PyArray_NDIM(ctx.x), i
     cdef int64_t s = 1
     if rank < 2:
         raise ValueError(f"x: expected at least 2 dimensions (samples, channels), got shape "
                          f"{ctx.shape}")
     ctx.p.layout = <fn_layout>_layout(layout, rank)
-    for i in range(2, rank):
-        s *= cnp.PyArray_DIM(ctx.x, i if ctx.p.layout == FN_CHANNELS_FIRST else i - 1)
+    for i in range(1 if ctx.p.layout == FN_CHANNELS_LAST else 2,
+                   rank if ctx.p.layout == FN_CHANNELS_FIRST else rank - 1):
+        s *= cnp.PyArray_DIM(ctx.x, i)
     ctx.p.n = cnp.PyArray_DIM(ctx.x, 0)
-    ctx.p.c = cnp.PyArray_DIM(ctx.x, 1 if ctx.p.layout == FN_CHANNELS_FIRST else rank - 1)
     ctx.p.s = s
+    if ctx.p.layout == FN_BLOCKED:
+        ctx.p.block = 16 if layout.endswith("16c") else 8
+        ctx.p.c = _blocked_channels(ctx.x, ctx.p.block, (
+            ("weight", weight), ("bias", bias), ("running_mean", running_mean)))
+    else:
+        ctx.p.c = cnp.PyArray_DIM(ctx.x, 1 if ctx.p.layout == FN_CHANNELS_FIRST else rank - 1)
     ctx.param_shape = (ctx.p.c,)
     return 0
 
@@ -309,7 +317,7 @@ def rms_norm(x, weight, axis, eps, out, return_ctx):
 def batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps, ddof, layout,
                out, return_ctx):
     cdef Context ctx = _start(x, FN_BATCH, eps)
-    _set_layout(ctx, layout)
+    _set_layout(ctx, layout, weight, bias, running_mean)
     _set_affine(ctx, weight, bias)
     ctx.p.training = _flag(training, "training")
     _set_running(ctx, running_mean, running_var, momentum, ddof, ctx.p.training,
@@ -322,7 +330,7 @@ def batch_norm(x, weight, bias, running_mean, running_var, training, momentum, e
 def batch_renorm(x, weight, bias, running_mean, running_var, training, momentum, eps, r_max,
                  d_max, ddof, layout, out, return_ctx):
     cdef Context ctx = _start(x, FN_BATCH_RENORM, eps)
-    _set_layout(ctx, layout)
+    _set_layout(ctx, layout, weight, bias, running_mean)
     _set_affine(ctx, weight, bias)
     ctx.p.training = _flag(training, "training")
     _set_running(ctx, running_mean, running_var, momentum, ddof, ctx.p.training, True,
@@ -336,7 +344,7 @@ def batch_renorm(x, weight, bias, running_mean, running_var, training, momentum,
 
 def group_norm(x, num_groups, weight, bias, eps, layout, out, return_ctx):
     cdef Context ctx = _start(x, FN_GROUP, eps)
-    _set_layout(ctx, layout)
+    _set_layout(ctx, layout, weight, bias)
     ctx.p.groups = _groups(num_groups, ctx.p.c)
     _set_affine(ctx, weight, bias)
     _check_count(ctx, ctx.p.c // ctx.p.groups * ctx.p.s, "group", False, 0)
@@ -346,7 +354,7 @@ def group_norm(x, num_groups, weight, bias, eps, layout, out, return_ctx):
 def instance_norm(x, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, ddof,
                   layout, out, return_ctx):
     cdef Context ctx = _start(x, FN_INSTANCE, eps)
-    _set_layout(ctx, layout)
+    _set_layout(ctx, layout, weight, bias, running_mean)
     _set_affine(ctx, weight, bias)
     ctx.p.training = _flag(use_input_stats, "use_input_stats")
     _set_running(ctx, running_mean, running_var, momentum, ddof, ctx.p.training,
@@ -359,7 +367,7 @@ def instance_norm(x, weight, bias, running_mean, running_var, use_input_stats, m
 def switchable_norm(x, weight, bias, mean_logits, var_logits, running_mean, running_var, training,
                     momentum, eps, ddof, layout, out, return_ctx):
     cdef Context ctx = _start(x, FN_SWITCHABLE, eps)
-    _set_layout(ctx, layout)
+    _set_layout(ctx, layout, weight, bias, running_mean)
     _set_affine(ctx, weight, bias)
     ctx.mean_logits = _parameter(mean_logits, "mean_logits", ctx.x, (3,))
     ctx.q.mean_logits = _pointer(ctx, ctx.mean_logits)
@@ -375,7 +383,7 @@ def switchable_norm(x, weight, bias, mean_logits, var_logits, running_mean, runn
 def instance_renorm(x, weight, bias, running_mean, running_var, r_max, d_max, blend, training,
                     momentum, eps, ddof, layout, out, return_ctx):
     cdef Context ctx = _start(x, FN_INSTANCE_RENORM, eps)
-    _set_layout(ctx, layout)
+    _set_layout(ctx, layout, weight, bias, running_mean)
     _set_affine(ctx, weight, bias)
     ctx.p.training = _flag(training, "training")
     _set_running(ctx, running_mean, running_var, momentum, ddof, ctx.p.training, True,

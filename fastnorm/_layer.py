@@ -163,7 +163,10 @@ def count(value: int, name: str) -> int:
 def loadable(name: str, given: ArrayLike, target: Array) -> Array:
     """`given` with the dtype of `target`, which it can be written to."""
     value = np.asarray(given)
-    if value.dtype.kind not in ("iu" if target.dtype.kind == "i" else "f"):
+    integer = target.dtype.kind == "i"
+    if value.dtype.kind not in ("iu" if integer else "f") and (
+        integer or value.dtype.name != "bfloat16"
+    ):
         raise TypeError(f"state[{name!r}]: expected {target.dtype}, got {value.dtype}")
     if value.shape != target.shape:
         raise ValueError(f"state[{name!r}]: expected shape {target.shape}, got {value.shape}")
@@ -178,6 +181,8 @@ def loadable(name: str, given: ArrayLike, target: Array) -> Array:
 def check_channels(x: ArrayLike, channels: int, layout: str) -> None:
     shape = np.shape(x)
     axis = -1 if layout == "channels_last" or str(layout).endswith("C") else 1
+    if str(layout).endswith("c"):  # blocks: the function compares them with the parameters
+        return
     if len(shape) >= 2 and shape[axis] != channels:
         raise ValueError(f"x: expected {channels} channels in {layout}, got shape {shape}")
 

@@ -329,8 +329,11 @@ class GroupNorm(Norm):
         check_channels(x, self.num_channels, self.layout)
 
     def _forward(self, x: ArrayLike) -> tuple[Array, Context]:
+        params = self.params
+        if not params and self.layout.endswith("c"):  # tells padding from channels
+            params = {"weight": np.ones(self.num_channels, self.dtype)}
         return F.group_norm(
-            x, self.num_groups, **self.params, eps=self.eps, layout=self.layout, return_ctx=True
+            x, self.num_groups, **params, eps=self.eps, layout=self.layout, return_ctx=True
         )
 
 

@@ -1,0 +1,133 @@
+"""Layouts in blocks of channels: the NCHW result, padding that is zero, the same bits."""
+
+import numpy as np
+import pytest
+from cases import NORMS, TOLERANCE, assert_close, make_input, run, run_reference
+
+import fastnorm
+from fastnorm import from_blocked, to_blocked
+
+CHANNEL_NORMS = [norm for norm in NORMS if norm.channels]
+# full blocks and padded ones, groups across blocks, long and short planes, one sample, one pixel
+SHAPES = [(4, 32, 7, 7), (3, 6, 9, 11), (2, 51, 40, 40), (1, 21, 130, 150), (40, 18, 1, 1)]
+
+
+def names(block, rank):
+    return {3: f"NCL{block}c", 4: f"NCHW{block}c", 5: f"NCDHW{block}c"}[rank]
+
+
+def problem(norm, shape, dtype, rng):
+    if shape[1] % norm.kwargs.get("num_groups", 1):
+        shape = (shape[0], shape[1] // 3 * 3, *shape[2:])
+    if norm.spatial and shape[2:] == (1, 1):
+        shape = (*shape[:2], 2, 1)
+    x = make_input(rng, shape, "NCHW", dtype)
+    args, kwargs = norm.arguments(rng, x, "NCHW")
+    return x, rng.standard_normal(shape).astype(dtype), args, kwargs
+
+
+def junk_padding(blocked, channels):
+    """NaN where no channel is."""
+    if channels % blocked.shape[-1]:
+        blocked[:, -1, ..., channels % blocked.shape[-1] :] = np.nan
+    return blocked
+
+
+def padding(blocked, channels):
+    rest = channels % blocked.shape[-1]
+    return blocked[:, -1, ..., rest:] if rest else blocked[..., :0]
+
+
+@pytest.mark.parametrize("block", [8, 16])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("norm", CHANNEL_NORMS, ids=lambda norm: norm.id)
+def test_against_the_oracle(norm, shape, dtype, block, isa, rng):
+    fastnorm.set_num_threads(2)
+    x, dy, args, kwargs = problem(norm, shape, dtype, rng)
+    c = x.shape[1]
+    want, want_grads, want_own = run_reference(norm, x, args, kwargs, dy)
+    kwargs = {**kwargs, "layout": names(block, x.ndim)}
+    y, grads, own = run(
+        norm, junk_padding(to_blocked(x, block), c), args, kwargs,
+        junk_padding(to_blocked(dy, block), c),
+    )  # fmt: skip
+    y_tol, stat_tol, grad_tol = TOLERANCE[x.dtype]
+    assert_close(from_blocked(y, c), want, y_tol, "y")
+    assert_close(from_blocked(grads.x, c), want_grads.x, grad_tol, "dx")
+    for name, got, expected in list(zip(grads._fields, grads, want_grads, strict=True))[1:]:
+        assert_close(got, expected, grad_tol, name)
+    for name in ("running_mean", "running_var"):
+        if name in own:
+            assert_close(own[name], want_own[name], stat_tol, name)
+    assert not padding(y, c).any()
+    assert not padding(grads.x, c).any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("norm", CHANNEL_NORMS, ids=lambda norm: norm.id)
+def test_same_bits(norm, dtype, rng):
+    for shape in [(6, 51, 40, 40), (40, 96, 7, 7), (1, 3, 300, 300)]:
+        x, dy, args, kwargs = problem(norm, shape, np.float32, rng)
+        x, dy = (to_blocked(a.astype(dtype)) for a in (x, dy))
+        results = set()
+        for isa in fastnorm.available_isas():
+            fastnorm.set_isa(isa)
+            for threads in (1, 2, 5):
+                fastnorm.set_num_threads(threads)
+                y, grads, _ = run(norm, x, args, {**kwargs, "layout": "NCHW16c"}, dy)
+                results.add((y.tobytes(), *(g.tobytes() for g in grads)))
+        assert len(results) == 1
+
+
+@pytest.mark.parametrize("rank", [3, 4, 5])
+def test_ranks(rank, rng):
+    x = rng.standard_normal((2, 20, 3, 4, 5)[:rank])
+    want = fastnorm.instance_norm(x, np.ones(20), layout="channels_first")
+    got = fastnorm.instance_norm(to_blocked(x, 8), np.ones(20), layout=names(8, rank))
+    assert_close(from_blocked(got, 20), want, 1e-13, "y")
+
+
+def test_conversion_there_and_back(rng):
+    for channels in (1, 8, 15, 16, 17, 40):
+        for block in (8, 16):
+            x = rng.standard_normal((3, channels, 4, 5))
+            blocked = to_blocked(x, block)
+            assert blocked.shape == (3, -(-channels // block), 4, 5, block)
+            assert not padding(blocked, channels).any()
+            assert np.array_equal(from_blocked(blocked, channels), x)
+            c = channels - 1  # one channel of one pixel, by hand
+            assert blocked[2, c // block, 1, 3, c % block] == x[2, c, 1, 3]
+
+
+def test_layers(rng):
+    x = rng.standard_normal((4, 20, 5, 5)).astype(np.float32)
+    layers = [
+        lambda layout: fastnorm.BatchNorm(20, layout=layout),
+        lambda layout: fastnorm.GroupNorm(4, 20, layout=layout),
+        lambda layout: fastnorm.GroupNorm(4, 20, affine=False, layout=layout),
+        lambda layout: fastnorm.InstanceNorm(20, layout=layout),
+    ]
+    for make in layers:
+        first, blocked = make("NCHW"), make("NCHW16c")
+        assert_close(from_blocked(blocked(to_blocked(x)), 20), first(x), 1e-6, "y")
+        dx = from_blocked(blocked.backward(to_blocked(x)), 20)
+        assert np.abs(dx - first.backward(x)).max() < 1e-5
+
+
+def test_errors():
+    x = np.zeros((2, 2, 5, 5, 16), np.float32)
+    for call, match in [
+        (lambda: fastnorm.instance_norm(x, np.ones(10, np.float32), layout="NCHW16c"),
+         r"weight: expected 17 to 32 channels for x of shape \(2, 2, 5, 5, 16\), got 10"),
+        (lambda: fastnorm.instance_norm(x, layout="NCHW8c"),
+         "x: expected blocks of 8 channels along the last axis"),
+        (lambda: fastnorm.instance_norm(x[0], layout="NCHW16c"),
+         "layout: expected one of .*NCL16c.* for 4 dimensions, got 'NCHW16c'"),
+        (lambda: to_blocked(x, 4), "block: expected 8 or 16, got 4"),
+        (lambda: to_blocked(np.zeros(3)), "x: expected at least 2 dimensions"),
+        (lambda: from_blocked(x, 16), "channels: expected 17 to 32"),
+        (lambda: from_blocked(np.zeros((2, 3)), 16), "x: expected at least 3 dimensions"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=match):
+            call()
