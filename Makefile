@@ -23,7 +23,7 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror csrc/*.c csrc/*.h csrc/*.inc tests/c/*.c
-	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint fastnorm/_core.pyx fastnorm/_arguments.pxi
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint fastnorm/*.pyx fastnorm/*.pxi
 	$(BIN)/mypy
 
 format: $(VENV)/dev

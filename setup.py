@@ -59,8 +59,9 @@ core = Extension(
     define_macros=[
         ("FASTNORM_VERSION", f'"{VERSION}"'),
         ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
+        ("NPY_TARGET_VERSION", "NPY_1_23_API_VERSION"),  # arrays with an allocator of their own
     ],
-    depends=[*glob("csrc/*.h"), *glob("csrc/*.inc"), "fastnorm/_arguments.pxi", "pyproject.toml"],
+    depends=[*glob("csrc/*.h"), *glob("csrc/*.inc"), *glob("fastnorm/*.pxi"), "pyproject.toml"],
     extra_compile_args=list(FLAGS),
     extra_link_args=["-lm"],
 )

@@ -110,6 +110,15 @@ const char *fn_isa_name(int i);
 int fn_set_isa(const char *name);
 const char *fn_get_isa(void);
 
+/* Memory for outputs, aligned to a cache line; NULL where there is none.  What is freed is kept for
+ * the next one of about the size, up to a bound in bytes: 256 MiB, or a sixteenth of the memory
+ * where that is less.  fn_buffer_cache tells the bound, and what is kept now.  Thread-safe. */
+void *fn_buffer_new(size_t size);
+void fn_buffer_free(void *p);
+size_t fn_buffer_size(const void *p); /* at least what was asked for */
+void fn_set_buffer_cache(size_t bytes);
+void fn_buffer_cache(size_t *bound, size_t *held);
+
 /* Facts about the build and the machine.  Cache sizes in bytes, 0 when unknown; level 1 to 3. */
 const char *fn_compiler(void);
 int fn_has_openmp(void);

@@ -228,8 +228,8 @@ cdef cnp.ndarray _target(object out, cnp.ndarray source, object axes):
         if cnp.PyArray_ISCARRAY(o) and (
                 cnp.PyArray_DATA(o) == cnp.PyArray_DATA(source) or not _overlap(o, source)):
             return o
-    return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(source), cnp.PyArray_DIMS(source),
-                             cnp.PyArray_TYPE(source), 0)
+    return _new(cnp.PyArray_NDIM(source), cnp.PyArray_DIMS(source), cnp.PyArray_TYPE(source),
+                cnp.PyArray_NBYTES(source))
 
 
 cdef object _deliver(cnp.ndarray result, object out, object axes):

@@ -85,9 +85,12 @@ cdef extern from "fastnorm.h" nogil:
     int fn_has_openmp()
     int64_t fn_cache_bytes(int)
     const char* fn_isas_built()
+    void fn_set_buffer_cache(size_t)
+    void fn_buffer_cache(size_t*, size_t*)
     void fn_memory_limit(const float*, const float*, float*, int64_t, int)
 
 
+include "_buffers.pxi"
 include "_arguments.pxi"
 
 
@@ -516,6 +519,7 @@ def show_config():
           f"instruction sets of this processor: {' '.join(available_isas())}\n"
           f"instruction set in use: {get_isa()}\n"
           f"threads: {get_num_threads()}\n"
+          f"buffer cache: {buffer_cache()[0] // 2**20} MiB\n"
           f"caches: {caches}")
 
 
