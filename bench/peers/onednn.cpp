@@ -30,14 +30,15 @@ const memory::format_tag tags[] = {memory::format_tag::nchw, memory::format_tag:
 template <class forward, class backward>
 void create(call &c, const memory::desc &md, const memory::desc &stats, int64_t channels, int pass,
             flags with, float eps, void **data) {
-    const auto kind = pass == INFERENCE ? prop_kind::forward_inference : prop_kind::forward_training;
+    const auto kind =
+        pass == INFERENCE ? prop_kind::forward_inference : prop_kind::forward_training;
     const memory::desc vector({channels}, memory::data_type::f32, memory::format_tag::a);
     const auto at = [&](const memory::desc &d, int i) { return memory(d, c.eng, data[i]); };
 
     typename forward::primitive_desc fwd(c.eng, kind, md, md, eps, with);
-    c.args = {{DNNL_ARG_SRC, at(md, SRC)},           {DNNL_ARG_DST, at(md, DST)},
-              {DNNL_ARG_MEAN, at(stats, MEAN)},      {DNNL_ARG_VARIANCE, at(stats, VARIANCE)},
-              {DNNL_ARG_SCALE, at(vector, SCALE)},   {DNNL_ARG_SHIFT, at(vector, SHIFT)}};
+    c.args = {{DNNL_ARG_SRC, at(md, SRC)},         {DNNL_ARG_DST, at(md, DST)},
+              {DNNL_ARG_MEAN, at(stats, MEAN)},    {DNNL_ARG_VARIANCE, at(stats, VARIANCE)},
+              {DNNL_ARG_SCALE, at(vector, SCALE)}, {DNNL_ARG_SHIFT, at(vector, SHIFT)}};
     c.prim = forward(fwd);
     if (pass != BACKWARD)
         return;
@@ -45,7 +46,9 @@ void create(call &c, const memory::desc &md, const memory::desc &stats, int64_t 
     c.queue.wait();
     typename backward::primitive_desc bwd(c.eng, prop_kind::backward, md, md, md, eps, with, fwd);
     c.args.erase(DNNL_ARG_DST);
-    c.args.erase(DNNL_ARG_SHIFT);
+    if (md.get_ndims() ==
+        4) // layer normalization's backward wants it, batch normalization's refuses
+        c.args.erase(DNNL_ARG_SHIFT);
     c.args.insert({{DNNL_ARG_DIFF_DST, at(md, DIFF_DST)},
                    {DNNL_ARG_DIFF_SRC, at(md, DST)},
                    {DNNL_ARG_DIFF_SCALE, at(vector, DIFF_SCALE)},
