@@ -116,10 +116,10 @@ def command(set, shape, threads, isas, peers, rounds, quick, json, plot, html, m
     writers = _writers(json, plot, html, markdown)
     modules, versions, notes = contestants.find(["fastnorm", *(peers or contestants.PEERS)])
     report = Report([p for p in modules if p != "fastnorm"], {}, notes)
+    report.conditions = conditions(versions, rounds or 5)
     settings = threads or [fastnorm.get_num_threads()], isas or [fastnorm.get_isa()]
     with _settings_kept():
         report.results = _measure_all(selected, modules, *settings, rounds or 5)
-    report.conditions = conditions(versions, rounds or 5)
     console = Console()
     print_report(report, console if console.is_terminal else Console(width=200))
     for path, contents in writers.items():

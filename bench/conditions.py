@@ -16,6 +16,7 @@ def conditions(versions, rounds):
         "date": time.strftime("%Y-%m-%d"),
         "processor": _processor(),
         "cores": f"{len(os.sched_getaffinity(0))} of {os.cpu_count()}",
+        "load": f"{os.getloadavg()[0]:.1f} processes in the minute before",
         "caches": config["caches"],
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "compiler": config["compiler"],
