@@ -13,6 +13,9 @@ from fastnorm.bench import peers
 from fastnorm.bench.cases import Case
 
 LEAST_SECONDS = 2e-3  # of a sample; shorter calls are repeated
+# until the system has moved the threads that just woke to cores of their own; spinning on one core
+# they hold each other up for milliseconds
+WARM_UP_SECONDS = 5e-3
 LONG_SECONDS = 50e-3  # calls that need no warm-up in each sample
 REST_SECONDS = 10e-3  # until the threads of the contestant before have gone to sleep
 LIMIT = {"through the cache": False, "past the cache": True}
@@ -69,12 +72,19 @@ def _repeats(call):
     """Calls to warm up, and calls to time, in each sample."""
     call()
     seconds = _timed(call, 1)
-    return int(seconds < LONG_SECONDS), max(1, ceil(LEAST_SECONDS / seconds))
+    if seconds > LONG_SECONDS:
+        return 0, 1
+    _timed(call, ceil(WARM_UP_SECONDS / seconds))
+    seconds = min(_timed(call, 1) for _ in range(5))
+    return ceil(WARM_UP_SECONDS / seconds), ceil(LEAST_SECONDS / seconds)
 
 
 def _sample(call, warm_up, repeats):
+    until = time.perf_counter() + WARM_UP_SECONDS
     for _ in range(warm_up):
         call()
+        if time.perf_counter() > until:
+            break
     return _timed(call, repeats)
 
 

@@ -3,7 +3,7 @@
 import io
 import json
 from collections import defaultdict
-from math import log10
+from math import log2, log10
 
 import jinja2
 import matplotlib.pyplot as plt
@@ -44,11 +44,12 @@ def panels(report):
 
 
 def line(points):
-    """Geometric mean of the cases of each size."""
-    sizes = defaultdict(list)
+    """Geometric means of the cases of about one size: an octave."""
+    octaves = defaultdict(list)
     for size, speed, _ in points:
-        sizes[size].append(speed)
-    return list(sizes), [tables.geomean(speeds) for speeds in sizes.values()]
+        octaves[round(log2(size))].append((size, speed))
+    means = [map(tables.geomean, zip(*octave, strict=True)) for octave in octaves.values()]
+    return tuple(zip(*means, strict=True))
 
 
 def picture(report, kind):
@@ -141,14 +142,14 @@ def _figure(lines):
         )  # fmt: skip
     exponents = range(2, 10)
     figure.update_layout(
-        margin={"l": 44, "r": 8, "t": 8, "b": 40},
-        legend={"orientation": "h", "y": -0.18, "yanchor": "top"},
+        margin={"l": 48, "r": 8, "t": 8, "b": 24},
+        legend={"orientation": "h", "y": -0.12, "yanchor": "top"},
         xaxis={
-            "type": "log", "title": {"text": "array"},
+            "type": "log",
             "tickvals": [10**e for e in exponents],
             "ticktext": [f"{10 ** (e % 3)} {' kMG'[e // 3].strip()}B" for e in exponents],
         },
-        yaxis={"type": "log", "title": {"text": "GB/s"}, "range": _decades(lines)},
+        yaxis={"type": "log", "dtick": 1, "title": {"text": "GB/s"}, "range": _decades(lines)},
     )  # fmt: skip
     return figure.to_json()
 
