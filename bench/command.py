@@ -16,6 +16,11 @@ from fastnorm.bench.conditions import conditions
 from fastnorm.bench.measure import run
 from fastnorm.bench.report import MARKERS, Report, print_report, to_json, to_markdown
 
+NO_CASE = (
+    "no such case: layer_norm and rms_norm take ROWSxFEATURES, others NxCxHxW; inference is "
+    "measured where it differs from forward"
+)
+
 
 class Names(click.ParamType):
     """Names of a list, separated by commas; "all" is all of them."""
@@ -76,8 +81,8 @@ def _marked(ctx, param, path):
     return _target(ctx, param, path)
 
 
-def several(flag, choices, text):
-    return click.option(flag, type=Names(choices), multiple=True, callback=_flat, help=text)
+def several(flag, choices, text, *name):
+    return click.option(flag, *name, type=Names(choices), multiple=True, callback=_flat, help=text)
 
 
 def file_option(flag, text, callback=_target, exists=False):
@@ -86,8 +91,8 @@ def file_option(flag, text, callback=_target, exists=False):
 
 
 @click.command("bench")
-@several("--set", SHAPES, "Sets of shapes; tiny where neither a set nor a shape is given.")
-@click.option("--shape", type=Shape(), multiple=True, help="NxCxHxW or ROWSxFEATURES.")
+@several("--set", SHAPES, "Sets of shapes; tiny where neither a set nor a shape is given.", "sets")
+@click.option("--shape", "shapes", type=Shape(), multiple=True, help="NxCxHxW or ROWSxFEATURES.")
 @several("--norms", NORMS, "Normalizers; all by default.")
 @several("--passes", PASSES, "Passes; all by default.")
 @several("--layouts", LAYOUTS, "Layouts of images; all by default.")
@@ -96,30 +101,30 @@ def file_option(flag, text, callback=_target, exists=False):
 @several("--isas", fastnorm.available_isas(), "Instruction sets of fastnorm; the best by default.")
 @several("--peers", contestants.PEERS, "Whom to compare with; all that are installed by default.")
 @click.option("--rounds", type=click.IntRange(1), help="Samples of each; 5, with --quick 3.")
-@click.option("--quick", is_flag=True, help="Two shapes, NumPy, 3 rounds, where not told otherwise.")
+@click.option(
+    "--quick", is_flag=True, help="Two shapes, NumPy, 3 rounds, where not told otherwise."
+)
 @file_option("--json", "Write all numbers.")
 @file_option("--plot", "Write a picture, GB/s against bytes (.png, .svg, .pdf).")
 @file_option("--html", "Write a page with table and plots.")
 @file_option("--markdown", "Replace the table between the markers of this file.", _marked, True)
-def command(set, shape, threads, isas, peers, rounds, quick, json, plot, html, markdown, **which):
+def command(sets, shapes, threads, isas, peers, rounds, quick, json, plot, html, markdown, **which):
     """Compare fastnorm with the memory limit and with other libraries, in turns, in one run."""
-    sets = set or ([] if shape else ["tiny"])
-    shapes = [*(s for name in sets for s in SHAPES[name]), *shape]
+    shapes = [*(shape for name in sets or () for shape in SHAPES[name]), *shapes]
     if quick:
-        shapes = shapes if set or shape else QUICK
-        peers, rounds = peers or ["numpy"], rounds or 3
+        shapes, peers, rounds = shapes or QUICK, peers or ["numpy"], rounds or 3
+    shapes, rounds = shapes or SHAPES["tiny"], rounds or 5
     which = {name: chosen for name, chosen in which.items() if chosen}
     selected = cases(dict.fromkeys(shapes), **{"layouts": LAYOUTS, **which})
     if not selected:
-        raise click.UsageError("no such case: layer_norm and rms_norm take ROWSxFEATURES, others "
-                               "NxCxHxW; inference is measured where it differs from forward")  # fmt: skip
+        raise click.UsageError(NO_CASE)
     writers = _writers(json, plot, html, markdown)
     modules, versions, notes = contestants.find(["fastnorm", *(peers or contestants.PEERS)])
     report = Report([p for p in modules if p != "fastnorm"], {}, notes)
-    report.conditions = conditions(versions, rounds or 5)
+    report.conditions = conditions(versions, rounds)
     settings = threads or [fastnorm.get_num_threads()], isas or [fastnorm.get_isa()]
     with _settings_kept():
-        report.results = _measure_all(selected, modules, *settings, rounds or 5)
+        report.results = _measure_all(selected, modules, *settings, rounds)
     console = Console()
     print_report(report, console if console.is_terminal else Console(width=200))
     for path, contents in writers.items():

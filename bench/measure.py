@@ -69,7 +69,7 @@ def measure(calls, rounds):
 
 
 def _repeats(call):
-    """Calls to warm up, and calls to time, in each sample."""
+    """Find out how many calls warm up, and how many are timed, in each sample."""
     call()
     seconds = _timed(call, 1)
     if seconds > LONG_SECONDS:

@@ -1,4 +1,4 @@
-"""Rooflines: GB/s against the bytes of the array, one line each for fastnorm, peers and the limit."""
+"""Rooflines: GB/s against the bytes of the array, for fastnorm, each peer and the limit."""
 
 import io
 import json

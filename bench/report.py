@@ -25,7 +25,7 @@ class Report:
     results: list[Result] = field(default_factory=list)
 
     def failures(self):
-        """Notes on contestants that raised an error, each error once."""
+        """List the errors that contestants raised, each once."""
         found = {}
         for result in self.results:
             for name, error in result.errors.items():

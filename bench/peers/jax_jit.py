@@ -1,4 +1,4 @@
-"""JAX: the formulas in jnp, compiled by XLA; backward is its compiled vjp, with stored residuals."""
+"""JAX: the formulas in jnp, compiled by XLA; backward is the compiled vjp with its residuals."""
 
 import os
 

@@ -97,7 +97,7 @@ def build():
 
 
 def location():
-    """Flags for the wheels of the extra `peers`; none where the system has oneDNN installed."""
+    """Return flags for the wheels of the extra `peers`; none where it is the system's."""
     try:
         files = [
             Path(file.locate()).resolve()
