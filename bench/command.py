@@ -21,6 +21,11 @@ NO_CASE = (
     "measured where it differs from forward"
 )
 
+BUSY = (
+    "the machine was busy in the minute before: where threads wait for each other on a busy core, "
+    "rows can be wrong by factors"
+)
+
 
 class Names(click.ParamType):
     """Names of a list, separated by commas; "all" is all of them."""
@@ -123,6 +128,8 @@ def command(sets, shapes, threads, isas, peers, rounds, quick, json, plot, html,
     report = Report([p for p in modules if p != "fastnorm"], {}, notes)
     report.conditions = conditions(versions, rounds)
     settings = threads or [fastnorm.get_num_threads()], isas or [fastnorm.get_isa()]
+    if os.getloadavg()[0] > 1:
+        report.notes.append(BUSY)
     with _settings_kept():
         report.results = _measure_all(selected, modules, *settings, rounds)
     console = Console()

@@ -22,6 +22,7 @@ def conditions(versions, rounds):
         "compiler": config["compiler"],
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "waiting threads": _wait_policy(),
+        "memory": _memory(),
         "numbers": f"medians of {rounds} rounds, contestants in turns; NumPy has one thread",
     }
 
@@ -40,6 +41,12 @@ def _processor():
         return cpuinfo.get_cpu_info()["brand_raw"]
     except Exception:  # on processors that it does not know it fails in many ways
         return platform.processor() or platform.machine()
+
+
+def _memory():
+    if os.environ.get("MALLOC_MMAP_MAX_") == "0":
+        return "freed results are reused, so that peers, which allocate theirs, pay no page faults"
+    return "peers, which allocate their results, pay page faults for large ones"
 
 
 def _wait_policy():

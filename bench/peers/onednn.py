@@ -90,6 +90,8 @@ def build():
         command = [compiler, "-std=c++11", "-O2", "-shared", "-fPIC", "-fopenmp", str(SOURCE)]
         done = subprocess.run([*command, "-o", str(made), *flags], capture_output=True, text=True)
         if done.returncode:
+            if "dnnl.hpp: No such file" in done.stderr:
+                raise RuntimeError("oneDNN is not installed")
             errors = [line for line in done.stderr.splitlines() if "error" in line]
             raise RuntimeError(f"its shim does not compile: {' '.join(errors[:1])}")
         made.replace(target)
