@@ -8,7 +8,7 @@ from math import log2, log10
 import jinja2
 import matplotlib.pyplot as plt
 import plotly.graph_objects as go
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter
 from plotly.offline import get_plotlyjs
 
 from fastnorm.bench import report as tables
@@ -28,6 +28,11 @@ SYMBOLS = {
     "numpy": "square", "torch": "triangle-up", "onednn": "diamond", "jax": "triangle-down",
     "fastnorm": "circle",
 }  # fmt: skip
+TICKS = {
+    digit * 10**e: f"{digit * 10 ** (e % 3)} {('', 'k', 'M', 'G')[e // 3]}B"
+    for e in range(1, 11)
+    for digit in (1, 3)
+}
 LABELS = {"limit": "memory limit", "fastnorm": "fastnorm", **tables.NAMES}
 
 
@@ -35,7 +40,7 @@ def panels(report):
     """Return {(setting, pass): {contestant: [(bytes, GB/s, case id), ...]}}, sorted by bytes."""
     found = defaultdict(lambda: defaultdict(list))
     for result in sorted(report.results, key=lambda r: r.case.bytes):
-        setting = f"{result.case.dtype}, {result.threads} threads, {result.isa}"
+        setting = ", ".join([result.case.dtype, tables.in_words(result.threads), result.isa])
         for name in COLORS:
             if name in result.seconds:
                 point = (result.case.bytes, result.gb_per_second(name), result.case.id)
@@ -70,7 +75,8 @@ def picture(report, kind):
                 axes.set_title(name)
                 axes.set_xlabel("array")
         _legend(figure, grid)
-        figure.suptitle(f"{report.conditions['processor']}, {', '.join(settings[:1])}")
+        title = [report.conditions["processor"], *(settings if len(settings) == 1 else [])]
+        figure.suptitle(", ".join(title))
         image = io.BytesIO()
         figure.savefig(image, format=kind, dpi=150)
         plt.close(figure)
@@ -88,6 +94,7 @@ def _panel(axes, lines):
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.xaxis.set_major_formatter(EngFormatter("B"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.25)
 
@@ -140,14 +147,13 @@ def _figure(lines):
             mode="markers", marker={**color, "size": 5, "opacity": 0.45},
             hovertemplate="%{text}<br>%{y:.1f} GB/s",
         )  # fmt: skip
-    exponents = range(2, 10)
     figure.update_layout(
         margin={"l": 48, "r": 8, "t": 8, "b": 24},
         legend={"orientation": "h", "y": -0.12, "yanchor": "top"},
         xaxis={
             "type": "log",
-            "tickvals": [10**e for e in exponents],
-            "ticktext": [f"{10 ** (e % 3)} {' kMG'[e // 3].strip()}B" for e in exponents],
+            "tickvals": list(TICKS),
+            "ticktext": list(TICKS.values()),
         },
         yaxis={"type": "log", "dtick": 1, "title": {"text": "GB/s"}, "range": _decades(lines)},
     )  # fmt: skip

@@ -77,7 +77,7 @@ class Report:
     def lost_lines(self):
         """Say the same in words."""
         return [
-            f"{r.case.id}, {r.threads} threads, {r.isa}: {NAMES[r.best_peer]} takes "
+            f"{r.case.id}, {in_words(r.threads)}, {r.isa}: {NAMES[r.best_peer]} takes "
             f"{r.ratio('best', 'fastnorm'):.2f} of fastnorm's time"
             for r in self.lost()
         ]
@@ -126,13 +126,14 @@ def without_constants(header, rows, keep=2):
         i for i, name in enumerate(header)
         if i >= keep and name in settings and len({row[i] for row in rows}) == 1
     ]  # fmt: skip
-    words = [
-        f"{rows[0][i]} {'thread' if rows[0][i] == '1' else 'threads'}"
-        if header[i] == "threads" else rows[0][i]
-        for i in constant
-    ]  # fmt: skip
+    words = [in_words(rows[0][i]) if header[i] == "threads" else rows[0][i] for i in constant]
     shorter = [[v for i, v in enumerate(row) if i not in constant] for row in [header, *rows]]
     return shorter[0], shorter[1:], ", ".join(words)
+
+
+def in_words(threads):
+    """As a person writes it."""
+    return f"{threads} thread" if int(threads) == 1 else f"{threads} threads"
 
 
 def print_report(report, console):
