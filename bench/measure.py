@@ -70,10 +70,11 @@ def measure(calls, rounds):
 
 def _repeats(call):
     """Find out how many calls warm up, and how many are timed, in each sample."""
-    call()
     seconds = _timed(call, 1)
-    if seconds > LONG_SECONDS:
-        return 0, 1
+    if seconds > WARM_UP_SECONDS:
+        seconds = _timed(call, 1)  # the first one may compile
+    if seconds > 4 * WARM_UP_SECONDS:
+        return int(seconds < LONG_SECONDS), 1
     _timed(call, ceil(WARM_UP_SECONDS / seconds))
     seconds = min(_timed(call, 1) for _ in range(5))
     return ceil(WARM_UP_SECONDS / seconds), ceil(LEAST_SECONDS / seconds)
