@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import fastnorm
+from fastnorm import cli
 from fastnorm.bench import command, measure, peers, report
 from fastnorm.bench.cases import CHANNEL_NORMS, DTYPES, LAYOUTS, NORMS, SHAPES, cases
 from fastnorm.bench.peers import naive_numpy
@@ -203,6 +204,22 @@ def test_the_console_script_lets_all_threads_wait_alike(tmp_path):
                    capture_output=True, timeout=120)  # fmt: skip
     conditions = json.loads(path.read_text())["conditions"]
     assert conditions["waiting threads"].startswith("spin 300000 times")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [({}, set(cli.ENVIRONMENT)), ({"OMP_WAIT_POLICY": "passive"}, {"MALLOC_MMAP_MAX_",
+     "MALLOC_TRIM_THRESHOLD_"}), (cli.ENVIRONMENT, set())],
+)  # fmt: skip
+def test_bench_starts_again_only_for_what_is_not_set(given, wanted, monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(given))
+    monkeypatch.setattr(sys, "argv", ["fastnorm", "bench", "--help"])
+    started = []
+    monkeypatch.setattr(os, "execv", lambda *command: started.append(command))
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert started == ([(sys.executable, sys.orig_argv)] if wanted else [])
+    assert os.environ == {name: cli.ENVIRONMENT[name] for name in wanted} | given
 
 
 def test_without_click_one_line_says_what_to_install():
