@@ -10,26 +10,26 @@ SOURCES := $(wildcard csrc/*) $(wildcard fastnorm/*.pyx fastnorm/*.pxi) setup.py
 
 demo: $(VENV)/demo
 	$(BIN)/python examples/train_digits.py
-	$(BIN)/python bench/report.py --quick
+	$(BIN)/fastnorm bench --quick
 
 # PEERS=1 installs torch as well and leaves no test skipped.
 test: $(VENV)/$(if $(PEERS),peers,test)
 	$(BIN)/python -m pytest --cov=fastnorm --cov-report=term-missing $(PYTEST_ARGS)
 
 bench: $(VENV)/bench
-	$(BIN)/python -m pytest bench -p no:cacheprovider --benchmark-group-by=group
+	$(BIN)/python -m pytest bench/test_bench.py -p no:cacheprovider --benchmark-group-by=group
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror csrc/*.c csrc/*.h csrc/*.inc tests/c/*.c
+	$(BIN)/clang-format --dry-run -Werror csrc/*.c csrc/*.h csrc/*.inc tests/c/*.c bench/peers/*.cpp
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint fastnorm/*.pyx fastnorm/*.pxi
 	$(BIN)/mypy
 
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*.c csrc/*.h csrc/*.inc tests/c/*.c
+	$(BIN)/clang-format -i csrc/*.c csrc/*.h csrc/*.inc tests/c/*.c bench/peers/*.cpp
 
 # The C library without Python; without OpenMP where the compiler has none, as in setup.py.
 OPENMP_PROBE := \#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n

@@ -1,14 +1,11 @@
-"""What is measured, once: normalizers x layouts x passes on the layer shapes of known networks.
+"""What is measured, once: normalizers x layouts x passes x dtypes on the layer shapes of networks.
 
-A case prepares its arrays and gives calls without arguments: by fastnorm, by naive NumPy, and the
-copy that moves as much memory as the pass at least has to.
+A case makes its arrays; each module of `peers` makes a call without arguments from them.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 
-import naive
 import numpy as np
 
 import fastnorm
@@ -19,8 +16,11 @@ SHAPES = {
                  (32, 2048, 7, 7)],
     "unet": [(4, 64, 256, 256), (4, 256, 64, 64), (4, 1024, 16, 16)],
     "bert": [(8192, 768), (4096, 1024), (512, 768)],
+    "llama": [(2048, 4096), (512, 2048)],
+    "style": [(1, 3, 1024, 1024), (1, 32, 512, 512), (4, 128, 128, 128)],
     "tiny": [(2, 32, 32, 32), (4, 64, 14, 14), (64, 768)],
 }  # fmt: skip
+QUICK = [(32, 512, 28, 28), (8192, 768)]
 
 CHANNEL_NORMS = [
     "batch_norm",
@@ -34,7 +34,33 @@ ROW_NORMS = ["layer_norm", "rms_norm"]
 NORMS = [*CHANNEL_NORMS, *ROW_NORMS]
 PASSES = ["forward", "inference", "backward"]
 # whose inference is another computation than their forward pass
-WITH_INFERENCE = ["batch_norm", "batch_renorm", "instance_norm", "switchable_norm"]
+WITH_INFERENCE = [
+    "batch_norm",
+    "batch_renorm",
+    "instance_norm",
+    "switchable_norm",
+    "instance_renorm",
+]
+RANDOM = 1_000_003  # as many numbers are drawn, and repeated: more would take longer than the calls
+LAYOUTS = ["NCHW", "NHWC", *(["NCHW16c"] if hasattr(fastnorm, "to_blocked") else [])]
+DTYPES = ["float32", "float64", "float16", "bfloat16"]
+
+
+def dtype_of(name):
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def aligned(array):
+    """Copy to a cache line's start: oneDNN and the memory limit are fastest there."""
+    memory = np.empty(array.nbytes + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 @dataclass(frozen=True)
@@ -42,85 +68,108 @@ class Case:
     """One measurement."""
 
     norm: str
-    layout: str  # NCHW or NHWC; "rows" for layer and RMS norm over the last axis
+    layout: str  # one of LAYOUTS; "rows" for layer and RMS norm over the last axis
     direction: str  # one of PASSES
     shape: tuple[int, ...]  # channels first
+    dtype: str = "float32"
+
+    @property
+    def size(self) -> str:
+        """Shape as a person writes it."""
+        return "x".join(map(str, self.shape))
 
     @property
     def id(self) -> str:
         """Name of the case in reports and test ids."""
-        return f"{self.norm}-{self.layout}-{self.direction}-{'x'.join(map(str, self.shape))}"
+        return f"{self.norm}-{self.layout}-{self.direction}-{self.size}-{self.dtype}"
 
     @property
     def bytes(self) -> int:
-        """Of the array, in float32."""
-        return 4 * prod(self.shape)
+        """Of the array."""
+        return dtype_of(self.dtype).itemsize * prod(self.shape)
 
-    def prepare(self, seed: int = 0) -> "Calls":
+    @property
+    def traffic(self) -> int:
+        """Bytes that the pass at least moves: backward reads x and dy and writes dx."""
+        return (3 if self.direction == "backward" else 2) * self.bytes
+
+    @property
+    def channels(self) -> int:
+        """As many as weights."""
+        return self.shape[-1] if self.layout == "rows" else self.shape[1]
+
+    @property
+    def groups(self) -> int:
+        """Of group norm: 32, as in its paper, or the most that divide the channels below it."""
+        return next(g for g in range(min(32, self.channels), 0, -1) if self.channels % g == 0)
+
+    def prepare(self, seed: int = 0) -> "Arrays":
         """Make the arrays."""
         rng = np.random.default_rng(seed)
-        shape = self.shape
-        if self.layout == "NHWC":
-            shape = (shape[0], *shape[2:], shape[1])
-        x = rng.standard_normal(shape, dtype=np.float32)
-        y = np.empty_like(x)
-        args, kwargs = self._arguments(rng)
-        function, plain = getattr(fastnorm, self.norm), getattr(naive, self.norm)
-        if self.direction != "backward":
-            return Calls(
-                lambda: function(x, *args, **kwargs, out=y),
-                lambda: plain(x, *args, **kwargs)[0],
-                lambda: np.copyto(y, x),
-                (x, None, y),
-            )
-        dy = rng.standard_normal(shape, dtype=np.float32)
-        # running statistics of their own: each call updates them
-        own = {k: v.copy() if k.startswith("running") else v for k, v in kwargs.items()}
-        _, ctx = function(x, *args, **own, return_ctx=True)
-        _, cache = plain(x, *args, **kwargs)
-        return Calls(
-            lambda: fastnorm.backward(dy, ctx, out=y),
-            lambda: naive.backward(dy, cache),
-            lambda: np.add(x, dy, out=y),
-            (x, dy, y),
-        )
+        parameters = np.float64 if self.dtype == "float64" else np.float32
+        weight, bias = (rng.uniform(0.5, 1.5, self.channels).astype(parameters) for _ in "wb")
+        x = self._array(rng)
+        dy = self._array(rng) if self.direction == "backward" else None
+        return Arrays(self, x, dy, aligned(np.zeros_like(x)), weight, bias)
 
-    def _arguments(self, rng: np.random.Generator) -> tuple[list, dict]:
-        channels = self.shape[-1] if self.layout == "rows" else self.shape[1]
-        weight, bias = (rng.uniform(0.5, 1.5, channels).astype(np.float32) for _ in range(2))
-        if self.norm in ROW_NORMS:
-            return [weight] if self.norm == "rms_norm" else [weight, bias], {}
-        args = [weight, bias]
-        kwargs = {"layout": self.layout}
-        if self.norm == "group_norm":
-            return [min(32, channels), *args], kwargs
-        if self.norm == "switchable_norm":
-            args += [np.ones(3, np.float32), np.ones(3, np.float32)]
-        kwargs["running_mean"] = np.zeros(channels, np.float32)
-        kwargs["running_var"] = np.ones(channels, np.float32)
-        if self.norm == "instance_norm":
-            kwargs["use_input_stats"] = self.direction != "inference"
-        else:
-            kwargs["training"] = self.direction != "inference"
-        return args, kwargs
+    def _array(self, rng):
+        n, *rest = self.shape
+        shape = (n, *rest[1:], rest[0]) if self.layout == "NHWC" else self.shape
+        some = rng.standard_normal(min(prod(shape), RANDOM), dtype=np.float32)
+        x = np.resize(some.astype(dtype_of(self.dtype)), shape)
+        return aligned(fastnorm.to_blocked(x, 16) if self.layout == "NCHW16c" else x)
 
 
 @dataclass(frozen=True)
-class Calls:
-    """What a case runs, and the arrays (x, dy or None, out) that move."""
+class Arrays:
+    """What all contestants of a case share."""
 
-    fastnorm: Callable
-    numpy: Callable
-    copy: Callable
-    arrays: tuple
+    case: Case
+    x: np.ndarray
+    dy: np.ndarray | None
+    out: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray
+
+    def running(self):
+        """Mean and variance of a contestant's own: each call updates them."""
+        return np.zeros_like(self.weight), np.ones_like(self.weight)
+
+    def logits(self):
+        """Of switchable norm, for means and variances."""
+        return np.ones(3, self.weight.dtype), np.ones(3, self.weight.dtype)
+
+    def arguments(self):
+        """Positional and keyword arguments, which fastnorm and naive.py have in common."""
+        case = self.case
+        if case.norm == "rms_norm":
+            return (self.weight,), {}
+        if case.norm == "layer_norm":
+            return (self.weight, self.bias), {}
+        if case.norm == "group_norm":
+            return (case.groups, self.weight, self.bias), {"layout": case.layout}
+        mean, var = self.running()
+        training = "use_input_stats" if case.norm == "instance_norm" else "training"
+        keywords = {
+            "running_mean": mean,
+            "running_var": var,
+            training: case.direction != "inference",
+            "layout": case.layout,
+        }
+        logits = self.logits() if case.norm == "switchable_norm" else ()
+        return (self.weight, self.bias, *logits), keywords
 
 
-def cases(sets=SHAPES, norms=NORMS, layouts=("NCHW", "NHWC"), passes=PASSES) -> list[Case]:
-    """All cases of the named sets."""
+def cases(
+    shapes=None, norms=NORMS, layouts=("NCHW", "NHWC"), passes=PASSES, dtypes=("float32",)
+) -> list[Case]:
+    """All cases of the shapes, by default those of every set."""
+    if shapes is None:
+        shapes = [shape for name in SHAPES for shape in SHAPES[name]]
     return [
-        Case(norm, layout, direction, shape)
-        for name in sets
-        for shape in SHAPES[name]
+        Case(norm, layout, direction, shape, dtype)
+        for shape in shapes
+        for dtype in dtypes
         for norm in norms
         if (norm in ROW_NORMS) == (len(shape) == 2)
         for layout in (["rows"] if norm in ROW_NORMS else layouts)

@@ -1,112 +1,198 @@
-"""The table: fastnorm, naive NumPy and a copy of the same traffic, in turns, in one run.
+"""What a run gives, as rows: the table of cases, the summary, and the cases that a peer wins."""
 
-The copy is np.copyto, and for backward, which reads two arrays, np.add of two into a third.
+import json
+from dataclasses import dataclass, field
+from itertools import groupby
+from math import exp, log
 
-python bench/report.py [--quick] [--markdown README.md]
-"""
-
-import argparse
-import platform
-import statistics
-import time
-from pathlib import Path
-
-from cases import SHAPES, cases
-from rich.console import Console
 from rich.table import Table
-from tqdm import tqdm
 
-import fastnorm
+from fastnorm.bench.measure import Result
 
 MARKERS = ("<!-- benchmark:start -->", "<!-- benchmark:end -->")
-QUICK = [(32, 512, 28, 28), (8192, 768)]
-LEAST_SECONDS = 2e-3  # of a sample; shorter calls are repeated
+NAMES = {"numpy": "NumPy", "torch": "torch", "onednn": "oneDNN", "jax": "JAX"}
+WON = 0.95  # of fastnorm's time: a peer below it is faster, beyond the noise
+NOTABLE_BYTES = 100_000
 
 
-def timed(call, repeats):
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
+@dataclass
+class Report:
+    """Results, the peers that took part, and what is to be known about them."""
 
+    peers: list[str]
+    conditions: dict[str, str]
+    notes: list[str]
+    results: list[Result] = field(default_factory=list)
 
-def measure(calls, rounds=5):
-    """Median seconds of each, interleaved, after a warm-up that finds the number of repeats."""
-    callables = {"fastnorm": calls.fastnorm, "numpy": calls.numpy, "copy": calls.copy}
-    repeats = {}
-    for name, call in callables.items():
-        call()
-        repeats[name] = max(1, int(LEAST_SECONDS / timed(call, 1)))
-    samples = {name: [] for name in callables}
-    for _ in range(rounds):
-        for name, call in callables.items():
-            samples[name].append(timed(call, repeats[name]))
-    return {name: statistics.median(values) for name, values in samples.items()}
+    def failures(self):
+        """List the errors that contestants raised, each once."""
+        found = {}
+        for result in self.results:
+            for name, error in result.errors.items():
+                found.setdefault((name, error), []).append(result.case.id)
+        return [
+            f"{name} failed in {ids[0]}{f' and {len(ids) - 1} more' if len(ids) > 1 else ''}: {e}"
+            for (name, e), ids in found.items()
+        ]
 
+    def header(self):
+        """Name the columns of `rows`."""
+        return [
+            "normalizer", "pass", "layout", "dtype", "shape", "threads", "isa", "ms",
+            "x the limit", *(f"x faster than {NAMES[name]}" for name in self.peers),
+        ]  # fmt: skip
 
-def rows(selected, rounds):
-    for case in tqdm(selected, desc="benchmark", unit="case", leave=False):
-        seconds = measure(case.prepare(), rounds)
-        yield [
-            case.norm,
-            case.direction,
-            case.layout,
-            "x".join(map(str, case.shape)),
-            f"{seconds['fastnorm'] * 1e3:.3g}",
-            f"{seconds['numpy'] / seconds['fastnorm']:.1f}",
-            f"{seconds['fastnorm'] / seconds['copy']:.2f}",
+    def rows(self):
+        """One for each result."""
+        return [
+            [
+                *_operation(result)[:4], result.case.size, *_operation(result)[4:],
+                _cell(result, "fastnorm", lambda r: r.seconds["fastnorm"] * 1e3, "{:.3g}"),
+                _cell(result, "fastnorm", lambda r: r.ratio("fastnorm", "limit"), "{:.2f}"),
+                *(
+                    _cell(result, name, lambda r, name=name: r.ratio(name, "fastnorm"), "{:.2f}")
+                    for name in self.peers
+                ),
+            ]
+            for result in self.results
+        ]  # fmt: skip
+
+    def summary(self):
+        """Geometric means and the worst case of each operation."""
+        ordered = sorted(enumerate(self.results), key=lambda pair: _operation(pair[1]))
+        groups = []
+        for operation, pairs in groupby(ordered, key=lambda pair: _operation(pair[1])):
+            pairs = list(pairs)
+            groups.append((pairs[0][0], operation, [result for _, result in pairs]))
+        return [_summarize(operation, results) for _, operation, results in sorted(groups)]
+
+    def lost(self):
+        """Results above 100 kB in which the best peer beats fastnorm beyond the noise."""
+        return [
+            result
+            for result in self.results
+            if result.case.bytes > NOTABLE_BYTES and (result.ratio("best", "fastnorm") or 1) < WON
+        ]
+
+    def lost_lines(self):
+        """Say the same in words."""
+        return [
+            f"{r.case.id}, {in_words(r.threads)}, {r.isa}: {NAMES[r.best_peer]} takes "
+            f"{r.ratio('best', 'fastnorm'):.2f} of fastnorm's time"
+            for r in self.lost()
         ]
 
 
-HEADER = ["normalizer", "pass", "layout", "shape", "ms", "x faster than NumPy", "x a NumPy copy"]
+SUMMARY_HEADER = [
+    "normalizer", "pass", "layout", "dtype", "threads", "isa", "cases", "x the limit", "worst",
+    "x faster than the best peer", "worst",
+]  # fmt: skip
 
 
-def conditions():
-    processor = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            s.split(":")[1].strip() for s in info.read_text().splitlines() if "model name" in s
-        ]
-        processor = names[0] if names else processor
-    return (
-        f"fastnorm {fastnorm.__version__}, {fastnorm.get_num_threads()} threads, "
-        f"{fastnorm.get_isa()}, {processor}, float32, {time.strftime('%Y-%m-%d')}"
-    )
+def _operation(result):
+    case = result.case
+    return case.norm, case.direction, case.layout, case.dtype, str(result.threads), result.isa
 
 
-def print_table(table_rows):
-    table = Table(*HEADER, title=conditions())
-    for row in table_rows:
-        table.add_row(*row)
-    Console(width=None if Console().is_terminal else 110).print(table)
+def _cell(result, name, value, form):
+    if name in result.errors:
+        return "failed"
+    if name not in result.seconds:
+        return "-"
+    number = value(result)
+    return "-" if number is None else form.format(number)
 
 
-def write_markdown(path, table_rows):
-    text = path.read_text()
+def _summarize(operation, results):
+    to_limit = [v for r in results if (v := r.ratio("fastnorm", "limit")) is not None]
+    to_best = [v for r in results if (v := r.ratio("best", "fastnorm")) is not None]
+    return [
+        *operation,
+        str(len(results)),
+        *((f"{geomean(to_limit):.2f}", f"{max(to_limit):.2f}") if to_limit else "--"),
+        *((f"{geomean(to_best):.2f}", f"{min(to_best):.2f}") if to_best else "--"),
+    ]
+
+
+def geomean(values):
+    """Geometric mean."""
+    return exp(sum(map(log, values)) / len(values))
+
+
+def without_constants(header, rows, keep=2):
+    """Return both without the columns of settings that never vary, and those as words."""
+    settings = ["layout", "dtype", "threads", "isa"]
+    constant = [
+        i for i, name in enumerate(header)
+        if i >= keep and name in settings and len({row[i] for row in rows}) == 1
+    ]  # fmt: skip
+    words = [in_words(rows[0][i]) if header[i] == "threads" else rows[0][i] for i in constant]
+    shorter = [[v for i, v in enumerate(row) if i not in constant] for row in [header, *rows]]
+    return shorter[0], shorter[1:], ", ".join(words)
+
+
+def in_words(threads):
+    """As a person writes it."""
+    return f"{threads} thread" if int(threads) == 1 else f"{threads} threads"
+
+
+def print_report(report, console):
+    """On the terminal: cases, summary, lost cases, conditions, notes."""
+    for title, header, rows in (
+        ("cases", report.header(), report.rows()),
+        ("summary: geometric means over the shapes", SUMMARY_HEADER, report.summary()),
+    ):
+        header, rows, words = without_constants(header, rows)
+        table = Table(title=f"{title} ({words})" if words else title)
+        for name in header:
+            table.add_column(name, justify="left" if name in SUMMARY_HEADER[:4] else "right")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    for line in report.lost_lines():
+        console.print(line, style="yellow", markup=False)
+    for name, value in report.conditions.items():
+        console.print(f"{name}: {value}", style="dim", markup=False)
+    for note in [*report.notes, *report.failures()]:
+        console.print(f"note: {note}", style="yellow", markup=False)
+
+
+def to_json(report):
+    """All numbers, for programs."""
+    return json.dumps(
+        {
+            "conditions": report.conditions,
+            "notes": [*report.notes, *report.failures()],
+            "results": [_as_dict(result) for result in report.results],
+            "summary": [
+                dict(zip(SUMMARY_KEYS, row, strict=True)) for row in report.summary()
+            ],
+            "lost": [result.case.id for result in report.lost()],
+        },
+        indent=1,
+    )  # fmt: skip
+
+
+SUMMARY_KEYS = [*SUMMARY_HEADER[:8], "worst of limit", SUMMARY_HEADER[9], "worst of best peer"]
+
+
+def _as_dict(result):
+    case = result.case
+    return {
+        "norm": case.norm, "pass": case.direction, "layout": case.layout, "dtype": case.dtype,
+        "shape": case.shape, "threads": result.threads, "isa": result.isa,
+        "bytes": case.bytes, "traffic": case.traffic,
+        "seconds": result.seconds, "errors": result.errors,
+    }  # fmt: skip
+
+
+def to_markdown(report, text):
+    """Return the text with the table between its markers replaced."""
     before, rest = text.split(MARKERS[0])
     _, after = rest.split(MARKERS[1])
-    lines = ["| " + " | ".join(HEADER) + " |", "|" + " --- |" * len(HEADER)]
-    lines += ["| " + " | ".join(row) + " |" for row in table_rows]
-    block = "\n".join([MARKERS[0], *lines, "", conditions() + ".", MARKERS[1]])
-    path.write_text(before + block + after)
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a shape of ResNet-50 and one of BERT")
-    parser.add_argument("--sets", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--rounds", type=int, help="5, and 3 with --quick")
-    parser.add_argument("--markdown", type=Path, help="file whose marked table is replaced")
-    options = parser.parse_args()
-    selected = cases(options.sets)
-    if options.quick:
-        selected = [case for case in selected if case.shape in QUICK]
-    found = list(rows(selected, options.rounds or (3 if options.quick else 5)))
-    print_table(found)
-    if options.markdown:
-        write_markdown(options.markdown, found)
-
-
-if __name__ == "__main__":
-    main()
+    header, rows, words = without_constants(report.header(), report.rows())
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    told = ["processor", "versions", "date"]
+    end = ", ".join([words, *(report.conditions[name] for name in told)]) + "."
+    return before + "\n".join([MARKERS[0], *lines, "", end, MARKERS[1]]) + after

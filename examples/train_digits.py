@@ -9,7 +9,6 @@ the data, and a network that relied on them in training fails in inference.
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -26,9 +25,7 @@ from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
 import fastnorm
-
-sys.path.append(str(Path(__file__).parent.parent / "bench"))
-import naive  # the same normalizers as a person would write them in NumPy
+from fastnorm.bench import naive  # the same normalizers as a person would write them in NumPy
 
 # learning rate for batches of 64; smaller batches take smaller steps (linear scaling)
 RATE = 0.1

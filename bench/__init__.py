@@ -1,0 +1,1 @@
+"""The comparison program behind ``fastnorm bench``; cases.py says what is measured."""

@@ -1,0 +1,192 @@
+"""The command line of ``fastnorm bench``."""
+
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+from tqdm import tqdm
+
+import fastnorm
+from fastnorm.bench import peers as contestants
+from fastnorm.bench.cases import DTYPES, LAYOUTS, NORMS, PASSES, QUICK, SHAPES, cases
+from fastnorm.bench.conditions import conditions
+from fastnorm.bench.measure import run
+from fastnorm.bench.report import MARKERS, Report, print_report, to_json, to_markdown
+
+NO_CASE = (
+    "no such case: layer_norm and rms_norm take ROWSxFEATURES, others NxCxHxW; inference is "
+    "measured where it differs from forward"
+)
+
+BUSY = (
+    "the machine was busy in the minute before: where threads wait for each other on a busy core, "
+    "rows can be wrong by factors"
+)
+
+
+class Names(click.ParamType):
+    """Names of a list, separated by commas; "all" is all of them."""
+
+    name = "names"
+
+    def __init__(self, choices):
+        self.choices = list(choices)
+        self.choice = click.Choice([*self.choices, "all"])
+
+    def get_metavar(self, param, ctx=None):
+        return f"[{'|'.join(self.choice.choices)}][,...]"
+
+    def convert(self, value, param, ctx):
+        names = [self.choice.convert(name.strip(), param, ctx) for name in value.split(",")]
+        return self.choices if "all" in names else names
+
+
+class Shape(click.ParamType):
+    """As 32x64x56x56 (N, C, H, W) or 8192x768 (rows, features)."""
+
+    name = "shape"
+
+    def convert(self, value, param, ctx):
+        parts = value.split("x")
+        if len(parts) not in (2, 4) or not all(p.isdecimal() and int(p) > 0 for p in parts):
+            self.fail(f"{value!r} is not a shape: expected NxCxHxW or ROWSxFEATURES", param, ctx)
+        return tuple(map(int, parts))
+
+
+class Threads(click.ParamType):
+    """Numbers separated by commas."""
+
+    name = "numbers"
+
+    def convert(self, value, param, ctx):
+        parts = value.split(",")
+        if not all(p.strip().isdecimal() and int(p) > 0 for p in parts):
+            self.fail(f"{value!r}: expected positive numbers, such as 1,2", param, ctx)
+        return [int(p) for p in parts]
+
+
+def _flat(ctx, param, values):
+    """Join what a repeated option gave, without repetitions; None where it was not given."""
+    return list(dict.fromkeys(v for several in values for v in several)) or None
+
+
+def _target(ctx, param, path):
+    """Refuse before the run, not after it, a file that cannot be written."""
+    if path is not None and not os.access(path.parent, os.W_OK):
+        raise click.BadParameter(f"{path.parent} is not a folder that can be written to")
+    return path
+
+
+def _marked(ctx, param, path):
+    if path is not None and any(path.read_text().count(mark) != 1 for mark in MARKERS):
+        raise click.BadParameter(f"{path} has no {' and '.join(MARKERS)}")
+    return _target(ctx, param, path)
+
+
+def several(flag, choices, text, *name):
+    return click.option(flag, *name, type=Names(choices), multiple=True, callback=_flat, help=text)
+
+
+def file_option(flag, text, callback=_target, exists=False):
+    path = click.Path(dir_okay=False, exists=exists, path_type=Path)
+    return click.option(flag, type=path, callback=callback, help=text)
+
+
+@click.command("bench")
+@several("--set", SHAPES, "Sets of shapes; tiny where neither a set nor a shape is given.", "sets")
+@click.option("--shape", "shapes", type=Shape(), multiple=True, help="NxCxHxW or ROWSxFEATURES.")
+@several("--norms", NORMS, "Normalizers; all by default.")
+@several("--passes", PASSES, "Passes; all by default.")
+@several("--layouts", LAYOUTS, "Layouts of images; all by default.")
+@several("--dtypes", DTYPES, "Dtypes; float32 by default.")
+@click.option("--threads", type=Threads(), help="As 1,2; by default as many as fastnorm takes.")
+@several("--isas", fastnorm.available_isas(), "Instruction sets of fastnorm; the best by default.")
+@several("--peers", contestants.PEERS, "Whom to compare with; all that are installed by default.")
+@click.option("--rounds", type=click.IntRange(1), help="Samples of each; 5, with --quick 3.")
+@click.option(
+    "--quick", is_flag=True, help="Two shapes, NumPy, 3 rounds, where not told otherwise."
+)
+@file_option("--json", "Write all numbers.")
+@file_option("--plot", "Write a picture, GB/s against bytes (.png, .svg, .pdf).")
+@file_option("--html", "Write a page with table and plots.")
+@file_option("--markdown", "Replace the table between the markers of this file.", _marked, True)
+def command(sets, shapes, threads, isas, peers, rounds, quick, json, plot, html, markdown, **which):
+    """Compare fastnorm with the memory limit and with other libraries, in turns, in one run."""
+    shapes = [*(shape for name in sets or () for shape in SHAPES[name]), *shapes]
+    if quick:
+        shapes, peers, rounds = shapes or QUICK, peers or ["numpy"], rounds or 3
+    shapes, rounds = shapes or SHAPES["tiny"], rounds or 5
+    which = {name: chosen for name, chosen in which.items() if chosen}
+    selected = cases(dict.fromkeys(shapes), **{"layouts": LAYOUTS, **which})
+    if not selected:
+        raise click.UsageError(NO_CASE)
+    writers = _writers(json, plot, html, markdown)
+    modules, versions, notes = contestants.find(["fastnorm", *(peers or contestants.PEERS)])
+    report = Report([p for p in modules if p != "fastnorm"], {}, notes)
+    report.conditions = conditions(versions, rounds)
+    settings = threads or [fastnorm.get_num_threads()], isas or [fastnorm.get_isa()]
+    if os.getloadavg()[0] > 1:
+        report.notes.append(BUSY)
+    with _settings_kept():
+        report.results = _measure_all(selected, modules, *settings, rounds)
+    console = Console()
+    print_report(report, console if console.is_terminal else Console(width=200))
+    for path, contents in writers.items():
+        write(path, contents(report))
+
+
+@contextmanager
+def _settings_kept():
+    isa = fastnorm.get_isa()
+    try:
+        yield
+    finally:
+        fastnorm.set_isa(isa)
+        fastnorm.set_num_threads(0)
+
+
+def _measure_all(selected, modules, threads, isas, rounds):
+    # threads outermost: JAX starts anew for another number
+    todo = [(case, n, isa) for n in threads for isa in isas for case in selected]
+    results = []
+    for case, n, isa in (bar := tqdm(todo, unit="case", leave=False)):
+        bar.set_description(case.id)
+        results.append(run(case, modules, n, isa, rounds))
+    return results
+
+
+def _writers(json, plot, html, markdown):
+    """Return what makes the contents of each file; imports what it needs before the run."""
+    writers = {}
+    if json:
+        writers[json] = to_json
+    if plot:
+        from fastnorm.bench.plots import picture
+
+        if plot.suffix not in (".png", ".svg", ".pdf"):
+            raise click.BadParameter(f"{plot}: expected .png, .svg or .pdf", param_hint="--plot")
+        writers[plot] = lambda report: picture(report, plot.suffix[1:])
+    if html:
+        from fastnorm.bench.plots import page
+
+        writers[html] = page
+    if markdown:
+        writers[markdown] = lambda report: to_markdown(report, markdown.read_text())
+    return writers
+
+
+def write(path, contents):
+    """All or nothing: a reader never sees half a file."""
+    data = contents if isinstance(contents, bytes) else contents.encode()
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as scratch:
+        try:
+            scratch.write(data)
+            scratch.close()
+            os.chmod(scratch.name, 0o644)
+            os.replace(scratch.name, path)
+        except BaseException:
+            os.unlink(scratch.name)
+            raise

@@ -1,0 +1,257 @@
+"""`fastnorm bench`: its reports agree, its errors are told, and it leaves nothing half-done."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import fastnorm
+from fastnorm import cli
+from fastnorm.bench import command, measure, peers, report
+from fastnorm.bench.cases import CHANNEL_NORMS, DTYPES, LAYOUTS, NORMS, SHAPES, cases
+from fastnorm.bench.peers import naive_numpy
+
+TINY = ["--shape", "2x16x4x4", "--rounds", "1", "--peers", "numpy"]
+ONE = [*TINY, "--norms", "batch_norm", "--passes", "forward", "--layouts", "NCHW"]
+CONSOLE = [sys.executable, "-c", "from fastnorm.cli import main; main()", "bench"]
+
+
+def bench(*arguments):
+    return CliRunner().invoke(command.command, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    for name in ("LEAST_SECONDS", "WARM_UP_SECONDS", "REST_SECONDS"):
+        monkeypatch.setattr(measure, name, 1e-5)
+
+
+@pytest.mark.usefixtures("fast")
+def test_all_reports_tell_the_same(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n{}\nold\n{}\nafter\n".format(*report.MARKERS))
+    files = {kind: tmp_path / f"report.{kind}" for kind in ("json", "png", "html")}
+    done = bench(*TINY, "--threads", "1,2", "--json", files["json"], "--plot", files["png"],
+                 "--html", files["html"], "--markdown", readme)  # fmt: skip
+    assert done.exit_code == 0, done.output
+    data = json.loads(files["json"].read_text())
+    results = data["results"]
+    assert len(results) == 2 * len(cases([(2, 16, 4, 4)], layouts=LAYOUTS))
+    assert {r["norm"] for r in results} == set(CHANNEL_NORMS)
+    assert all(r["seconds"].keys() == {"fastnorm", "numpy", "limit"} for r in results)
+    page, text = files["html"].read_text(), readme.read_text()
+    for r in results:
+        ms, ratio = r["seconds"]["fastnorm"] * 1e3, r["seconds"]["numpy"] / r["seconds"]["fastnorm"]
+        cells = (
+            f"{r['threads']} | {ms:.3g} | {ms / r['seconds']['limit'] / 1e3:.2f} | {ratio:.2f} |"
+        )
+        assert cells in text
+        assert f">{ms:.3g}</td>" in page
+        assert f"{ratio:.2f}" in done.output
+    assert text.startswith("before\n")
+    assert text.endswith("-->\nafter\n")
+    assert "old" not in text
+    assert files["png"].read_bytes().startswith(b"\x89PNG")
+    figures = json.loads(re.search(r"const figures = (.*);\n", page)[1])
+    assert [f["title"] for f in figures] == ["forward", "inference", "backward"] * 2
+    dots = [len(trace["text"]) for f in figures for trace in f["figure"]["data"] if "text" in trace]
+    assert sum(dots) == 3 * len(results)
+    assert "https://" not in re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    assert data["conditions"]["processor"] in page
+
+
+@pytest.mark.usefixtures("fast")
+def test_the_summary_is_the_geometric_mean_and_the_worst(tmp_path):
+    path = tmp_path / "o.json"
+    bench(*ONE, "--shape", "2x32x8x8", "--json", path)
+    data = json.loads(path.read_text())
+    (row,) = data["summary"]
+    limit = [r["seconds"]["fastnorm"] / r["seconds"]["limit"] for r in data["results"]]
+    peer = [r["seconds"]["numpy"] / r["seconds"]["fastnorm"] for r in data["results"]]
+    assert row["cases"] == "2"
+    assert row["x the limit"] == f"{math.sqrt(limit[0] * limit[1]):.2f}"
+    assert row["worst of limit"] == f"{max(limit):.2f}"
+    assert row["x faster than the best peer"] == f"{math.sqrt(peer[0] * peer[1]):.2f}"
+    assert row["worst of best peer"] == f"{min(peer):.2f}"
+
+
+def test_a_lost_case_is_large_and_lost_beyond_the_noise():
+    def result(peer, shape):
+        (case,) = cases([shape], ["layer_norm"], passes=["forward"])
+        seconds = {"limit": 0.5, "fastnorm": 1.0, "numpy": 3.0, "torch": peer}
+        return measure.Result(case, 1, "avx2", seconds)
+
+    large, small = (100, 1000), (10, 100)
+    results = [result(0.94, large), result(0.96, large), result(0.5, small), result(2.0, large)]
+    found = report.Report(["numpy", "torch"], {}, [], results)
+    assert found.lost() == [results[0]]
+    assert "torch takes 0.94" in found.lost_lines()[0]
+
+
+@pytest.mark.parametrize(
+    ("option", "choices"),
+    [("--peers", peers.PEERS), ("--set", SHAPES), ("--layouts", LAYOUTS), ("--dtypes", DTYPES),
+     ("--norms", NORMS), ("--isas", fastnorm.available_isas())],
+)  # fmt: skip
+def test_bad_names_are_told_the_choices(option, choices):
+    done = bench(option, f"{next(iter(choices))},nonsense")
+    assert done.exit_code == 2
+    assert "'nonsense' is not one of" in done.output
+    assert all(f"'{name}'" in done.output for name in choices)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "3x4x5"], "'3x4x5' is not a shape"),
+        (["--shape", "0x4"], "'0x4' is not a shape"),
+        (["--threads", "1,0"], "expected positive numbers"),
+        (["--json", "/nowhere/o.json"], "/nowhere is not a folder"),
+        (["--plot", "o.gif"], "expected .png"),
+        (["--markdown", __file__], "has no <!-- benchmark:start -->"),
+        (["--shape", "8x8", "--norms", "batch_norm"], "no such case"),
+    ],
+)
+def test_bad_input_is_refused_before_the_run(arguments, message, monkeypatch):
+    monkeypatch.setattr(command, "run", lambda *args: pytest.fail("it ran"))
+    done = bench(*arguments)
+    assert done.exit_code == 2
+    assert message in done.output
+
+
+def fails_in_preparation(arrays):
+    raise ValueError("cannot prepare\nat all")
+
+
+def fails_in_the_second_call(arrays):
+    calls = iter(["the first"])
+    return lambda: next(calls)
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [(fails_in_preparation, "cannot prepare"), (fails_in_the_second_call, "StopIteration")],
+)
+def test_a_failing_peer_is_reported_in_its_column(prepare, message, monkeypatch, tmp_path):
+    monkeypatch.setattr(naive_numpy, "prepare", prepare)
+    path, page = tmp_path / "o.json", tmp_path / "o.html"
+    done = bench(*ONE, "--shape", "2x32x8x8", "--json", path, "--html", page)
+    assert done.exit_code == 0, done.output
+    assert f"numpy failed in {cases([(2, 16, 4, 4)])[0].id} and 1 more: {message}" in done.output
+    rows = [line.split("│") for line in done.output.splitlines() if "2x" in line and "│" in line]
+    assert [row[-2].strip() for row in rows] == ["failed", "failed"]
+    results = json.loads(path.read_text())["results"]
+    assert all(r["errors"] == {"numpy": message} for r in results)
+    assert all(r["seconds"].keys() == {"fastnorm", "limit"} for r in results)
+    assert '<td class="failed">failed</td>' in page.read_text()
+
+
+@pytest.mark.usefixtures("fast")
+def test_an_absent_peer_is_noted(monkeypatch):
+    load = peers.load
+
+    def without_torch(name):
+        if name == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+        return load(name)
+
+    monkeypatch.setattr(peers, "load", without_torch)
+    done = bench(*ONE, "--peers", "torch")
+    assert done.exit_code == 0
+    assert "torch is left out: No module named 'torch'" in done.output
+    assert "x faster than NumPy" in done.output
+    assert "x faster than torch" not in done.output
+
+
+@pytest.mark.usefixtures("fast")
+def test_an_interrupt_leaves_no_file(monkeypatch, tmp_path):
+    def replace(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", replace)
+    done = bench(*ONE, "--json", tmp_path / "o.json")
+    assert done.exit_code == 1
+    assert "Aborted" in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_ends_a_run_without_a_file(tmp_path):
+    run = subprocess.Popen(
+        [*CONSOLE, "--set", "resnet50", "--peers", "numpy", "--json", str(tmp_path / "o.json")],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    while "case/s" not in run.stderr.readline(200):
+        assert run.poll() is None
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert "Aborted!" in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_console_script_lets_all_threads_wait_alike(tmp_path):
+    path = tmp_path / "o.json"
+    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY",)}
+    subprocess.run([*CONSOLE, *ONE, "--json", str(path)], check=True, env=environment,
+                   capture_output=True, timeout=120)  # fmt: skip
+    conditions = json.loads(path.read_text())["conditions"]
+    assert conditions["waiting threads"].startswith("spin 300000 times")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [({}, set(cli.ENVIRONMENT)), ({"OMP_WAIT_POLICY": "passive"}, {"MALLOC_MMAP_MAX_",
+     "MALLOC_TRIM_THRESHOLD_"}), (cli.ENVIRONMENT, set())],
+)  # fmt: skip
+def test_bench_starts_again_only_for_what_is_not_set(given, wanted, monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(given))
+    monkeypatch.setattr(sys, "argv", ["fastnorm", "bench", "--help"])
+    started = []
+    monkeypatch.setattr(os, "execv", lambda *command: started.append(command))
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert started == ([(sys.executable, sys.orig_argv)] if wanted else [])
+    assert os.environ == {name: cli.ENVIRONMENT[name] for name in wanted} | given
+
+
+def test_without_click_one_line_says_what_to_install():
+    code = f"import sys; sys.modules['click'] = None; {CONSOLE[2]}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "bench"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stderr == 'fastnorm: click is missing: pip install "fastnorm-cpu[bench]"\n'
+
+
+@pytest.mark.parametrize("name", ["torch", "onednn", "jax"])
+def test_peers_compute_what_fastnorm_computes(name):
+    pytest.importorskip({"onednn": "ctypes"}.get(name, name))
+    modules, _, notes = peers.find(["fastnorm", name])
+    if notes:
+        pytest.skip(notes[0])
+    compared = 0
+    for case in cases([(4, 32, 6, 5), (12, 48)], layouts=LAYOUTS):
+        call = modules[name].prepare(case.prepare())
+        if call is not None:
+            want = first_array(modules["fastnorm"].prepare(case.prepare())(), case)
+            got = first_array(call(), case)
+            assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max(), case.id
+            compared += 1
+    assert compared >= 8
+
+
+def first_array(result, case):
+    if isinstance(result, (tuple, list)):
+        result = result[0]
+    if hasattr(result, "detach"):
+        result = result.detach()
+        result = result.permute(0, 2, 3, 1) if case.layout == "NHWC" else result
+    return np.asarray(result)
