@@ -42,7 +42,7 @@ WITH_INFERENCE = [
     "instance_renorm",
 ]
 RANDOM = 1_000_003  # as many numbers are drawn, and repeated: more would take longer than the calls
-LAYOUTS = ["NCHW", "NHWC", *(["NCHW16c"] if hasattr(fastnorm, "to_blocked") else [])]
+LAYOUTS = ["NCHW", "NHWC", "NCHW16c"]
 DTYPES = ["float32", "float64", "float16", "bfloat16"]
 
 

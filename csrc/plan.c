@@ -7,7 +7,7 @@
 #define CHUNK_ROWS 256
 #define CHUNK_TABLE_BYTES (512 * 1024)
 /* What a unit of small domains should hold: enough to be worth starting, in one run in memory. */
-#define UNIT_BYTES (64 * 1024)
+#define UNIT_BYTES (32 * 1024)
 #define UNIT_RUN_BYTES 4096
 
 /* backward finds the running statistics that were used among what forward saved */

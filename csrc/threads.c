@@ -53,8 +53,8 @@ static void before_fork(void) {
 
 __attribute__((constructor)) static void on_load(void) {
     pthread_atfork(before_fork, NULL, NULL);
-    const char *policy = getenv("OMP_WAIT_POLICY");
-    if (policy && strcasecmp(policy, "active") == 0)
+    const char *policy = getenv("OMP_WAIT_POLICY"), *spins = getenv("GOMP_SPINCOUNT");
+    if ((policy && strcasecmp(policy, "active") == 0) || (spins && atoi(spins) > 0))
         bytes_per_thread = BYTES_PER_SPINNER;
 }
 
