@@ -158,15 +158,15 @@ int64_t fn_cache_bytes(int level) {
     return bytes;
 }
 
-/* An output that leaves no room for its input in the last cache gains nothing from being kept
- * there. FASTNORM_STREAM_BYTES is for measurements and tests: the bits are the same. */
+/* Arrays that do not fit the last cache together gain nothing from an output that is kept there.
+ * FASTNORM_STREAM_BYTES is for measurements and tests: the bits are the same. */
 int64_t fn_stream_bytes(void) {
     static _Atomic int64_t known = -1;
     int64_t bytes = atomic_load_explicit(&known, memory_order_relaxed);
     if (bytes < 0) {
         const char *text = getenv("FASTNORM_STREAM_BYTES");
         const int64_t l3 = fn_cache_bytes(3);
-        bytes = text ? atoll(text) : l3 > 0 ? l3 / 4 * 3 : 4 << 20;
+        bytes = text ? atoll(text) : l3 > 0 ? l3 : 8 << 20;
         atomic_store_explicit(&known, bytes, memory_order_relaxed);
     }
     return bytes;

@@ -76,7 +76,7 @@ extern const fn_kernels fn_kernels_avx512[FN_DTYPE_COUNT];
 #endif
 
 const fn_kernels *fn_active_kernels(fn_dtype dtype);
-/* outputs above this many bytes are written past the cache */
+/* calls whose arrays have more bytes than this write past the cache */
 int64_t fn_stream_bytes(void);
 
 /* ---- plan: shapes to domains ---------------------------------------------------------------

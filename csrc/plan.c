@@ -6,8 +6,11 @@
 /* Column form: at least so many rows, and chunks so few, that their moments stay small. */
 #define CHUNK_ROWS 256
 #define CHUNK_TABLE_BYTES (512 * 1024)
-/* What a unit of small domains should hold: enough to be worth starting, in one run in memory. */
-#define UNIT_BYTES (32 * 1024)
+/* Small domains side by side: in a unit that fits the L2 with ease, so that memory is read and
+ * written in long runs, and of which there are some for each thread. */
+#define LEAST_UNIT_BYTES (16 * 1024)
+#define UNITS 16
+/* Domains of several segments: as many as make runs of this. */
 #define UNIT_RUN_BYTES 4096
 
 /* backward finds the running statistics that were used among what forward saved */
@@ -76,7 +79,8 @@ static int64_t unit_domains(const fn_plan *plan, int arrays) {
         int64_t run = fn_ceil_div(UNIT_RUN_BYTES, fn_max(1, plan->s * (int64_t)plan->esize));
         return fn_max(1, fn_min(run, l2() / 4 / bytes));
     }
-    return fn_max(1, UNIT_BYTES / bytes);
+    const int64_t even = bytes * plan->domains / UNITS;
+    return fn_min(l2() / 4, fn_max(LEAST_UNIT_BYTES, even)) / bytes;
 }
 
 fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params *params,
