@@ -19,6 +19,16 @@ typedef struct {
  * then a unit has all columns, because the sums depend on it. */
 #define FN_NARROW 64
 
+/* Which elements a tile kernel walks: in each of nseg segments a run of outer x values x inner
+ * elements, whose index in the middle tells the plane that they belong to: x[n][c][s] has outer 1,
+ * x[n][c / block][s][block] has inner 1. */
+typedef struct {
+    int64_t nseg, seg_stride, outer, values, inner;
+} fn_tile;
+
+/* Columns that column kernels keep the state of in the L1; values of a tile have no more. */
+#define FN_STRIP 1024
+
 /* How a kernel writes: `prefetch` bytes ahead of the element of x that is read, the input of the
  * next unit is fetched into the L2 (0: none); `stream` writes past the cache. */
 typedef struct {
@@ -61,6 +71,13 @@ typedef struct {
       (const void *x, const void *dy, void *dx, int64_t rows, int64_t ld, int64_t cols,            \
        const void *center, const void *scale, const void *shift, const void *b, const void *e,     \
        const void *weight, double *dweight, double *dbias))                                        \
+    X(tile_moments, (const void *x, fn_tile tile, double *mean, double *m2))                       \
+    X(tile_apply, (const void *x, void *y, fn_tile tile, const void *center, const void *scale,    \
+                   const void *shift, fn_hints hints))                                             \
+    X(tile_grad_moments, (const void *x, const void *dy, fn_tile tile, const void *center,         \
+                          double *sum_dy, double *sum_dy_xc))                                      \
+    X(tile_grad_apply, (const void *x, const void *dy, void *dx, fn_tile tile, const void *center, \
+                        const void *a, const void *b, const void *e, fn_hints hints))              \
     X(limit, (const void *x, const void *dy, void *y, int64_t len, int stream))
 
 #define FN_KERNEL_FIELD(name, args) void(*name) args;
@@ -90,7 +107,7 @@ int64_t fn_stream_bytes(void);
  */
 typedef struct {
     int64_t count, size; /* size: segments, or elements of a segment (pieces > 0), or rows */
-    int64_t pieces;      /* chunks of a segment; 0 (row form): a chunk is `size` whole segments */
+    int64_t pieces;      /* chunks of a segment; 0: a chunk is `size` whole segments */
 } fn_chunks;
 
 typedef struct {
@@ -110,6 +127,7 @@ typedef struct {
     int64_t planes;           /* number of planes = coefficient triples */
     int64_t per_domain;       /* planes of a domain */
     int64_t nseg, seg_stride; /* segments of a plane */
+    int tile;                 /* many short segments: the tile kernels */
 
     fn_chunks mchunks, gchunks; /* of what moments and gradient moments reduce */
     int64_t units, unit_domains;

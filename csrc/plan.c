@@ -10,6 +10,9 @@
  * written in long runs, and of which there are some for each thread. */
 #define LEAST_UNIT_BYTES (16 * 1024)
 #define UNITS 16
+/* What the tile kernels are for: segments enough to make a group of rows, of few elements. */
+#define LEAST_SEGMENTS 8
+#define MOST_TILE_ELEMS 128
 /* Domains of several segments: as many as make runs of this. */
 #define UNIT_RUN_BYTES 4096
 
@@ -121,7 +124,11 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
     plan->domains = plan->n * plan->sample_domains;
     plan->count = plan->per_domain * plan->s * plan->nseg;
 
-    if (plan->col) {
+    plan->tile = plan->nseg >= LEAST_SEGMENTS &&
+                 (plan->col ? plan->s * plan->cols <= FN_STRIP : plan->s <= MOST_TILE_ELEMS);
+    if (plan->tile) {
+        plan->mchunks = plan->gchunks = row_chunks(plan->nseg, plan->s);
+    } else if (plan->col) {
         plan->mchunks = plan->gchunks = col_chunks(plan->nseg, plan->s, plan->cols);
     } else {
         plan->mchunks = row_chunks(plan->nseg, plan->per_domain * plan->s);
@@ -130,7 +137,7 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
     const int arrays = backward ? 2 : 1;
     plan->unit_domains = fn_max(1, unit_domains(plan, arrays));
     /* contiguous units are what processors prefetch by themselves, and better */
-    plan->prefetch = plan->nseg > 1 && !plan->col &&
+    plan->prefetch = plan->nseg > 1 && (!plan->col || plan->tile) &&
                      plan->unit_domains * plan->count * (int64_t)plan->esize * arrays <= l2() / 2;
     if (p->norm == FN_SWITCHABLE) { /* all planes depend on one another: no units */
         plan->units = 1;

@@ -53,6 +53,19 @@ static int64_t chunk_at(const fn_plan *pl, int64_t p, int64_t k) {
     return row_at(pl, p, k / pl->mchunks.pieces, k % pl->mchunks.pieces * pl->mchunks.size);
 }
 
+/* Segments [g, g1) of planes [p, p1), of one matrix in column form. */
+static fn_tile tile_of(const fn_plan *pl, int64_t p, int64_t p1, int64_t g, int64_t g1) {
+    fn_tile t = {g1 - g, pl->seg_stride, 1, p1 - p, pl->s};
+    if (pl->col) {
+        t.outer = pl->s;
+        t.inner = 1;
+    }
+    return t;
+}
+static int64_t tile_at(const fn_plan *pl, int64_t p, int64_t g) {
+    return g * pl->seg_stride + p * pl->s;
+}
+
 /* Where the moments of chunk k of reduction i (a domain in row form, a plane in column form) go.
  * With one chunk that is where those of the domain, or the sums of the plane, are wanted. */
 static int64_t slot(const fn_plan *pl, int64_t chunks, int64_t i, int64_t k) {
@@ -66,7 +79,11 @@ static void moments_chunk(fn_job *job, int64_t i, int64_t i1, int64_t k) {
     const fn_chunks *ch = &pl->mchunks;
     const int64_t to = slot(pl, ch->count, i, k);
     const int rms = pl->p.norm == FN_RMS;
-    if (pl->col) {
+    if (pl->tile) {
+        const int64_t g = k * ch->size, g1 = fn_min(g + ch->size, pl->nseg);
+        pl->k->tile_moments(x_at(job, tile_at(pl, i, g)), tile_of(pl, i, i1, g, g1), job->mean + to,
+                            job->m2 + to);
+    } else if (pl->col) {
         (rms ? pl->k->col_squares : pl->k->col_moments)(x_at(job, chunk_at(pl, i, k)),
                                                         chunk_rows(pl, k), pl->cols, i1 - i,
                                                         job->mean + to, job->m2 + to);
@@ -85,7 +102,12 @@ static void grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k) {
     const int64_t to = slot(pl, ch->count, p, k);
     void *const w = pl->elem ? job->weight : NULL;
     const void *center = fn_at(job, job->cf.center, p);
-    if (pl->col) {
+    if (pl->tile) {
+        const int64_t g = k * ch->size, g1 = fn_min(g + ch->size, pl->nseg);
+        const int64_t at = tile_at(pl, p, g);
+        pl->k->tile_grad_moments(x_at(job, at), dy_at(job, at), tile_of(pl, p, p1, g, g1), center,
+                                 job->mean + to, job->m2 + to);
+    } else if (pl->col) {
         const int64_t off = chunk_at(pl, p, k);
         pl->k->col_grad_moments(x_at(job, off), dy_at(job, off), chunk_rows(pl, k), pl->cols,
                                 p1 - p, center, w ? fn_at(job, w, k * ch->size) : NULL,
@@ -128,7 +150,7 @@ static void merge_domain(fn_job *job, int64_t d) {
     for (int64_t i = first; i < first + per; i++)
         for (int64_t k = 0; k < ch->count; k++) {
             fn_run run = {1, 0, 0};
-            if (pl->col)
+            if (pl->col && !pl->tile)
                 run.len = chunk_rows(pl, k);
             else
                 chunk_of(ch, domain_run(pl), k, &run);
@@ -177,6 +199,22 @@ static void row_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, 
                          fn_at(job, cf->scale, p), fn_at(job, cf->shift, p), hints);
 }
 
+/* Segments [g, g1) of planes [p, p1), of one matrix in column form. */
+static void tile_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, fn_hints hints) {
+    const fn_plan *pl = &job->plan;
+    const fn_coefs *cf = &job->cf;
+    const fn_tile t = tile_of(pl, p, p1, g, g1);
+    const int64_t i = tile_at(pl, p, g);
+    const char *center = fn_at(job, cf->center, p);
+    if (job->dy)
+        pl->k->tile_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), t, center,
+                               fn_at(job, cf->a, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
+                               hints);
+    else
+        pl->k->tile_apply(x_at(job, i), out_at(job, i), t, center, fn_at(job, cf->scale, p),
+                          fn_at(job, cf->shift, p), hints);
+}
+
 /* Column form: rows [r, r1) of segment g of planes [p, p1) of one matrix. */
 static void col_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t r, int64_t r1) {
     const fn_plan *pl = &job->plan;
@@ -211,13 +249,15 @@ static void unit_domains(const fn_plan *pl, int64_t u, int64_t *d0, int64_t *d1)
 /* planes [p, p1) of a unit: all of them, in all segments or rows */
 static void apply_unit(fn_job *job, int64_t p, int64_t p1, fn_hints hints) {
     const fn_plan *pl = &job->plan;
-    if (!pl->col) {
+    if (!pl->col && !pl->tile) {
         row_part(job, p, p1, 0, pl->nseg, 0, pl->s, hints);
         return;
     }
     for (int64_t end; p < p1; p = end) {
-        end = matrix_end(pl, p, p1);
-        for (int64_t g = pl->nseg - 1; g >= 0; g--) /* backwards, as in row_apply */
+        end = pl->col ? matrix_end(pl, p, p1) : p1;
+        if (pl->tile)
+            tile_part(job, p, end, 0, pl->nseg, hints);
+        for (int64_t g = pl->nseg - 1; g >= 0 && !pl->tile; g--) /* backwards, as in row_apply */
             col_part(job, p, end, g, 0, pl->s);
     }
 }
