@@ -21,9 +21,6 @@ static double bias_of(const fn_coefs *cf, int64_t channel) {
     return cf->params->bias ? fn_get(cf->plan, cf->params->bias, channel) : 0;
 }
 static double clip(double v, double lo, double hi) { return v < lo ? lo : v > hi ? hi : v; }
-static double rstd_of(const fn_coefs *cf, int64_t d) {
-    return 1 / sqrt(cf->var[d] + cf->plan->p.eps);
-}
 static int is_switchable(const fn_coefs *cf) { return cf->plan->p.norm == FN_SWITCHABLE; }
 /* statistics are constants of the backward pass */
 static int constant_stats(const fn_plan *plan) {
@@ -65,7 +62,7 @@ void fn_statistics(fn_coefs *cf, int64_t d0, int64_t d1) {
         }
     } else {
         for (int64_t d = d0; d < d1; d++)
-            cf->var[d] /= count;
+            cf->var[d] /= count; /* exact where a product with 1 / count is not */
     }
     for (int64_t d = d0; d < d1 && cf->r; d++)
         renorm_corrections(cf, d);
@@ -183,6 +180,16 @@ static void switchable_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
     }
 }
 
+/* Planes without a channel, and those that belong to no domain, become 0. */
+static void zero_padding(const fn_coefs *cf, int64_t d0, int64_t d1, void *const arrays[],
+                         int count) {
+    const fn_plan *plan = cf->plan;
+    const int64_t p1 = fn_first_plane(plan, d1);
+    for (int64_t p = fn_first_plane(plan, d0); p < p1 && plan->c != plan->p.c; p++)
+        for (int i = 0; i < count && is_padding(cf, p % plan->c); i++)
+            fn_put(plan, arrays[i], p, 0);
+}
+
 /* the first planes of domain after domain, without a division for each */
 typedef struct {
     int64_t plane, c; /* c: its channel */
@@ -202,19 +209,35 @@ static void next_domain(const fn_plan *plan, position *at) {
     }
 }
 
-void fn_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
+/* 1 / sigma of domains [d0, d1), at most BLOCK */
+#define BLOCK 64
+static void rstd_block(const fn_coefs *cf, int64_t d0, int64_t d1, double *rstd) {
+    const double eps = cf->plan->p.eps;
+    for (int64_t d = d0; d < d1; d++)
+        rstd[d - d0] = 1 / sqrt(cf->var[d] + eps);
+}
+
+static void plain_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
     const fn_plan *plan = cf->plan;
-    if (is_switchable(cf)) {
-        switchable_coefficients(cf, d0, d1);
-        return;
-    }
     position at = position_of(plan, d0);
+    double rstd[BLOCK];
     for (int64_t d = d0; d < d1; d++, next_domain(plan, &at)) {
+        const int64_t k = (d - d0) % BLOCK;
+        if (k == 0)
+            rstd_block(cf, d, fn_min(d + BLOCK, d1), rstd);
         const double r = cf->r ? cf->r[d] : 1, shift = cf->r ? cf->d[d] : 0;
-        const double rstd = rstd_of(cf, d);
         for (int64_t i = 0; i < plan->per_domain; i++)
-            put_plane(cf, at.plane + i, at.c + i, cf->mean[d], rstd * r, shift);
+            put_plane(cf, at.plane + i, at.c + i, cf->mean[d], rstd[k] * r, shift);
     }
+}
+
+void fn_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
+    void *const arrays[] = {cf->center, cf->scale, cf->shift};
+    if (is_switchable(cf))
+        switchable_coefficients(cf, d0, d1);
+    else
+        plain_coefficients(cf, d0, d1);
+    zero_padding(cf, d0, d1, arrays, 3);
 }
 
 /* ---- backward ------------------------------------------------------------------------------
@@ -306,18 +329,19 @@ static void switchable_grad_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
     }
 }
 
-void fn_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
+static void plain_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
     const fn_plan *plan = cf->plan;
     const int64_t per = plan->per_domain;
-    if (is_switchable(cf)) {
-        switchable_grad_coefficients(cf, d0, d1);
-        return;
-    }
-    const double m = (double)plan->count;
+    const int constant = constant_stats(plan), rms = plan->p.norm == FN_RMS;
+    const double part = 1 / (double)plan->count;
+    double rstds[BLOCK];
     position at = position_of(plan, d0);
     for (int64_t d = d0; d < d1; d++, next_domain(plan, &at)) {
+        const int64_t k = (d - d0) % BLOCK;
+        if (k == 0)
+            rstd_block(cf, d, fn_min(d + BLOCK, d1), rstds);
         const double mean = cf->mean[d], r = cf->r ? cf->r[d] : 1, shift = cf->r ? cf->d[d] : 0;
-        const double rstd = rstd_of(cf, d), scale = r * rstd;
+        const double rstd = rstds[k], scale = r * rstd;
         double s1 = 0, s2 = 0;
         for (int64_t i = 0; i < per; i++) {
             const int64_t p = at.plane + i;
@@ -327,14 +351,22 @@ void fn_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
             s2 += w * centered;
             cf->sum_dy_xc[p] = scale * centered + shift * cf->sum_dy[p]; /* now of xhat */
         }
-        const int constant = constant_stats(plan);
-        const double b = constant ? 0 : -scale * rstd * rstd * s2 / m;
-        const double e = constant || plan->p.norm == FN_RMS ? 0 : -scale * s1 / m;
+        const double b = constant ? 0 : -scale * rstd * rstd * s2 * part;
+        const double e = constant || rms ? 0 : -scale * s1 * part;
         for (int64_t i = 0; i < per; i++) {
             const double w = plan->elem ? 1 : weight_of(cf, at.c + i);
             put_grad_plane(cf, at.plane + i, w * scale, b, e - low_of(cf, at.plane + i, mean) * b);
         }
     }
+}
+
+void fn_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
+    void *const arrays[] = {cf->center, cf->a, cf->b, cf->e};
+    if (is_switchable(cf))
+        switchable_grad_coefficients(cf, d0, d1);
+    else
+        plain_grad_coefficients(cf, d0, d1);
+    zero_padding(cf, d0, d1, arrays, 4);
 }
 
 /* dweight = sum dy * xhat and dbias = sum dy of channels [c0, c1): over the samples, in order */

@@ -7,8 +7,9 @@
  * Buffers are dense.  x, y, dy, dx hold n*c*s elements:
  *     FN_CHANNELS_FIRST   x[n][c][s]
  *     FN_CHANNELS_LAST    x[n][s][c]
- *     FN_BLOCKED          x[n][ceil(c / block)][s][block], where the channels behind the last one
- *                         are ignored in x and dy and 0 in y and dx (not for layer and RMS norm)
+ *     FN_BLOCKED          x[n][ceil(c / block)][s][block], where what is behind the last channel
+ *                         is 0 in y and dx, and any finite number in x and dy (not for layer and
+ *                         RMS norm)
  * Batch, instance, group norm and their relatives: n samples, c channels, s spatial elements.
  * Layer and RMS norm: statistics over s for each (n, c), weight and bias of s elements.  So rows
  * of length s are (n = rows, c = 1, s) channels first, and the channel axis of an image NCHW is

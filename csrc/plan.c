@@ -106,7 +106,9 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
         plan->c = fn_ceil_div(p->c, p->block) * p->block;
     plan->cols = blocked && p->s > 1 ? p->block : plan->c;
 
-    const int over_n = p->norm == FN_BATCH || p->norm == FN_BATCH_RENORM;
+    /* constants for each channel, in instance norm too */
+    const int over_n = p->norm == FN_BATCH || p->norm == FN_BATCH_RENORM ||
+                       (p->norm == FN_INSTANCE && !p->training);
     plan->per_domain = p->norm == FN_GROUP ? fn_max(1, p->c / p->groups) : 1;
     plan->nseg = 1;
     if (over_n && plan->n != 1) {

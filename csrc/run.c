@@ -5,8 +5,6 @@
  * among the threads.  The sums are the same, in the same order, either way. */
 #include "run.h"
 
-#include <string.h>
-
 /* ---- moments -------------------------------------------------------------------------------*/
 
 /* Chunk k of a reduction over `run`: its offset in elements, and its own run. */
@@ -387,19 +385,6 @@ static void task_apply_piece(fn_job *job, int64_t i) {
     }
 }
 
-/* What x holds behind the last channel may be anything: its output is 0 all the same. */
-static void task_zero_padding(fn_job *job, int64_t n) {
-    const fn_plan *pl = &job->plan;
-    const int64_t block = pl->p.block, last = pl->c / block - 1, pad = pl->c - pl->p.c;
-    char *row = out_at(job, (n * pl->c + last * block) * pl->p.s + block - pad);
-    for (int64_t r = 0; r < pl->p.s; r++, row += block * (int64_t)pl->esize)
-        memset(row, 0, (size_t)pad * pl->esize);
-}
-static void zero_padding(fn_job *job) {
-    if (job->plan.c != job->plan.p.c)
-        fn_parallel(job, job->plan.p.n, task_zero_padding, 0);
-}
-
 /* ---- walks --------------------------------------------------------------------------------*/
 
 /* Units to whole threads, when that keeps every thread busy. */
@@ -425,7 +410,6 @@ void fn_run_forward(fn_job *job) {
         by_planes(job, blocks, task_coefficients);
         fn_parallel(job, piece_count(pl), task_apply_piece, fn_needs_moments(pl));
     }
-    zero_padding(job);
     fn_update_running(&job->cf);
 }
 
@@ -455,7 +439,6 @@ void fn_run_backward(fn_job *job) {
         fn_grad_sums(job);
         fn_parallel(job, piece_count(pl), task_apply_piece, 1);
     }
-    zero_padding(job);
     if (!pl->elem)
         by_planes(job, channel_blocks(pl), task_param_grads);
     if (pl->p.norm == FN_SWITCHABLE)
