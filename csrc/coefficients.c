@@ -62,7 +62,7 @@ void fn_statistics(fn_coefs *cf, int64_t d0, int64_t d1) {
         }
     } else {
         for (int64_t d = d0; d < d1; d++)
-            cf->var[d] /= count; /* exact where a product with 1 / count is not */
+            cf->var[d] /= count;
     }
     for (int64_t d = d0; d < d1 && cf->r; d++)
         renorm_corrections(cf, d);

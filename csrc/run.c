@@ -360,7 +360,17 @@ static void task_grad_moments(fn_job *job, int64_t i) {
 
 /* The array in pieces of about PIECE elements, in memory order. */
 #define PIECE 32768
-static int64_t piece_count(const fn_plan *pl) {
+/* Short planes in several segments, streamed: a piece is what planes of all segments a tile kernel
+ * takes at once, so that all but its ends is written in whole lines.  0: not so. */
+static int64_t tile_planes(const fn_job *job) {
+    const fn_plan *pl = &job->plan;
+    const int some = !pl->col && pl->nseg >= 4 && pl->s <= FN_STRIP / 2;
+    return some && job->stream ? FN_STRIP / pl->s : 0;
+}
+static int64_t piece_count(const fn_job *job) {
+    const fn_plan *pl = &job->plan;
+    if (tile_planes(job))
+        return fn_ceil_div(pl->planes, tile_planes(job));
     if (pl->col)
         return pl->nseg * matrices(pl) * fn_ceil_div(pl->s, fn_max(1, PIECE / pl->cols));
     if (pl->s > PIECE)
@@ -370,7 +380,10 @@ static int64_t piece_count(const fn_plan *pl) {
 static void task_apply_piece(fn_job *job, int64_t i) {
     const fn_plan *pl = &job->plan;
     const fn_hints hints = {0, job->stream};
-    if (pl->col) {
+    const int64_t together = tile_planes(job);
+    if (together) {
+        tile_part(job, i * together, fn_min((i + 1) * together, pl->planes), 0, pl->nseg, hints);
+    } else if (pl->col) {
         const int64_t rows = fn_max(1, PIECE / pl->cols), in_matrix = fn_ceil_div(pl->s, rows);
         const int64_t p = i / in_matrix % matrices(pl) * pl->cols, r = i % in_matrix * rows;
         col_part(job, p, p + pl->cols, i / in_matrix / matrices(pl), r, fn_min(r + rows, pl->s));
@@ -408,7 +421,7 @@ void fn_run_forward(fn_job *job) {
             by_planes(job, channel_blocks(pl), task_batch_statistics);
         }
         by_planes(job, blocks, task_coefficients);
-        fn_parallel(job, piece_count(pl), task_apply_piece, fn_needs_moments(pl));
+        fn_parallel(job, piece_count(job), task_apply_piece, fn_needs_moments(pl));
     }
     fn_update_running(&job->cf);
 }
@@ -437,7 +450,7 @@ void fn_run_backward(fn_job *job) {
         fn_parallel(job, pl->units, task_backward_unit, 0);
     } else {
         fn_grad_sums(job);
-        fn_parallel(job, piece_count(pl), task_apply_piece, 1);
+        fn_parallel(job, piece_count(job), task_apply_piece, 1);
     }
     if (!pl->elem)
         by_planes(job, channel_blocks(pl), task_param_grads);
