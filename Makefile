@@ -13,7 +13,7 @@ demo: $(VENV)/demo
 	$(BIN)/fastnorm bench --quick
 
 # PEERS=1 installs torch as well and leaves no test skipped.
-test: $(VENV)/$(if $(PEERS),peers,test)
+test: $(VENV)/$(if $(filter-out 0,$(PEERS)),peers,test)
 	$(BIN)/python -m pytest --cov=fastnorm --cov-report=term-missing $(PYTEST_ARGS)
 
 bench: $(VENV)/bench

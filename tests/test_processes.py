@@ -1,5 +1,8 @@
 """Forks after threads were used, and several Python threads at once."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -27,10 +30,16 @@ print("done")
 
 
 def test_fork_after_use():
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout == "done\n", done.stderr
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", FORK], text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        output, errors = process.communicate(timeout=60)
+    finally:  # the workers of a pool that hangs too
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert output == "done\n", errors
 
 
 @pytest.mark.parametrize("num_threads", [1, 2])

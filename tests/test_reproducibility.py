@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 from cases import NORMS, make_input, run
@@ -28,7 +29,8 @@ def problem(norm, shape, dtype, seed):
         shape = (shape[0], -(-shape[1] // 3) * 3, *shape[2:])
     for layout in ["channels_first", "channels_last"] if norm.channels else ["channels_first"]:
         x = make_input(rng, shape, layout, dtype, mean=3.0)
-        args, kwargs = norm.arguments(rng, x, layout)
+        params = x if x.itemsize > 2 else x.astype(np.float32)
+        args, kwargs = norm.arguments(rng, params, layout)
         yield x, args, kwargs, rng.standard_normal(x.shape).astype(dtype)
 
 
@@ -66,7 +68,7 @@ def test_threads_instruction_sets_and_alignment(norm, shape, dtype):
 @given(
     shape=st.tuples(st.integers(1, 20), st.integers(2, 70), st.integers(2, 40), st.integers(1, 40)),
     threads=st.sampled_from([2, 3, 5, 16]),
-    dtype=st.sampled_from([np.float32, np.float64]),
+    dtype=st.sampled_from([np.float32, np.float64, np.float16, ml_dtypes.bfloat16]),
     offset=st.integers(0, 15),
 )
 def test_drawn_shapes(norm, shape, threads, dtype, offset):
@@ -98,18 +100,24 @@ def test_long_rows(shape):
 
 
 PROGRAM = """
-import hashlib, numpy as np, fastnorm
+import hashlib, itertools, ml_dtypes, numpy as np, fastnorm
 from cases import NORMS, make_input, run
 digest = hashlib.sha256()
-for norm in NORMS:
-    for shape in [(6, 24, 40, 40), (3, 33, 61, 31)]:
-        for layout in ["channels_first", "channels_last"] if norm.channels else ["channels_first"]:
-            rng = np.random.default_rng(5)
-            x = make_input(rng, shape, layout, np.float32)
-            args, kwargs = norm.arguments(rng, x, layout)
-            y, grads, own = run(norm, x, args, kwargs, x)
-            for a in (y, *grads):
-                digest.update(b"" if a is None else a.tobytes())
+SHAPES = [(6, 24, 40, 40), (3, 33, 61, 31), (16, 24, 9, 7)]
+DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
+for norm, shape, dtype in itertools.product(NORMS, SHAPES, DTYPES):
+    for layout in ["channels_first", "channels_last"] if norm.channels else ["channels_first"]:
+        rng = np.random.default_rng(5)
+        x = make_input(rng, shape, layout, dtype)
+        args, kwargs = norm.arguments(rng, x if x.itemsize > 2 else x.astype(np.float32), layout)
+        y, grads, own = run(norm, x, args, kwargs, x)
+        for a in (y, *grads):
+            digest.update(b"" if a is None else a.tobytes())
+    if norm.channels:
+        blocked = fastnorm.to_blocked(make_input(rng, shape, "NCHW", dtype))
+        y, grads, own = run(norm, blocked, args, {**kwargs, "layout": "NCHW16c"}, blocked)
+        for a in (y, *grads):
+            digest.update(a.tobytes())
 print(digest.hexdigest())
 """
 
