@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*) $(wildcard fastnorm/*.pyx fastnorm/*.pxi) setup.py pyproject.toml
 
-.PHONY: demo test bench lint format ctest clean
+.PHONY: demo test bench kernels lint format ctest clean
 
 demo: $(VENV)/demo
 	$(BIN)/python examples/train_digits.py
@@ -19,17 +19,24 @@ test: $(VENV)/$(if $(filter-out 0,$(PEERS)),peers,test)
 bench: $(VENV)/bench
 	$(BIN)/python -m pytest bench/test_bench.py -p no:cacheprovider --benchmark-group-by=group
 
+# What the kernels cost in the cache, without Python.
+kernels:
+	mkdir -p build
+	$(CC) -std=c11 -O3 -ffp-contract=off -fno-math-errno -Wall -Wextra -Icsrc \
+	    csrc/isa_*.c csrc/dispatch.c bench/kernels.c -lm -o build/kernels
+	build/kernels
+
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror csrc/*.c csrc/*.h csrc/*.inc tests/c/*.c bench/peers/*.cpp
+	$(BIN)/clang-format --dry-run -Werror csrc/*.c csrc/*.h csrc/*.inc tests/c/*.c bench/*.c bench/peers/*.cpp
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint fastnorm/*.pyx fastnorm/*.pxi
 	$(BIN)/mypy
 
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*.c csrc/*.h csrc/*.inc tests/c/*.c bench/peers/*.cpp
+	$(BIN)/clang-format -i csrc/*.c csrc/*.h csrc/*.inc tests/c/*.c bench/*.c bench/peers/*.cpp
 
 # The C library without Python; without OpenMP where the compiler has none, as in setup.py.
 OPENMP_PROBE := \#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n

@@ -112,7 +112,7 @@ def file_option(flag, text, callback=_target, exists=False):
 @file_option("--json", "Write all numbers.")
 @file_option("--plot", "Write a picture, GB/s against bytes (.png, .svg, .pdf).")
 @file_option("--html", "Write a page with table and plots.")
-@file_option("--markdown", "Replace the table between the markers of this file.", _marked, True)
+@file_option("--markdown", "Replace the summary between the markers of this file.", _marked, True)
 def command(sets, shapes, threads, isas, peers, rounds, quick, json, plot, html, markdown, **which):
     """Compare fastnorm with the memory limit and with other libraries, in turns, in one run."""
     shapes = [*(shape for name in sets or () for shape in SHAPES[name]), *shapes]

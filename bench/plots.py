@@ -118,7 +118,7 @@ def page(report):
         loader=jinja2.PackageLoader("fastnorm.bench", ""), autoescape=True, trim_blocks=True
     )
     header, rows, words = tables.without_constants(report.header(), report.rows())
-    short, summary, _ = tables.without_constants(tables.SUMMARY_HEADER, report.summary())
+    short, summary, _ = tables.without_constants(report.summary_header(), report.summary())
     return environment.get_template("page.html.j2").render(
         report=report,
         tables=[("Summary", short, summary), ("Cases", header, rows)],

@@ -64,7 +64,18 @@ class Report:
         for operation, pairs in groupby(ordered, key=lambda pair: _operation(pair[1])):
             pairs = list(pairs)
             groups.append((pairs[0][0], operation, [result for _, result in pairs]))
-        return [_summarize(operation, results) for _, operation, results in sorted(groups)]
+        return [
+            _summarize(operation, results, self.peers) for _, operation, results in sorted(groups)
+        ]
+
+    def summary_header(self):
+        """Name the columns of `summary`."""
+        return [*SUMMARY_HEADER, *(f"x faster than {NAMES[name]}" for name in self.peers)]
+
+    def summary_keys(self):
+        """Name them for programs: each once."""
+        header = self.summary_header()
+        return [*header[:8], "worst of limit", header[9], "worst of best peer", *header[11:]]
 
     def lost(self):
         """Results above 100 kB in which the best peer beats fastnorm beyond the noise."""
@@ -103,7 +114,7 @@ def _cell(result, name, value, form):
     return "-" if number is None else form.format(number)
 
 
-def _summarize(operation, results):
+def _summarize(operation, results, names):
     to_limit = [v for r in results if (v := r.ratio("fastnorm", "limit")) is not None]
     to_best = [v for r in results if (v := r.ratio("best", "fastnorm")) is not None]
     return [
@@ -111,7 +122,13 @@ def _summarize(operation, results):
         str(len(results)),
         *((f"{geomean(to_limit):.2f}", f"{max(to_limit):.2f}") if to_limit else "--"),
         *((f"{geomean(to_best):.2f}", f"{min(to_best):.2f}") if to_best else "--"),
+        *(_mean_cell([result.ratio(name, "fastnorm") for result in results]) for name in names),
     ]
+
+
+def _mean_cell(ratios):
+    found = [ratio for ratio in ratios if ratio is not None]
+    return f"{geomean(found):.2f}" if found else "-"
 
 
 def geomean(values):
@@ -140,7 +157,7 @@ def print_report(report, console):
     """On the terminal: cases, summary, lost cases, conditions, notes."""
     for title, header, rows in (
         ("cases", report.header(), report.rows()),
-        ("summary: geometric means over the shapes", SUMMARY_HEADER, report.summary()),
+        ("summary: geometric means over the shapes", report.summary_header(), report.summary()),
     ):
         header, rows, words = without_constants(header, rows)
         table = Table(title=f"{title} ({words})" if words else title)
@@ -165,15 +182,12 @@ def to_json(report):
             "notes": [*report.notes, *report.failures()],
             "results": [_as_dict(result) for result in report.results],
             "summary": [
-                dict(zip(SUMMARY_KEYS, row, strict=True)) for row in report.summary()
+                dict(zip(report.summary_keys(), row, strict=True)) for row in report.summary()
             ],
             "lost": [result.case.id for result in report.lost()],
         },
         indent=1,
     )  # fmt: skip
-
-
-SUMMARY_KEYS = [*SUMMARY_HEADER[:8], "worst of limit", SUMMARY_HEADER[9], "worst of best peer"]
 
 
 def _as_dict(result):
@@ -187,10 +201,10 @@ def _as_dict(result):
 
 
 def to_markdown(report, text):
-    """Return the text with the table between its markers replaced."""
+    """Return the text with the summary between its markers replaced."""
     before, rest = text.split(MARKERS[0])
     _, after = rest.split(MARKERS[1])
-    header, rows, words = without_constants(report.header(), report.rows())
+    header, rows, words = without_constants(report.summary_header(), report.summary())
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     told = ["processor", "versions", "date"]

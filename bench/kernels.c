@@ -1,0 +1,73 @@
+/* Nanoseconds that each kernel takes for a cache line of x, on rows that lie in the cache: what the
+ * arithmetic costs where memory is no limit.  `make kernels`, or build/kernels LEN ROWS [ISA]. */
+#include "internal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+#define LINE_FLOATS 16
+#define CALLS 200
+#define ROUNDS 40
+
+static double now(void) {
+    struct timespec t;
+    timespec_get(&t, TIME_UTC);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* aligned to a page, with a value in every element */
+static float *array(int64_t len, float value) {
+    float *a = aligned_alloc(4096, (size_t)(len / 1024 + 1) * 4096);
+    for (int64_t i = 0; a && i < len; i++)
+        a[i] = value + (float)(i * 7919 % 1000) * 1e-3f;
+    return a;
+}
+
+#define TIME(what, call)                                                                           \
+    do {                                                                                           \
+        double best = 1;                                                                           \
+        for (int round = 0; round < ROUNDS; round++) {                                             \
+            const double start = now();                                                            \
+            for (int i = 0; i < CALLS; i++)                                                        \
+                call;                                                                              \
+            const double each = (now() - start) / CALLS;                                           \
+            best = each < best ? each : best;                                                      \
+        }                                                                                          \
+        printf("  %-24s %6.2f\n", what, best * 1e9 * LINE_FLOATS / (double)len / (double)rows);    \
+    } while (0)
+
+int main(int argc, char **argv) {
+    const int64_t len = argc > 1 ? atoll(argv[1]) : 768, rows = argc > 2 ? atoll(argv[2]) : 64;
+    if (len < 1 || rows < 1 || (argc > 3 && fn_set_isa(argv[3]) != 0)) {
+        fprintf(stderr, "usage: kernels LEN ROWS [%s]\n", fn_isas_built());
+        return 2;
+    }
+    const fn_kernels *k = fn_active_kernels(FN_F32);
+    const int64_t n = len * rows, most = len > rows ? len : rows;
+    float *x = array(n, 0), *dy = array(n, 1), *y = array(n, 0), *w = array(len, 1);
+    float *c = array(most, 0), *a = array(most, 1), *b = array(most, 0), *e = array(most, 0);
+    float *dw = array(len, 0), *db = array(len, 0);
+    double *s1 = malloc((size_t)most * sizeof *s1), *s2 = malloc((size_t)most * sizeof *s2);
+    const fn_run run = {1, 0, len};
+    const fn_hints none = {0, 0};
+    if (!x || !dy || !y || !w || !c || !a || !b || !e || !dw || !db || !s1 || !s2)
+        return 1;
+    printf("%s, %lld rows of %lld floats: ns for 64 bytes of x\n", fn_get_isa(), (long long)rows,
+           (long long)len);
+    TIME("copy", k->limit(x, NULL, y, n, 0));
+    TIME("sum of two", k->limit(x, dy, y, n, 0));
+    TIME("row_moments", k->row_moments(x, rows, run, s1, s2));
+    TIME("row_squares", k->row_squares(x, rows, run, s1, s2));
+    TIME("row_apply", k->row_apply(x, y, rows, run, c, a, b, none));
+    TIME("row_apply_elem", k->row_apply_elem(x, y, rows, len, len, c, a, b, w, w, 0));
+    TIME("row_grad_moments", k->row_grad_moments(x, dy, rows, run, c, NULL, s1, s2));
+    TIME("row_grad_apply", k->row_grad_apply(x, dy, y, rows, run, c, a, b, e, none));
+    TIME("row_grad_apply_elem",
+         k->row_grad_apply_elem(x, dy, y, rows, len, len, c, a, b, e, e, w, dw, db, 0));
+    TIME("col_moments", k->col_moments(x, rows, len, len, s1, s2));
+    TIME("col_apply", k->col_apply(x, y, rows, len, len, c, a, b, NULL, NULL, 0));
+    TIME("col_grad_moments", k->col_grad_moments(x, dy, rows, len, len, c, NULL, s1, s2));
+    TIME("col_grad_apply", k->col_grad_apply(x, dy, y, rows, len, len, c, a, b, e, 0));
+    return 0;
+}
