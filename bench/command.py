@@ -120,7 +120,8 @@ def command(sets, shapes, threads, isas, peers, rounds, quick, json, plot, html,
         shapes, peers, rounds = shapes or QUICK, peers or ["numpy"], rounds or 3
     shapes, rounds = shapes or SHAPES["tiny"], rounds or 5
     which = {name: chosen for name, chosen in which.items() if chosen}
-    selected = cases(dict.fromkeys(shapes), **{"layouts": LAYOUTS, **which})
+    layouts = LAYOUTS[:2] if quick else LAYOUTS
+    selected = cases(dict.fromkeys(shapes), **{"layouts": layouts, **which})
     if not selected:
         raise click.UsageError(NO_CASE)
     writers = _writers(json, plot, html, markdown)

@@ -45,12 +45,14 @@ def test_all_reports_tell_the_same(tmp_path):
     results = data["results"]
     assert len(results) == 2 * len(cases([(2, 16, 4, 4)], layouts=LAYOUTS))
     assert {r["norm"] for r in results} == set(CHANNEL_NORMS)
-    assert all(r["seconds"].keys() == {"fastnorm", "numpy", "limit"} for r in results)
+    for r in results:  # naive NumPy has no blocks
+        others = set() if r["layout"] == "NCHW16c" else {"numpy"}
+        assert r["seconds"].keys() == {"fastnorm", "limit", *others}
     page, text = files["html"].read_text(), readme.read_text()
     for r in results:
-        ms, ratio = r["seconds"]["fastnorm"] * 1e3, r["seconds"]["numpy"] / r["seconds"]["fastnorm"]
-        assert f">{ms:.3g}</td>" in page
-        assert f"{ratio:.2f}" in done.output
+        assert f">{r['seconds']['fastnorm'] * 1e3:.3g}</td>" in page
+        if "numpy" in r["seconds"]:
+            assert f"{r['seconds']['numpy'] / r['seconds']['fastnorm']:.2f}" in done.output
     for row in data["summary"]:
         cells = f"| {row['x the limit']} | {row['worst of limit']} |"
         assert f"| {row['normalizer']} | {row['pass']} | {row['layout']} |" in text
@@ -62,7 +64,7 @@ def test_all_reports_tell_the_same(tmp_path):
     figures = json.loads(re.search(r"const figures = (.*);\n", page)[1])
     assert [f["title"] for f in figures] == ["forward", "inference", "backward"] * 2
     dots = [len(trace["text"]) for f in figures for trace in f["figure"]["data"] if "text" in trace]
-    assert sum(dots) == 3 * len(results)
+    assert sum(dots) == sum(len(r["seconds"]) for r in results)
     assert "https://" not in re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
     assert data["conditions"]["processor"] in page
 
@@ -233,7 +235,7 @@ def test_without_click_one_line_says_what_to_install():
 
 
 @pytest.mark.parametrize("name", ["torch", "onednn", "jax"])
-def test_peers_compute_what_fastnorm_computes(name):
+def test_otherscompute_what_fastnorm_computes(name):
     pytest.importorskip({"onednn": "ctypes"}.get(name, name))
     modules, _, notes = peers.find(["fastnorm", name])
     if notes:
