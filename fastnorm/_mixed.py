@@ -60,7 +60,7 @@ def batch_renorm(
     ddof : {0, 1}
         Whether `running_var` takes the biased (0) or the unbiased variance (1).
     layout : str
-        "NCHW" or "NHWC", for any rank.
+        "NCHW" or "NHWC", for any rank, or in blocks of channels, as "NCHW16c".
     out : ndarray, optional
         Where to write y.
     return_ctx : bool
@@ -149,7 +149,7 @@ def instance_renorm(
     ddof : {0, 1}
         Whether `running_var` takes the biased (0) or the unbiased variance (1).
     layout : str
-        "NCHW" or "NHWC", for any rank.
+        "NCHW" or "NHWC", for any rank, or in blocks of channels, as "NCHW16c".
     out : ndarray, optional
         Where to write y.
     return_ctx : bool
@@ -237,7 +237,7 @@ def switchable_norm(
     ddof : {0, 1}
         Whether `running_var` takes the biased (0) or the unbiased variance (1).
     layout : str
-        "NCHW" or "NHWC", for any rank.
+        "NCHW" or "NHWC", for any rank, or in blocks of channels, as "NCHW16c".
     out : ndarray, optional
         Where to write y.
     return_ctx : bool

@@ -10,7 +10,10 @@ in which elements share a mean and a variance. What holds for all of them:
 - In the ``(N, C, *)`` normalizers x has rank 2 or more: N samples, C channels, any number of
   spatial axes. `layout` says where the channels are: first, ``(N, C, *)``, for "NCHW", "NC",
   "NCL", "NCDHW" or "channels_first"; last, ``(N, *, C)``, for "NHWC", "NLC", "NDHWC" or
-  "channels_last".
+  "channels_last"; or in blocks of 16 (8) channels, ``(N, ceil(C / 16), *, 16)``, for "NCHW16c"
+  ("NCHW8c"), "NCL16c" or "NCDHW16c". There C is the length of the weight, the bias or the running
+  mean, else that of all blocks; what is behind the last channel must be finite in x and is 0 in
+  y: see :func:`fastnorm.to_blocked`.
 - ``weight=None`` means 1 and ``bias=None`` means 0.
 - Running statistics are updated in place, ``running = (1 - momentum) * running + momentum * new``,
   so they must be writeable, native, C-contiguous arrays.
@@ -208,7 +211,7 @@ def batch_norm(
         Whether `running_var` takes the unbiased (1, as torch) or the biased variance (0, as Keras,
         flax and ONNX). The variance that normalizes is always biased.
     layout : str
-        "NCHW" or "NHWC", for any rank.
+        "NCHW" or "NHWC", for any rank, or in blocks of channels, as "NCHW16c".
     out : ndarray, optional
         Where to write y.
     return_ctx : bool
@@ -281,7 +284,7 @@ def group_norm(
     eps : float
         Added to the variance, at least 0.
     layout : str
-        "NCHW" or "NHWC", for any rank.
+        "NCHW" or "NHWC", for any rank, or in blocks of channels, as "NCHW16c".
     out : ndarray, optional
         Where to write y.
     return_ctx : bool
@@ -357,7 +360,7 @@ def instance_norm(
     ddof : {1, 0}
         Whether `running_var` takes unbiased (1, as torch) or biased variances (0).
     layout : str
-        "NCHW" or "NHWC", for any rank.
+        "NCHW" or "NHWC", for any rank, or in blocks of channels, as "NCHW16c".
     out : ndarray, optional
         Where to write y.
     return_ctx : bool
