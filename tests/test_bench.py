@@ -190,11 +190,16 @@ def test_a_signal_ends_a_run_without_a_file(tmp_path):
     run = subprocess.Popen(
         [*CONSOLE, "--set", "resnet50", "--peers", "numpy", "--json", str(tmp_path / "o.json")],
         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        # a shell's job in the background inherits that it is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
-    while "case/s" not in run.stderr.readline(200):
-        assert run.poll() is None
-    run.send_signal(signal.SIGINT)
-    _, errors = run.communicate(timeout=60)
+    try:
+        while "case/s" not in run.stderr.readline(200):
+            assert run.poll() is None
+        run.send_signal(signal.SIGINT)
+        _, errors = run.communicate(timeout=60)
+    finally:
+        run.kill()
     assert run.returncode == 1
     assert "Aborted!" in errors
     assert list(tmp_path.iterdir()) == []

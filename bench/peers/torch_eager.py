@@ -28,7 +28,6 @@ def prepare(arrays):
     make = CALLS.get(case.norm)
     if make is None or case.layout == "NCHW16c":
         return None
-    torch.set_grad_enabled(False)
     x = tensor(arrays.x, case.layout)
     dy = None if arrays.dy is None else tensor(arrays.dy, case.layout)
     weight, bias, mean, var = map(torch.from_numpy, (arrays.weight, arrays.bias, *arrays.running()))
