@@ -25,12 +25,18 @@ typedef struct block {
 } block;
 _Static_assert(sizeof(block) <= ALIGN, "the header must leave the data aligned");
 
-/* blocks that are kept, the last one freed first; a lock that is taken (it may stay so in the child
- * of a fork) means to do without them */
+/* blocks that are kept, the last one freed first */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static block *kept = NULL;
 static size_t held = 0, bound = 0;
 static int bound_is_set = 0;
+
+/* a child of fork must not find the lock taken by a thread that it does not have */
+static void take_lock(void) { pthread_mutex_lock(&lock); }
+static void give_lock(void) { pthread_mutex_unlock(&lock); }
+__attribute__((constructor)) static void on_load(void) {
+    pthread_atfork(take_lock, give_lock, give_lock);
+}
 
 static block *block_of(void *p) { return (block *)((char *)p - ALIGN); }
 static void *data_of(block *b) { return (char *)b + ALIGN; }
@@ -72,16 +78,7 @@ static block *take(size_t size) {
     return found;
 }
 
-void *fn_buffer_new(size_t size) {
-    block *b = NULL;
-    if (size > SIZE_MAX - HUGE_PAGE)
-        return NULL;
-    if (pthread_mutex_trylock(&lock) == 0) {
-        b = take(size);
-        pthread_mutex_unlock(&lock);
-    }
-    if (b)
-        return data_of(b);
+static void *fresh(size_t size) {
     const int huge = size >= 2 * HUGE_PAGE;
     void *p = NULL;
     if (posix_memalign(&p, huge ? HUGE_PAGE : ALIGN, size + ALIGN) != 0)
@@ -90,7 +87,26 @@ void *fn_buffer_new(size_t size) {
     if (huge)
         madvise(p, size + ALIGN, MADV_HUGEPAGE);
 #endif
-    b = p;
+    return p;
+}
+
+void *fn_buffer_new(size_t size) {
+    if (size > SIZE_MAX - HUGE_PAGE)
+        return NULL;
+    take_lock();
+    block *b = take(size);
+    give_lock();
+    if (b)
+        return data_of(b);
+    b = fresh(size);
+    if (!b) { /* what is kept may be what is missing */
+        take_lock();
+        shrink(0);
+        give_lock();
+        b = fresh(size);
+    }
+    if (!b)
+        return NULL;
     b->size = size;
     return data_of(b);
 }
@@ -99,10 +115,7 @@ void fn_buffer_free(void *p) {
     if (!p)
         return;
     block *b = block_of(p);
-    if (pthread_mutex_trylock(&lock) != 0) {
-        free(b);
-        return;
-    }
+    take_lock();
     if (b->size <= bound_now()) {
         shrink(bound - b->size);
         b->next = kept;
@@ -110,23 +123,23 @@ void fn_buffer_free(void *p) {
         held += b->size;
         b = NULL;
     }
-    pthread_mutex_unlock(&lock);
+    give_lock();
     free(b);
 }
 
 size_t fn_buffer_size(const void *p) { return block_of((void *)p)->size; }
 
 void fn_set_buffer_cache(size_t bytes) {
-    pthread_mutex_lock(&lock);
+    take_lock();
     bound = bytes;
     bound_is_set = 1;
     shrink(bytes);
-    pthread_mutex_unlock(&lock);
+    give_lock();
 }
 
 void fn_buffer_cache(size_t *most, size_t *now) {
-    pthread_mutex_lock(&lock);
+    take_lock();
     *most = bound_now();
     *now = held;
-    pthread_mutex_unlock(&lock);
+    give_lock();
 }

@@ -181,12 +181,11 @@ static void switchable_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
 }
 
 /* Planes without a channel, and those that belong to no domain, become 0. */
-static void zero_padding(const fn_coefs *cf, int64_t d0, int64_t d1, void *const arrays[],
-                         int count) {
+static void zero_padding(const fn_coefs *cf, int64_t d0, int64_t d1, void *const arrays[3]) {
     const fn_plan *plan = cf->plan;
     const int64_t p1 = fn_first_plane(plan, d1);
     for (int64_t p = fn_first_plane(plan, d0); p < p1 && plan->c != plan->p.c; p++)
-        for (int i = 0; i < count && is_padding(cf, p % plan->c); i++)
+        for (int i = 0; i < 3 && is_padding(cf, p % plan->c); i++)
             fn_put(plan, arrays[i], p, 0);
 }
 
@@ -237,7 +236,7 @@ void fn_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
         switchable_coefficients(cf, d0, d1);
     else
         plain_coefficients(cf, d0, d1);
-    zero_padding(cf, d0, d1, arrays, 3);
+    zero_padding(cf, d0, d1, arrays);
 }
 
 /* ---- backward ------------------------------------------------------------------------------
@@ -292,6 +291,7 @@ void fn_layer_grad_sums(fn_coefs *cf, int64_t n) {
 
 /* the sums of dmu and dv of channels [c0, c1) */
 void fn_batch_grad_sums(fn_coefs *cf, int64_t c0, int64_t c1) {
+    c1 = fn_min(c1, cf->plan->p.c);
     for (int64_t c = c0; c < c1; c++)
         cf->dbmean[c] = cf->dbvar[c] = 0;
     for (int64_t p = 0; p < cf->plan->planes; p += cf->plan->c)
@@ -309,7 +309,10 @@ static void switchable_grad_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
     const double part[3] = {1 / s, 1 / (s * (double)plan->p.c),
                             plan->p.training ? 1 / (s * (double)plan->n) : 0};
     switchable_mix mix = mix_weights(cf);
-    for (int64_t plane = p0, n = p0 / C, c = p0 % C; plane < p1; plane++) {
+    for (int64_t plane = p0; plane < p1; plane++) {
+        const int64_t n = plane / C, c = plane % C;
+        if (is_padding(cf, c))
+            continue;
         const double center = fn_get(plan, cf->center, plane);
         const double means[3] = {cf->mean[plane], cf->lmean[n], cf->bmean[c]};
         const double dmu[3] = {cf->dmu[plane], cf->dlmean[n], cf->dbmean[c]};
@@ -322,10 +325,6 @@ static void switchable_grad_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
         }
         fn_put(plan, cf->b, plane, b);
         fn_put(plan, cf->e, plane, e);
-        if (++c == C) {
-            c = 0;
-            n++;
-        }
     }
 }
 
@@ -361,12 +360,12 @@ static void plain_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
 }
 
 void fn_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
-    void *const arrays[] = {cf->center, cf->a, cf->b, cf->e};
+    void *const arrays[] = {cf->a, cf->b, cf->e};
     if (is_switchable(cf))
         switchable_grad_coefficients(cf, d0, d1);
     else
         plain_grad_coefficients(cf, d0, d1);
-    zero_padding(cf, d0, d1, arrays, 4);
+    zero_padding(cf, d0, d1, arrays);
 }
 
 /* dweight = sum dy * xhat and dbias = sum dy of channels [c0, c1): over the samples, in order */
@@ -426,7 +425,8 @@ static void batch_statistics(const fn_coefs *cf, int64_t c, double *mean, double
 void fn_update_running(const fn_coefs *cf) {
     const fn_plan *plan = cf->plan;
     const fn_params *q = cf->params;
-    if (plan->elem || !plan->p.training || !q->running_mean || !q->running_var)
+    const int has_none = plan->elem || plan->p.norm == FN_GROUP;
+    if (has_none || !plan->p.training || !q->running_mean || !q->running_var)
         return;
     const double keep = 1 - plan->p.momentum, take = plan->p.momentum;
     for (int64_t c = 0; c < plan->p.c; c++) {

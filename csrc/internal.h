@@ -7,8 +7,7 @@
 /* ---- kernels -------------------------------------------------------------------------------
  * One list: every entry is a kernel of the table, instantiated for each dtype and instruction
  * set.  `void` stands for an element of x's dtype (x, y, dy, dx), or for the compute type (the
- * coefficients, weight, bias: float for FN_F32, double for FN_F64).  Contracts: kernels_row.inc
- * and kernels_col.inc. */
+ * coefficients, weight, bias: double for FN_F64, else float).  Contracts: kernels_*.inc. */
 
 /* Which elements a row kernel walks: nseg segments of len contiguous elements. */
 typedef struct {
@@ -128,6 +127,8 @@ typedef struct {
     int64_t per_domain;       /* planes of a domain */
     int64_t nseg, seg_stride; /* segments of a plane */
     int tile;                 /* many short segments: the tile kernels */
+    int64_t stream_planes; /* planes that they write at once, if it is past the cache, so that all
+                              but the ends of a run is whole lines; 0: none */
 
     fn_chunks mchunks, gchunks; /* of what moments and gradient moments reduce */
     int64_t units, unit_domains;

@@ -128,6 +128,8 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
 
     plan->tile = plan->nseg >= LEAST_SEGMENTS &&
                  (plan->col ? plan->s * plan->cols <= FN_STRIP : plan->s <= MOST_TILE_ELEMS);
+    if (!plan->col && plan->nseg >= LEAST_SEGMENTS / 2 && plan->s > 0 && plan->s <= FN_STRIP / 2)
+        plan->stream_planes = FN_STRIP / plan->s;
     if (plan->tile) {
         plan->mchunks = plan->gchunks = row_chunks(plan->nseg, plan->s);
     } else if (plan->col) {

@@ -360,13 +360,7 @@ static void task_grad_moments(fn_job *job, int64_t i) {
 
 /* The array in pieces of about PIECE elements, in memory order. */
 #define PIECE 32768
-/* Short planes in several segments, streamed: a piece is what planes of all segments a tile kernel
- * takes at once, so that all but its ends is written in whole lines.  0: not so. */
-static int64_t tile_planes(const fn_job *job) {
-    const fn_plan *pl = &job->plan;
-    const int some = !pl->col && pl->nseg >= 4 && pl->s <= FN_STRIP / 2;
-    return some && job->stream ? FN_STRIP / pl->s : 0;
-}
+static int64_t tile_planes(const fn_job *job) { return job->stream ? job->plan.stream_planes : 0; }
 static int64_t piece_count(const fn_job *job) {
     const fn_plan *pl = &job->plan;
     if (tile_planes(job))

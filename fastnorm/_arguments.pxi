@@ -1,7 +1,8 @@
 # Checks of single arguments. A message names the argument, what was expected and what was given.
 
 
-cdef int _bfloat16 = -1  # NumPy's number for the type of ml_dtypes, once one was seen
+# NumPy's number for the type of ml_dtypes, once one was seen
+cdef int _bfloat16 = cnp.NPY_NOTYPE
 
 
 cdef int _dtype(cnp.ndarray a, str name) except -1:
@@ -98,7 +99,8 @@ cdef cnp.ndarray _state(object value, str name, cnp.ndarray x, tuple shape, bint
         if not isinstance(value, np.ndarray):
             raise TypeError(f"{name}: expected an ndarray, which is updated in place, got "
                             f"{type(value).__name__}")
-        if value.dtype.itemsize <= x.itemsize * 2 and not value.flags.carray:
+        if _is_parameter_type(cnp.PyArray_TYPE(value), cnp.PyArray_TYPE(x)) and not (
+                cnp.PyArray_ISCARRAY(value)):
             raise ValueError(f"{name}: expected a writeable, C-contiguous, aligned array, which "
                              f"is updated in place, got one with {_lacking(value)}")
     return _parameter(value, name, x, shape)

@@ -97,8 +97,9 @@ include "_arguments.pxi"
 cdef class Context:
     """What a forward call leaves for :func:`fastnorm.backward`.
 
-    It refers to the input and the weight, and holds the statistics; it copies neither. Changing
-    either array between forward and backward changes the gradients.
+    It refers to the input and the weight, and holds the statistics; it copies neither (but
+    parameters of 16 bits, as float32). Changing either array between forward and backward changes
+    the gradients.
     """
 
     cdef fn_problem p
@@ -280,18 +281,19 @@ cdef object _forward(Context ctx, object out, bint keep):
 
 cdef int _write_back(Context ctx) except -1:
     """Running statistics of 16 bits take the update of their copies."""
-    for state, copy in ctx.converted:
-        if state is not None:
-            state[...] = copy
+    with np.errstate(over="ignore"):  # nothing may fail any more
+        for state, copy in ctx.converted:
+            if state is not None:
+                state[...] = copy
     return 0
 
 
 cdef int _detach(Context ctx, cnp.ndarray y) except -1:
-    """Copy parameters that lie in the memory that will be written."""
-    if ctx.weight is not None and _overlap(y, ctx.weight):
+    """Copy parameters that lie in the memory that will be written; those of 16 bits are copies."""
+    if ctx.weight is not None and ctx.weight.itemsize > 2 and _overlap(y, ctx.weight):
         ctx.weight = ctx.weight.copy()
         ctx.q.weight = _pointer(ctx, ctx.weight)
-    if ctx.bias is not None and _overlap(y, ctx.bias):
+    if ctx.bias is not None and ctx.bias.itemsize > 2 and _overlap(y, ctx.bias):
         ctx.bias = ctx.bias.copy()
         ctx.q.bias = _pointer(ctx, ctx.bias)
     if ctx.running_mean is None:
@@ -406,7 +408,10 @@ cdef object _grad_like(object param):
 
 cdef object _as_param(object grad, object param):
     """A gradient in its parameter's dtype."""
-    return grad if param is None or grad.dtype == param.dtype else grad.astype(param.dtype)
+    if param is None or grad.dtype == param.dtype:
+        return grad
+    with np.errstate(over="ignore"):
+        return grad.astype(param.dtype)
 
 
 cdef inline void* _data(object array):

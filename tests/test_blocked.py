@@ -80,6 +80,23 @@ def test_same_bits(norm, dtype, rng):
         assert len(results) == 1
 
 
+@pytest.mark.parametrize("channels", [1, 5, 20])
+@pytest.mark.parametrize("groups", ["one", "all"])
+def test_groups_and_padding(channels, groups, threads, isa, rng):
+    """With a group for each channel domains are planes, but the padding's."""
+    num_groups = 1 if groups == "one" else channels
+    x = rng.standard_normal((3, channels, 12, 11)).astype(np.float32)
+    weight, bias = rng.standard_normal((2, channels)).astype(np.float32)
+    want, want_ctx = fastnorm.group_norm(x, num_groups, weight, bias, return_ctx=True)
+    y, ctx = fastnorm.group_norm(
+        to_blocked(x), num_groups, weight, bias, layout="NCHW16c", return_ctx=True
+    )
+    assert_close(from_blocked(y, channels), want, 2e-6, "y")
+    grads, want_grads = fastnorm.backward(to_blocked(x), ctx), fastnorm.backward(x, want_ctx)
+    assert np.abs(from_blocked(grads.x, channels) - want_grads.x).max() < 1e-5
+    assert_close(grads.weight, want_grads.weight, 1e-5, "dweight")
+
+
 @pytest.mark.parametrize("rank", [3, 4, 5])
 def test_ranks(rank, rng):
     x = rng.standard_normal((2, 20, 3, 4, 5)[:rank])

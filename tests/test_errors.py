@@ -290,3 +290,14 @@ except MemoryError:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
     )
     assert done.stdout == "as expected\n", done.stderr
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_running_statistics_in_another_byte_order(dtype):
+    """They could not be updated where they lie."""
+    x = np.ones((4, 3), dtype)
+    x[0] = 2
+    mean, var = np.zeros(3, np.dtype(dtype).newbyteorder()), np.ones(3, dtype)
+    with pytest.raises(ValueError, match=r"running_mean: expected a writeable.*another byte order"):
+        fastnorm.batch_norm(x, running_mean=mean, running_var=var, training=True, layout="NC")
+    fastnorm.batch_norm(x, running_mean=mean, running_var=var, layout="NC")  # reading is fine

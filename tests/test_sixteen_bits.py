@@ -136,6 +136,19 @@ def test_layers_keep_parameters_in_float32(dtype, rng):
     assert layer.grads["weight"].dtype == layer.state_dict()["running_mean"].dtype == np.float32
 
 
+@pytest.mark.filterwarnings("error")
+def test_overflow_is_silent():
+    """As in the output: an exception would come after y was written."""
+    x = np.array([[3e4], [-3e4]], np.float16)
+    mean, var = np.zeros(1, np.float16), np.ones(1, np.float16)
+    y, ctx = fastnorm.batch_norm(
+        x, np.ones(1, np.float16), running_mean=mean, running_var=var, training=True,
+        momentum=1.0, layout="NC", return_ctx=True,
+    )  # fmt: skip
+    assert np.isinf(var[0])
+    assert np.isinf(fastnorm.backward(np.full_like(x, 6e4) * np.sign(y), ctx).weight[0])
+
+
 def test_running_statistics_share_no_memory_with_out():
     out = np.zeros((4, 6), np.float16)
     state = out[0]
