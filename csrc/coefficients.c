@@ -183,8 +183,10 @@ static void switchable_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
 /* Planes without a channel, and those that belong to no domain, become 0. */
 static void zero_padding(const fn_coefs *cf, int64_t d0, int64_t d1, void *const arrays[3]) {
     const fn_plan *plan = cf->plan;
+    if (plan->c == plan->p.c)
+        return;
     const int64_t p1 = fn_first_plane(plan, d1);
-    for (int64_t p = fn_first_plane(plan, d0); p < p1 && plan->c != plan->p.c; p++)
+    for (int64_t p = fn_first_plane(plan, d0); p < p1; p++)
         for (int i = 0; i < 3 && is_padding(cf, p % plan->c); i++)
             fn_put(plan, arrays[i], p, 0);
 }
@@ -196,7 +198,7 @@ typedef struct {
 
 static position position_of(const fn_plan *plan, int64_t d) {
     const int64_t plane = fn_first_plane(plan, d);
-    return (position){plane, plane % plan->c};
+    return (position){plane, plan->c == 1 ? 0 : plane % plan->c};
 }
 static void next_domain(const fn_plan *plan, position *at) {
     const int64_t channels = plan->sample_domains * plan->per_domain;

@@ -92,7 +92,7 @@ extern const fn_kernels fn_kernels_avx512[FN_DTYPE_COUNT];
 #endif
 
 const fn_kernels *fn_active_kernels(fn_dtype dtype);
-/* calls whose arrays have more bytes than this write past the cache */
+/* calls whose arrays have at least as many bytes write past the cache */
 int64_t fn_stream_bytes(void);
 
 /* ---- plan: shapes to domains ---------------------------------------------------------------
@@ -138,6 +138,8 @@ typedef struct {
 /* the planes of domains [d0, d1) are [fn_first_plane(d0), fn_first_plane(d1)), with the padding
  * behind the last domain of a sample */
 static inline int64_t fn_first_plane(const fn_plan *plan, int64_t d) {
+    if (plan->c == plan->p.c)
+        return d * plan->per_domain;
     return d / plan->sample_domains * plan->c + d % plan->sample_domains * plan->per_domain;
 }
 
@@ -154,6 +156,10 @@ static inline void fn_merge(fn_moments *a, double n, double mean, double m2) {
     double total = a->n + n;
     if (n == 0)
         return;
+    if (a->n == 0) {
+        *a = (fn_moments){n, mean, m2};
+        return;
+    }
     double delta = mean - a->mean, part = n / total;
     a->mean += delta * part;
     a->m2 += m2 + delta * delta * a->n * part;

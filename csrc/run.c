@@ -265,17 +265,30 @@ static int64_t to_next_unit(const fn_plan *pl, int64_t u) {
     return pl->prefetch && u + 1 < pl->units ? pl->unit_domains * pl->s * (int64_t)pl->esize : 0;
 }
 
+/* moments, coefficients and apply of domains [d, d1), of one sample in column form */
+static void forward_domains(fn_job *job, int64_t d, int64_t d1, fn_hints hints) {
+    const fn_plan *pl = &job->plan;
+    const int64_t p = fn_first_plane(pl, d), p1 = fn_first_plane(pl, d1);
+    all_chunks(job, pl->mchunks.count, pl->col ? p : d, pl->col ? p1 : d1, moments_chunk);
+    for (int64_t i = d; i < d1; i++)
+        merge_domain(job, i);
+    fn_statistics(&job->cf, d, d1);
+    fn_coefficients(&job->cf, d, d1);
+    apply_unit(job, p, p1, hints);
+}
+
+/* Stores past the cache overlap with the reads of what comes next only while they fit the
+ * processor's store queue: short rows go by a few kilobytes at a time. */
+#define STREAM_BATCH 8192
 static void task_forward_unit(fn_job *job, int64_t u) {
     const fn_plan *pl = &job->plan;
+    const int64_t bytes = pl->count * (int64_t)pl->esize;
+    const int short_rows = !pl->col && pl->nseg == 1 && 0 < bytes && bytes <= STREAM_BATCH / 2;
     int64_t d0, d1;
     unit_domains(pl, u, &d0, &d1);
-    const int64_t p0 = fn_first_plane(pl, d0), p1 = fn_first_plane(pl, d1);
-    all_chunks(job, pl->mchunks.count, pl->col ? p0 : d0, pl->col ? p1 : d1, moments_chunk);
-    for (int64_t d = d0; d < d1; d++)
-        merge_domain(job, d);
-    fn_statistics(&job->cf, d0, d1);
-    fn_coefficients(&job->cf, d0, d1);
-    apply_unit(job, p0, p1, (fn_hints){to_next_unit(pl, u), job->stream});
+    const int64_t step = job->stream && short_rows ? STREAM_BATCH / bytes : d1 - d0;
+    for (int64_t d = d0; d < d1; d += step)
+        forward_domains(job, d, fn_min(d + step, d1), (fn_hints){to_next_unit(pl, u), job->stream});
 }
 
 /* gradient sums and the coefficients of dx of domains [d, d1), of one sample */

@@ -71,6 +71,13 @@ int fn_threads_for(int64_t bytes) {
     return (int)fn_min(fn_get_num_threads(), bytes / bytes_per_thread);
 }
 
+/* Stores past the cache are weakly ordered: a full fence before another thread may read them.  One
+ * for each thread, at the end: in the kernels it would wait for memory after every few rows. */
+static void after_streaming(const fn_job *job) {
+    if (job->stream)
+        atomic_thread_fence(memory_order_seq_cst);
+}
+
 /* task(job, i) for all i in [0, count): each thread a contiguous range, taken backwards when the
  * step before went forwards over the same data (the last read is still in the cache). */
 void fn_parallel(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t), int backwards) {
@@ -82,10 +89,12 @@ void fn_parallel(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t), in
             const int64_t lo = count * t / T, hi = count * (t + 1) / T;
             for (int64_t i = lo; i < hi; i++)
                 task(job, backwards ? hi - 1 - (i - lo) : i);
+            after_streaming(job);
         }
         return;
     }
 #endif
     for (int64_t i = 0; i < count; i++)
         task(job, backwards ? count - 1 - i : i);
+    after_streaming(job);
 }

@@ -119,11 +119,4 @@ FN_INLINE void fn_stream_f64(double *p, fn_vec_f64 v) { fn_store_f64(p, v); }
 
 #endif
 
-/* Streaming stores are weakly ordered: fence before another thread may read them. */
-FN_INLINE void fn_stream_fence(void) {
-#if defined(__x86_64__)
-    _mm_sfence();
-#endif
-}
-
 #endif
