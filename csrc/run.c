@@ -277,16 +277,21 @@ static void forward_domains(fn_job *job, int64_t d, int64_t d1, fn_hints hints) 
     apply_unit(job, p, p1, hints);
 }
 
-/* Stores past the cache overlap with the reads of what comes next only while they fit the
- * processor's store queue: short rows go by a few kilobytes at a time. */
-#define STREAM_BATCH 8192
+/* Writes to memory overlap with the reads of what comes next only while they fit the processor's
+ * store queue: of arrays larger than the cache, small domains go by a few kilobytes at a time. */
+#define BATCH_BYTES 8192
+static int64_t domains_at_once(const fn_job *job, int64_t unit_domains) {
+    const fn_plan *pl = &job->plan;
+    const int64_t bytes = pl->count * (int64_t)pl->esize * (job->dy ? 2 : 1);
+    const int small = !pl->col && pl->nseg == 1 && 0 < bytes && bytes <= BATCH_BYTES / 2;
+    return job->stream && small ? BATCH_BYTES / bytes : unit_domains;
+}
+
 static void task_forward_unit(fn_job *job, int64_t u) {
     const fn_plan *pl = &job->plan;
-    const int64_t bytes = pl->count * (int64_t)pl->esize;
-    const int short_rows = !pl->col && pl->nseg == 1 && 0 < bytes && bytes <= STREAM_BATCH / 2;
     int64_t d0, d1;
     unit_domains(pl, u, &d0, &d1);
-    const int64_t step = job->stream && short_rows ? STREAM_BATCH / bytes : d1 - d0;
+    const int64_t step = domains_at_once(job, d1 - d0);
     for (int64_t d = d0; d < d1; d += step)
         forward_domains(job, d, fn_min(d + step, d1), (fn_hints){to_next_unit(pl, u), job->stream});
 }
@@ -305,9 +310,13 @@ static void task_backward_unit(fn_job *job, int64_t u) {
     const fn_plan *pl = &job->plan;
     int64_t d0, d1;
     unit_domains(pl, u, &d0, &d1);
-    fn_grad_sums_of(job, d0, d1);
-    apply_unit(job, fn_first_plane(pl, d0), fn_first_plane(pl, d1),
-               (fn_hints){to_next_unit(pl, u), job->stream});
+    const int64_t step = domains_at_once(job, d1 - d0);
+    for (int64_t d = d0; d < d1; d += step) {
+        const int64_t end = fn_min(d + step, d1);
+        fn_grad_sums_of(job, d, end);
+        apply_unit(job, fn_first_plane(pl, d), fn_first_plane(pl, end),
+                   (fn_hints){to_next_unit(pl, u), job->stream});
+    }
 }
 
 /* steps of the walk over the whole array */

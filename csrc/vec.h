@@ -44,6 +44,56 @@ FN_INLINE fn_vec_f64 fn_widen_f32(const float *p) {
 FN_INLINE fn_vec_f64 fn_widen_f32(const float *p) { return (fn_vec_f64){p[0], p[1]}; }
 #endif
 
+/* The sum of a cache line of lanes, in double: 16 floats to 8 doubles, these as a tree, of halves,
+ * then quarters, then neighbours. */
+#if FN_VEC_BYTES == 64
+FN_INLINE double fn_fold_f64(const fn_vec_f64 *v) {
+    const __m256d half = _mm256_add_pd(_mm512_castpd512_pd256((__m512d)v[0]),
+                                       _mm512_extractf64x4_pd((__m512d)v[0], 1));
+    const __m128d quarter =
+        _mm_add_pd(_mm256_castpd256_pd128(half), _mm256_extractf128_pd(half, 1));
+    return quarter[0] + quarter[1];
+}
+FN_INLINE double fn_fold_f32(const fn_vec_f32 *v) {
+    const __m256 low = _mm512_castps512_ps256((__m512)v[0]);
+    const __m256d high = _mm512_extractf64x4_pd((__m512d)v[0], 1);
+    const fn_vec_f64 sum =
+        (fn_vec_f64)_mm512_cvtps_pd(low) + (fn_vec_f64)_mm512_cvtps_pd(_mm256_castpd_ps(high));
+    return fn_fold_f64(&sum);
+}
+#elif FN_VEC_BYTES == 32
+FN_INLINE double fn_fold_f64(const fn_vec_f64 *v) {
+    const __m256d half = (__m256d)(v[0] + v[1]);
+    const __m128d quarter =
+        _mm_add_pd(_mm256_castpd256_pd128(half), _mm256_extractf128_pd(half, 1));
+    return quarter[0] + quarter[1];
+}
+FN_INLINE double fn_fold_f32(const fn_vec_f32 *v) {
+    const __m256 a = (__m256)v[0], b = (__m256)v[1];
+    const fn_vec_f64 sum[2] = {
+        (fn_vec_f64)_mm256_cvtps_pd(_mm256_castps256_ps128(a)) +
+            (fn_vec_f64)_mm256_cvtps_pd(_mm256_castps256_ps128(b)),
+        (fn_vec_f64)_mm256_cvtps_pd(_mm256_extractf128_ps(a, 1)) +
+            (fn_vec_f64)_mm256_cvtps_pd(_mm256_extractf128_ps(b, 1)),
+    };
+    return fn_fold_f64(sum);
+}
+#else
+FN_INLINE double fn_fold_f64(const fn_vec_f64 *v) {
+    const fn_vec_f64 quarter = (v[0] + v[2]) + (v[1] + v[3]);
+    return quarter[0] + quarter[1];
+}
+FN_INLINE double fn_fold_f32(const fn_vec_f32 *v) {
+    fn_vec_f64 sum[4];
+    for (int j = 0; j < 4; j++) {
+        const fn_vec_f32 a = v[j / 2], b = v[2 + j / 2];
+        const int i = j % 2 * 2;
+        sum[j] = (fn_vec_f64){a[i], a[i + 1]} + (fn_vec_f64){b[i], b[i + 1]};
+    }
+    return fn_fold_f64(sum);
+}
+#endif
+
 /* fn_load_part: the first n elements (0 < n < width), the rest are zero.  fn_store_part: only the
  * first n elements are written.  fn_stream: p is aligned to FN_VEC_BYTES; the line is not brought
  * into the cache. */
