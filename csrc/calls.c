@@ -77,6 +77,7 @@ static fn_status start(fn_job *job, const fn_problem *problem, const fn_params *
     if (status != FN_OK)
         return status;
     job->cf = (fn_coefs){.plan = &job->plan, .params = params};
+    job->cf.count = (double)job->plan.count;
     job->weight = (void *)params->weight;
     job->bias = (void *)params->bias;
     const int64_t bytes = problem->n * problem->c * problem->s * (int64_t)job->plan.esize;
@@ -139,6 +140,85 @@ fn_status fn_backward(const fn_problem *problem, const fn_params *params, const 
     free(w);
     return FN_OK;
 }
+
+/* ---- the steps -----------------------------------------------------------------------------*/
+
+/* As start, with a workspace; *w is NULL where there is nothing to do. */
+static fn_status start_step(fn_job *job, const fn_problem *problem, const fn_params *params,
+                            double *saved, const void *x, const void *dy, void *out, void **w) {
+    const int steps = (problem->norm == FN_BATCH && problem->training) ||
+                      (problem->norm == FN_LAYER && !params->weight && !params->bias);
+    *job = (fn_job){.x = NULL};
+    *w = NULL;
+    fn_status status = steps ? start(job, problem, params, x, dy, out) : FN_BAD_PROBLEM;
+    if (status != FN_OK || problem->n * problem->c * problem->s == 0)
+        return status;
+    *w = workspace(job, saved, dy != NULL);
+    return *w ? FN_OK : FN_NO_MEMORY;
+}
+
+fn_status fn_measure(const fn_problem *problem, const void *x, double *statistics) {
+    const fn_params none = {NULL, NULL, NULL, NULL, NULL, NULL};
+    fn_job job;
+    void *w;
+    fn_status status = start_step(&job, problem, &none, statistics, x, NULL, NULL, &w);
+    if (w)
+        fn_run_measure(&job);
+    else if (status == FN_OK)
+        memset(statistics, 0, (size_t)saved_size(&job.plan) * sizeof *statistics);
+    free(w);
+    return status;
+}
+
+fn_status fn_apply(const fn_problem *problem, const fn_params *params, const double *saved,
+                   const void *x, void *y) {
+    fn_job job;
+    void *w;
+    fn_status status = start_step(&job, problem, params, (double *)saved, x, NULL, y, &w);
+    if (w)
+        fn_run_apply(&job);
+    free(w);
+    return status;
+}
+
+fn_status fn_measure_grad(const fn_problem *problem, const fn_params *params, const double *saved,
+                          const void *x, const void *dy, double *sums) {
+    fn_job job;
+    void *w;
+    fn_status status = start_step(&job, problem, params, (double *)saved, x, dy, NULL, &w);
+    const size_t size = (size_t)job.plan.planes * sizeof *sums;
+    if (w) {
+        fn_coefficients(&job.cf, 0, job.plan.domains);
+        fn_run_measure_grad(&job);
+        fn_center_sums(&job.cf, 0);
+        memcpy(sums, job.cf.sum_dy, size);
+        memcpy(sums + job.plan.planes, job.cf.sum_dy_xc, size);
+    } else if (status == FN_OK) {
+        memset(sums, 0, 2 * size);
+    }
+    free(w);
+    return status;
+}
+
+fn_status fn_apply_grad(const fn_problem *problem, const fn_params *params, const double *saved,
+                        const double *sums, double count, const void *x, const void *dy, void *dx) {
+    fn_job job;
+    void *w;
+    fn_status status = start_step(&job, problem, params, (double *)saved, x, dy, dx, &w);
+    if (w) {
+        const size_t size = (size_t)job.plan.planes * sizeof *sums;
+        job.cf.count = count;
+        memcpy(job.cf.sum_dy, sums, size);
+        memcpy(job.cf.sum_dy_xc, sums + job.plan.planes, size);
+        fn_coefficients(&job.cf, 0, job.plan.domains);
+        fn_center_sums(&job.cf, 1);
+        fn_run_apply_grad(&job);
+    }
+    free(w);
+    return status;
+}
+
+/* ---- the limit -----------------------------------------------------------------------------*/
 
 #define LIMIT_PIECE 32768
 static void task_limit(fn_job *job, int64_t i) {

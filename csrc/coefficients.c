@@ -334,7 +334,7 @@ static void plain_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
     const fn_plan *plan = cf->plan;
     const int64_t per = plan->per_domain;
     const int constant = constant_stats(plan), rms = plan->p.norm == FN_RMS;
-    const double part = 1 / (double)plan->count;
+    const double part = 1 / cf->count;
     double rstds[BLOCK];
     position at = position_of(plan, d0);
     for (int64_t d = d0; d < d1; d++, next_domain(plan, &at)) {
@@ -358,6 +358,13 @@ static void plain_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
             const double w = plan->elem ? 1 : weight_of(cf, at.c + i);
             put_grad_plane(cf, at.plane + i, w * scale, b, e - low_of(cf, at.plane + i, mean) * b);
         }
+    }
+}
+
+void fn_center_sums(fn_coefs *cf, int back) {
+    for (int64_t p = 0; p < cf->plan->planes; p++) {
+        const double shift = low_of(cf, p, cf->mean[p]) * cf->sum_dy[p];
+        cf->sum_dy_xc[p] += back ? shift : -shift;
     }
 }
 

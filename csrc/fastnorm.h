@@ -98,6 +98,22 @@ fn_status fn_forward(const fn_problem *problem, const fn_params *params, const v
 fn_status fn_backward(const fn_problem *problem, const fn_params *params, const double *saved,
                       const void *x, const void *dy, const fn_grads *grads);
 
+/* The steps one by one, for statistics that come from more than one array: over processes, or over
+ * blocks of a file.  FN_BATCH with training, and FN_LAYER without weight and bias; D domains
+ * (FN_BATCH: c, or those of all blocks; FN_LAYER: n * c), fn_saved_size is 2 * D.
+ *
+ * fn_measure: statistics[d] = mean, statistics[D + d] = sum (x - mean)^2; 0 where x is empty. */
+fn_status fn_measure(const fn_problem *problem, const void *x, double *statistics);
+/* y = normalized x, with the mean and the (biased) variance of each domain in `saved` */
+fn_status fn_apply(const fn_problem *problem, const fn_params *params, const double *saved,
+                   const void *x, void *y);
+/* sums[d] = sum dy, sums[D + d] = sum dy * (x - mean) */
+fn_status fn_measure_grad(const fn_problem *problem, const fn_params *params, const double *saved,
+                          const void *x, const void *dy, double *sums);
+/* dx, where the domains have `count` elements in all, whose sums are `sums` */
+fn_status fn_apply_grad(const fn_problem *problem, const fn_params *params, const double *saved,
+                        const double *sums, double count, const void *x, const void *dy, void *dx);
+
 /* Threads.  0 means the default: FASTNORM_NUM_THREADS, else what OpenMP would take (so
  * OMP_NUM_THREADS and threadpoolctl count).  Without OpenMP always 1. */
 void fn_set_num_threads(int num_threads);

@@ -170,6 +170,7 @@ static inline void fn_merge(fn_moments *a, double n, double mean, double m2) {
 typedef struct {
     const fn_plan *plan;
     const fn_params *params;
+    double count;                 /* elements of a domain, in all arrays that share it */
     double *mean, *var;           /* statistics of each domain (switchable: of each plane) */
     double *r, *d;                /* renorm: corrections of each domain; else NULL */
     double *lmean, *lvar;         /* switchable: layer statistics of each sample */
@@ -195,6 +196,9 @@ void fn_layer_grad_sums(fn_coefs *cf, int64_t n);
 void fn_batch_grad_sums(fn_coefs *cf, int64_t c0, int64_t c1);
 /* statistics of domains [d0, d1) to center, scale and shift */
 void fn_coefficients(fn_coefs *cf, int64_t d0, int64_t d1);
+/* sum dy * (x - center) of plane p, where each domain is one plane, to sum dy * (x - mean), or back
+ */
+void fn_center_sums(fn_coefs *cf, int back);
 /* sums of the planes of domains [d0, d1) to a, b, e; sum_dy_xc becomes sum dy * xhat */
 void fn_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1);
 /* dweight and dbias of channel normalizers, for channels [c0, c1), at most FN_CHANNELS of them */

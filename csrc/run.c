@@ -336,6 +336,10 @@ static void task_statistics(fn_job *job, int64_t i) {
         merge_domain(job, d);
     fn_statistics(&job->cf, i * BLOCK, d1);
 }
+static void task_merge(fn_job *job, int64_t i) {
+    for (int64_t d = i * BLOCK; d < fn_min((i + 1) * BLOCK, job->plan.domains); d++)
+        merge_domain(job, d);
+}
 static void task_coefficients(fn_job *job, int64_t i) {
     fn_coefficients(&job->cf, i * BLOCK, fn_min((i + 1) * BLOCK, job->plan.domains));
 }
@@ -422,42 +426,66 @@ static int by_units(const fn_job *job) {
     return job->plan.p.norm != FN_SWITCHABLE && (U >= 4 * T || U % T == 0);
 }
 
+static int64_t domain_blocks(const fn_plan *pl) { return fn_ceil_div(pl->domains, BLOCK); }
+
+static void measure(fn_job *job) {
+    const fn_plan *pl = &job->plan;
+    fn_parallel(job, (pl->col ? matrices(pl) : pl->domains) * pl->mchunks.count, task_moments, 0);
+}
+
+void fn_run_measure(fn_job *job) {
+    measure(job);
+    by_planes(job, domain_blocks(&job->plan), task_merge);
+}
+
+void fn_run_apply(fn_job *job) {
+    by_planes(job, domain_blocks(&job->plan), task_coefficients);
+    fn_parallel(job, piece_count(job), task_apply_piece, fn_needs_moments(&job->plan));
+}
+
 void fn_run_forward(fn_job *job) {
     fn_plan *pl = &job->plan;
-    const int64_t blocks = fn_ceil_div(pl->domains, BLOCK);
     if (fn_needs_moments(pl) && by_units(job)) {
         fn_parallel(job, pl->units, task_forward_unit, 0);
     } else {
         if (fn_needs_moments(pl))
-            fn_parallel(job, (pl->col ? matrices(pl) : pl->domains) * pl->mchunks.count,
-                        task_moments, 0);
-        by_planes(job, blocks, task_statistics);
+            measure(job);
+        by_planes(job, domain_blocks(pl), task_statistics);
         if (pl->p.norm == FN_SWITCHABLE) {
             by_planes(job, pl->n, task_layer_statistics);
             by_planes(job, channel_blocks(pl), task_batch_statistics);
         }
-        by_planes(job, blocks, task_coefficients);
-        fn_parallel(job, piece_count(job), task_apply_piece, fn_needs_moments(pl));
+        fn_run_apply(job);
     }
     fn_update_running(&job->cf);
+}
+
+void fn_run_measure_grad(fn_job *job) {
+    const fn_plan *pl = &job->plan;
+    fn_parallel(job, (pl->col ? matrices(pl) : pl->planes) * pl->gchunks.count, task_grad_moments,
+                0);
+    by_planes(job, fn_ceil_div(pl->planes, BLOCK), task_grad_merge);
 }
 
 /* gradient sums of all planes and the coefficients of dx */
 void fn_grad_sums(fn_job *job) {
     const fn_plan *pl = &job->plan;
-    fn_parallel(job, (pl->col ? matrices(pl) : pl->planes) * pl->gchunks.count, task_grad_moments,
-                0);
-    by_planes(job, fn_ceil_div(pl->planes, BLOCK), task_grad_merge);
+    fn_run_measure_grad(job);
     if (pl->p.norm == FN_SWITCHABLE) {
         by_planes(job, pl->n, task_layer_grad_sums);
         by_planes(job, channel_blocks(pl), task_batch_grad_sums);
     }
-    by_planes(job, fn_ceil_div(pl->domains, BLOCK), task_grad_coefficients);
+    by_planes(job, domain_blocks(pl), task_grad_coefficients);
+}
+
+void fn_run_apply_grad(fn_job *job) {
+    by_planes(job, domain_blocks(&job->plan), task_grad_coefficients);
+    fn_parallel(job, piece_count(job), task_apply_piece, 1);
 }
 
 void fn_run_backward(fn_job *job) {
     const fn_plan *pl = &job->plan;
-    by_planes(job, fn_ceil_div(pl->domains, BLOCK), task_coefficients);
+    by_planes(job, domain_blocks(pl), task_coefficients);
     if (pl->elem && (job->weight || job->bias)) {
         fn_backward_elem(job);
         return;

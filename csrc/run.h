@@ -21,6 +21,12 @@ static inline char *fn_at(const fn_job *job, void *p, int64_t i) {
     return (char *)p + i * (int64_t)job->plan.asize;
 }
 
+/* the steps: moments of all domains, whose m2 is in `var`; coefficients of y, and y; sums over all
+ * planes; coefficients of dx, and dx */
+void fn_run_measure(fn_job *job);
+void fn_run_apply(fn_job *job);
+void fn_run_measure_grad(fn_job *job);
+void fn_run_apply_grad(fn_job *job);
 void fn_run_forward(fn_job *job);
 void fn_run_backward(fn_job *job);
 

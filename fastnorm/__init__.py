@@ -41,6 +41,7 @@ from .layers import (
     batch_renorm_d_max,
     batch_renorm_r_max,
 )
+from .moments import Moments
 
 __all__ = [
     "BatchNorm",
@@ -51,6 +52,7 @@ __all__ = [
     "InstanceNorm",
     "InstanceRenorm",
     "LayerNorm",
+    "Moments",
     "RMSNorm",
     "SwitchableGradients",
     "SwitchableNorm",

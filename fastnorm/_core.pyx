@@ -75,6 +75,12 @@ cdef extern from "fastnorm.h" nogil:
     fn_status fn_forward(const fn_problem*, const fn_params*, const void*, void*, double*)
     fn_status fn_backward(const fn_problem*, const fn_params*, const double*, const void*,
                           const void*, const fn_grads*)
+    fn_status fn_measure(const fn_problem*, const void*, double*)
+    fn_status fn_apply(const fn_problem*, const fn_params*, const double*, const void*, void*)
+    fn_status fn_measure_grad(const fn_problem*, const fn_params*, const double*, const void*,
+                              const void*, double*)
+    fn_status fn_apply_grad(const fn_problem*, const fn_params*, const double*, const double*,
+                            double, const void*, const void*, void*)
     void fn_set_num_threads(int)
     int fn_get_num_threads()
     int fn_isa_count()
@@ -250,7 +256,7 @@ cdef object _forward(Context ctx, object out, bint keep):
     """Run the C library into `out`, or into a temporary where `out` is no dense array or shares
     memory with the input in another way than being it."""
     cdef cnp.ndarray y
-    cdef int64_t saved_size
+    cdef bint given = ctx.saved != NULL  # statistics that come from elsewhere
     cdef fn_status status
     if out is not None:
         _check_out(out, ctx.x, ctx.shape)
@@ -260,14 +266,15 @@ cdef object _forward(Context ctx, object out, bint keep):
     y = _target(out, ctx.x, ctx.axes)
     if out is not None:
         _detach(ctx, y)
-    if keep:
-        saved_size = fn_saved_size(&ctx.p)
-        ctx.saved = <double*>PyMem_Malloc(<size_t>(saved_size + 1) * sizeof(double))
-        if ctx.saved == NULL:
-            raise MemoryError
+    if keep and not given:
+        _make_saved(ctx)
     with nogil:
-        status = fn_forward(&ctx.p, &ctx.q, cnp.PyArray_DATA(ctx.x), cnp.PyArray_DATA(y),
-                            ctx.saved)
+        if given:
+            status = fn_apply(&ctx.p, &ctx.q, ctx.saved, cnp.PyArray_DATA(ctx.x),
+                              cnp.PyArray_DATA(y))
+        else:
+            status = fn_forward(&ctx.p, &ctx.q, cnp.PyArray_DATA(ctx.x), cnp.PyArray_DATA(y),
+                                ctx.saved)
     _check_status(status)
     if ctx.converted is not None:
         _write_back(ctx)
@@ -277,6 +284,14 @@ cdef object _forward(Context ctx, object out, bint keep):
         ctx.q.running_mean = ctx.q.running_var = NULL
         return result, ctx
     return result
+
+
+cdef int64_t _make_saved(Context ctx) except -1:
+    cdef int64_t size = fn_saved_size(&ctx.p)
+    ctx.saved = <double*>PyMem_Malloc(<size_t>(size + 1) * sizeof(double))
+    if ctx.saved == NULL:
+        raise MemoryError
+    return size
 
 
 cdef int _write_back(Context ctx) except -1:
@@ -418,28 +433,42 @@ cdef inline void* _data(object array):
     return NULL if array is None else cnp.PyArray_DATA(<cnp.ndarray>array)
 
 
-def backward(dy, ctx, out):
-    cdef Context c
-    cdef cnp.ndarray g, dx
-    cdef fn_grads grads
-    cdef fn_status status
+cdef Context _context(object ctx):
     if not isinstance(ctx, Context) or (<Context>ctx).saved == NULL:
         raise TypeError(f"ctx: expected the Context of a forward call with return_ctx=True, got "
                         f"{type(ctx).__name__}")
-    c = ctx
-    g = _dense_input(dy, "dy")
+    return ctx
+
+
+cdef cnp.ndarray _gradient(object dy, Context c):
+    """dy as the C library reads it."""
+    cdef cnp.ndarray g = _dense_input(dy, "dy")
     if (<object>g).shape != c.shape:
         raise ValueError(f"dy: expected x's shape {c.shape}, got {(<object>g).shape}")
     if cnp.PyArray_TYPE(g) != cnp.PyArray_TYPE(c.x):
         raise TypeError(f"dy: expected x's dtype {c.x.dtype}, got {g.dtype}")
     if c.axes is not None:
         g = np.ascontiguousarray(g.transpose(c.axes))
-    if out is not None:
-        _check_out(out, g, c.shape)
-        for name, array in (("x", c.x), ("weight", c.weight)):
-            if array is not None and _overlap(out, array):
-                raise ValueError(f"out: expected an array apart from the {name} of the forward "
-                                 "call, got one that shares memory with it")
+    return g
+
+
+cdef int _check_grad_out(object out, cnp.ndarray g, Context c) except -1:
+    if out is None:
+        return 0
+    _check_out(out, g, c.shape)
+    for name, array in (("x", c.x), ("weight", c.weight)):
+        if array is not None and _overlap(out, array):
+            raise ValueError(f"out: expected an array apart from the {name} of the forward "
+                             "call, got one that shares memory with it")
+    return 0
+
+
+def backward(dy, ctx, out):
+    cdef Context c = _context(ctx)
+    cdef cnp.ndarray g = _gradient(dy, c), dx
+    cdef fn_grads grads
+    cdef fn_status status
+    _check_grad_out(out, g, c)
     dx = _target(out, g, c.axes)
     dweight = _grad_like(c.weight)
     dbias = _grad_like(c.bias)
@@ -464,4 +493,5 @@ def backward(dy, ctx, out):
     return Gradients(result, dweight, dbias)
 
 
+include "_steps.pxi"
 include "_settings.pxi"

@@ -1,0 +1,71 @@
+# The steps of batch norm one by one, for statistics that come from more than one array; and the
+# moments of any axes.
+
+
+def measure(x, axis, layout, weight, bias):
+    """Count, means and sums of squared deviations: over `axis`, in the shape of the rest; with
+    axis None, of the channels of `layout`, (C,)."""
+    cdef Context ctx = _start(x, FN_BATCH if axis is None else FN_LAYER, 0.0)
+    cdef fn_status status
+    cdef cnp.ndarray statistics
+    if axis is None:
+        _set_layout(ctx, layout, weight, bias)
+        shape, count = (ctx.p.c,), ctx.p.n * ctx.p.s
+    else:
+        axes = _set_axis(ctx, axis) or _axes(axis, len(ctx.shape))
+        shape = tuple([n for i, n in enumerate(ctx.shape) if i not in axes])
+        count = ctx.p.s
+    statistics = np.empty((2, fn_saved_size(&ctx.p) // 2))
+    with nogil:
+        status = fn_measure(&ctx.p, cnp.PyArray_DATA(ctx.x),
+                            <double*>cnp.PyArray_DATA(statistics))
+    _check_status(status)
+    mean, m2 = statistics[:, :math.prod(shape)]
+    return count, mean.reshape(shape), m2.reshape(shape)
+
+
+def apply(x, mean, var, weight, bias, axis, layout, eps, out, return_ctx):
+    """Normalize with given float64 statistics, in the shape in which `measure` returns them."""
+    cdef Context ctx = _start(x, FN_BATCH if axis is None else FN_LAYER, eps)
+    cdef int64_t domains, i
+    cdef double[::1] means = np.ascontiguousarray(mean, np.float64).reshape(-1)
+    cdef double[::1] variances = np.ascontiguousarray(var, np.float64).reshape(-1)
+    if axis is None:
+        _set_layout(ctx, layout, weight, bias, mean)
+        _set_affine(ctx, weight, bias)
+    else:
+        _set_axis(ctx, axis)
+    domains = _make_saved(ctx) // 2
+    for i in range(domains):
+        ctx.saved[i] = means[i] if i < means.shape[0] else 0
+        ctx.saved[domains + i] = variances[i] if i < variances.shape[0] else 0
+    return _forward(ctx, out, return_ctx)
+
+
+def measure_grad(dy, ctx):
+    """Sums of dy and of dy * (x - mean) over each channel: an array of shape (2, C), float64."""
+    cdef Context c = _context(ctx)
+    cdef cnp.ndarray g = _gradient(dy, c), sums
+    cdef fn_status status
+    sums = np.empty((2, fn_saved_size(&c.p) // 2))
+    with nogil:
+        status = fn_measure_grad(&c.p, &c.q, c.saved, cnp.PyArray_DATA(c.x),
+                                 cnp.PyArray_DATA(g), <double*>cnp.PyArray_DATA(sums))
+    _check_status(status)
+    return sums[:, :c.p.c]
+
+
+def apply_grad(dy, ctx, sums, double count, out):
+    """dx, where `sums` are those of all `count` elements of each channel."""
+    cdef Context c = _context(ctx)
+    cdef cnp.ndarray g = _gradient(dy, c), dx, padded
+    cdef fn_status status
+    _check_grad_out(out, g, c)
+    padded = np.zeros((2, fn_saved_size(&c.p) // 2))
+    padded[:, :c.p.c] = sums
+    dx = _target(out, g, c.axes)
+    with nogil:
+        status = fn_apply_grad(&c.p, &c.q, c.saved, <double*>cnp.PyArray_DATA(padded), count,
+                               cnp.PyArray_DATA(c.x), cnp.PyArray_DATA(g), cnp.PyArray_DATA(dx))
+    _check_status(status)
+    return _deliver(dx, out, c.axes)
