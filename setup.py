@@ -19,7 +19,15 @@ from setuptools.command.build_ext import build_ext
 
 # -ffp-contract=off: a multiply-add rounds differently from a multiply and an add, and not every
 # instruction set has it. No -ffast-math, no -march: the same bits on every machine.
-FLAGS = ["-std=c11", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
+FLAGS = [
+    "-std=c11",
+    "-O3",
+    "-g0",
+    "-Wall",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+]
 VERSION = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
 
 
