@@ -247,15 +247,16 @@ static void unit_domains(const fn_plan *pl, int64_t u, int64_t *d0, int64_t *d1)
 /* planes [p, p1) of a unit: all of them, in all segments or rows */
 static void apply_unit(fn_job *job, int64_t p, int64_t p1, fn_hints hints) {
     const fn_plan *pl = &job->plan;
-    if (!pl->col && !pl->tile) {
-        row_part(job, p, p1, 0, pl->nseg, 0, pl->s, hints);
+    if (!pl->col) {
+        if (pl->tile)
+            tile_part(job, p, p1, 0, pl->nseg, hints);
+        else
+            row_part(job, p, p1, 0, pl->nseg, 0, pl->s, hints);
         return;
     }
     for (int64_t end; p < p1; p = end) {
-        end = pl->col ? matrix_end(pl, p, p1) : p1;
-        if (pl->tile)
-            tile_part(job, p, end, 0, pl->nseg, hints);
-        for (int64_t g = pl->nseg - 1; g >= 0 && !pl->tile; g--) /* backwards, as in row_apply */
+        end = matrix_end(pl, p, p1);
+        for (int64_t g = pl->nseg - 1; g >= 0; g--) /* backwards, as in row_apply */
             col_part(job, p, end, g, 0, pl->s);
     }
 }
