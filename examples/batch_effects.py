@@ -1,20 +1,22 @@
 """Removes the batch effect from a real table of gene expression, by the moments of each batch.
 
-57 samples of bladder tissue were measured in 5 batches (data/README.md), and the day of measurement
-shows more than the tissue does. Batch Norm is the cure: every gene of every batch gets the mean and
-the variance of the whole table.
+57 samples of bladder tissue were measured in 5 batches (data/README.md), and the batch shows almost
+as much as the tissue does. Batch Norm is the cure: every gene of every batch gets the mean of the
+whole table and its variance within batches.
 
 Tissues are spread unevenly: all of batch 1 is cancer, all of batch 3 is normal, all of batch 4 are
 biopsies. Making such batches alike (the *plain* way) removes part of the tissue too. The second way
-*keeps the tissue*: it fits ``x ~ batch + tissue`` first, sets the tissue's part aside, normalizes the
-rest, and puts that part back (as ComBat does with covariates; Johnson et al. 2007,
-doi:10.1093/biostatistics/kxj037). What it does not do is to pool the variances of small batches;
-small_batches.py shows how uncertain those are.
+*keeps the tissue*: it fits ``x ~ batch + tissue`` first, sets the tissue's part aside, normalizes
+the rest, and puts that part back, as ComBat does with covariates (Johnson et al. 2007,
+doi:10.1093/biostatistics/kxj037). Unlike ComBat it does not pool the variances of small batches;
+small_batches.py shows how uncertain those are. A table that was told its tissues is good to look
+at, but no longer evidence about them: tests on it are too sure (Nygaard et al. 2016,
+doi:10.1093/biostatistics/kxv027).
 
 How much of the variance the batch explains is R^2 of a regression on the batch, as the mean over
 genes. Since batch and tissue overlap, "batch beyond tissue" is told too: what the batch adds to the
-R^2 of the tissue. The plain way leaves 0 for the batch by construction: what it costs in tissue is the
-figure to look at.
+R^2 of the tissue. Each way brings one of the two to 0 by construction; what is left of the tissue
+is the figure to look at.
 """
 
 import argparse
@@ -34,7 +36,7 @@ DATA = Path(__file__).parent / "data" / "bladderbatch.npz"
 
 
 def load():
-    """Return expression (samples, genes) as float64, and the batch and the tissue of each sample."""
+    """Return expression (samples, genes) in float64, and batch and tissue of each sample."""
     with np.load(DATA) as data:
         return data["expression"].astype(np.float64), data["batch"], data["cancer"]
 
@@ -116,7 +118,7 @@ def print_table(results):
     for name in next(iter(results.values())):
         table.add_column(name, justify="right")
     for name, found in results.items():
-        table.add_row(name, *(f"{100 * value:.1f}" for value in found.values()))
+        table.add_row(name, *(f"{abs(100 * value):.1f}" for value in found.values()))
     Console(width=None if Console().is_terminal else 100).print(table)
 
 

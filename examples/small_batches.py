@@ -5,16 +5,16 @@ hold 90 % of their variance: what a first layer with random weights makes of rea
 distribution is nearly normal (kurtosis 2.96 on average, 3 is normal), which the first two formulas
 assume. Behind a ReLU it is not (kurtosis 5.2), and the same batch measures the variance worse.
 
-For a batch of B values of a channel, with mean mu_B, biased variance sigma_B^2, and the data's own mu
-and sigma:
+For a batch of B values of a channel, with mean mu_B and biased variance sigma_B^2, where those of the
+data are mu and sigma^2:
 
 - The unbiased variance s^2 has ``E (s^2 / sigma^2 - 1)^2 = 2 / (B - 1)`` for normal values, and
   ``(kurtosis - (B - 3) / (B - 1)) / B`` for any.
 - *Mismatch* is the mean over a batch of ``(y_training - y_inference)^2``, in units of the output's
   variance: how far what training computes is from what inference would. With z = (x - mu) / sigma,
-  d = (mu_B - mu) / sigma and s = sigma_B / sigma it is ``d^2 + (1 - s)^2``, as z = d + s y. To first
-  order ``E d^2 = 1 / B`` and ``E (1 - s)^2 = 1 / (2 B)``: together 3 / (2 B). For normal values
-  ``E d^2 = 1 / B`` and ``E s^2 = (B - 1) / B`` exactly, so that it is ``2 (1 - E s)``, where
+  d = (mu_B - mu) / sigma and s = sigma_B / sigma it is ``d^2 + (1 - s)^2``, as z = d + s y. To
+  first order ``E d^2 = 1 / B`` and ``E (1 - s)^2 = 1 / (2 B)``: together 3 / (2 B). For normal
+  values ``E d^2 = 1 / B`` and ``E s^2 = (B - 1) / B`` exactly, so that it is ``2 (1 - E s)``, where
   ``E s = sqrt(2 / B) gamma(B / 2) / gamma((B - 1) / 2)``: 3 / (2 B) + 7 / (16 B^2) + ...
 """
 
