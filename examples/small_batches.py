@@ -5,8 +5,8 @@ hold 90 % of their variance: what a first layer with random weights makes of rea
 distribution is nearly normal (kurtosis 2.96 on average, 3 is normal), which the first two formulas
 assume. Behind a ReLU it is not (kurtosis 5.2), and the same batch measures the variance worse.
 
-For a batch of B values of a channel, with mean mu_B and biased variance sigma_B^2, where those of the
-data are mu and sigma^2:
+For a batch of B values of a channel, with mean mu_B and biased variance sigma_B^2, where those of
+the data are mu and sigma^2:
 
 - The unbiased variance s^2 has ``E (s^2 / sigma^2 - 1)^2 = 2 / (B - 1)`` for normal values, and
   ``(kurtosis - (B - 3) / (B - 1)) / B`` for any.
