@@ -125,15 +125,16 @@ TASKS = {
     "gan": _Task(
         _Choice("BatchNorm", "steadies the generator; not at its output nor at the "
                 "discriminator's input (Radford et al. 2015, arXiv:1511.06434)"),
-        _Choice("InstanceNorm", "samples of a small batch would resemble each other; usual in "
-                "image to image translation (Zhu et al. 2017, arXiv:1703.10593)"),
+        _Choice("InstanceNorm", "samples of a small batch come to resemble each other "
+                "(Goodfellow 2016, arXiv:1701.00160); usual in image to image translation "
+                "(Zhu et al. 2017, arXiv:1703.10593)"),
         {"LayerNorm": "a critic with a gradient penalty, where samples must not mix "
          "(Gulrajani et al. 2017, arXiv:1704.00028)"},
     ),
     "medical": _any_batch(
         "GroupNorm", "volumes leave room for one or two samples in a batch "
         "(Wu & He 2018, arXiv:1803.08494; Myronenko 2018, arXiv:1810.11654)",
-        {"InstanceNorm": "intensities differ from scanner to scanner "
+        {"InstanceNorm": "intensities differ from scanner to scanner; the choice of nnU-Net "
          "(Isensee et al. 2018, arXiv:1809.10486)"},
     ),
 }  # fmt: skip

@@ -67,6 +67,15 @@ def test_the_layer_can_be_made(rng, task, batch_size, channels):
     assert np.isfinite(layer(x)).all()
 
 
+def test_the_code_of_the_doc():
+    (block,) = re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)
+    names = {}
+    exec(block, names)
+    assert repr(names["norm"]).startswith("GroupNorm(32, 256")
+    choice = names["choice"]
+    assert f"# {choice.normalizer!r}, {choice.arguments!r}\n" in block
+
+
 def test_the_table_of_the_doc():
     def call(choice):
         arguments = ", ".join(f"{k}={v!r}" for k, v in choice.arguments.items())
