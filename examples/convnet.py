@@ -4,8 +4,12 @@ Arrays are float32 in NCHW. Every layer has `params` and `grads` (dicts with the
 called forward, and has `backward(dy)` that returns the gradient of its input.
 """
 
+from copy import copy
+
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+
+import fastnorm
 
 
 class Layer:
@@ -158,3 +162,19 @@ def small_convnet(rng, make_norm):
     norm = make_norm(64)
     layers += [Linear(rng, 32 * 2 * 2, (64, 1, 1), norm is None), *([norm] if norm else []), ReLU()]
     return Network([*layers, Linear(rng, 64, (10,))])
+
+
+def fold(network):
+    """Return the network for inference: each Batch Norm in the product before it, and a bias."""
+    layers = []
+    for layer in network.layers:
+        if isinstance(layer, (fastnorm.BatchNorm, fastnorm.BatchRenorm)):
+            product = copy(layers.pop())
+            weight, bias = product.params["weight"], product.params.get("bias")
+            folded = fastnorm.fold_batch_norm(weight, bias, layer)
+            product.params = {"weight": folded.weight}
+            layer = Bias(len(folded.bias))
+            layer.params = {"bias": folded.bias}
+            layers.append(product)
+        layers.append(layer)
+    return Network(layers)

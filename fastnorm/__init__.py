@@ -18,6 +18,7 @@ from ._core import (
 )
 from ._types import Gradients, SwitchableGradients
 from .blocked import from_blocked, to_blocked
+from .deploy import Folded, fold_batch_norm
 from .functional import (
     backward,
     batch_norm,
@@ -29,6 +30,7 @@ from .functional import (
     rms_norm,
     switchable_norm,
 )
+from .guide import Recommendation, recommend
 from .layers import (
     BatchNorm,
     BatchRenorm,
@@ -47,6 +49,7 @@ __all__ = [
     "BatchNorm",
     "BatchRenorm",
     "Context",
+    "Folded",
     "Gradients",
     "GroupNorm",
     "InstanceNorm",
@@ -54,6 +57,7 @@ __all__ = [
     "LayerNorm",
     "Moments",
     "RMSNorm",
+    "Recommendation",
     "SwitchableGradients",
     "SwitchableNorm",
     "__version__",
@@ -63,6 +67,7 @@ __all__ = [
     "batch_renorm",
     "batch_renorm_d_max",
     "batch_renorm_r_max",
+    "fold_batch_norm",
     "from_blocked",
     "get_isa",
     "get_num_threads",
@@ -70,6 +75,7 @@ __all__ = [
     "instance_norm",
     "instance_renorm",
     "layer_norm",
+    "recommend",
     "rms_norm",
     "set_buffer_cache",
     "set_isa",

@@ -1,5 +1,6 @@
-"""The demo runs and learns; the benchmark's naive NumPy computes what fastnorm computes."""
+"""The examples show what they say; the benchmark's naive NumPy computes what fastnorm computes."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -70,3 +71,76 @@ def test_the_named_sets_have_every_combination():
             assert any(c.layout != case.layout and c.shape == case.shape for c in every)
     assert all(hasattr(fastnorm, name) for name in bench.NORMS)
     assert np.prod(every[0].shape) * 4 == every[0].bytes
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Import an example by its name."""
+    for name in ("matplotlib", "rich", "sklearn", "tqdm"):
+        pytest.importorskip(name)
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    return importlib.import_module
+
+
+def test_small_batches_do_what_theory_says(example, tmp_path):
+    module = example("small_batches")
+    results, relu_kurtosis = module.main(["--output", str(tmp_path / "figure.png")])
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert [r.size for r in results][:3] == [2, 3, 4]
+    for r in results:
+        b = r.size
+        assert r.variance_error == pytest.approx(2 / (b - 1), rel=0.05)
+        assert r.mismatch == pytest.approx(1.5 / b + 7 / (16 * b * b), rel=0.05)
+        if b >= 8:
+            assert r.mismatch == pytest.approx(1.5 / b, rel=0.05)
+        by_kurtosis = (relu_kurtosis - 1) / b + 2 / (b * (b - 1))
+        assert r.relu_variance_error == pytest.approx(by_kurtosis, rel=0.05)
+        assert r.relu_variance_error > 1.5 * r.variance_error, "the two are told apart"
+
+
+def test_the_doc_of_choices_has_the_figures_of_small_batches(example):
+    module = example("small_batches")
+    doc = (ROOT / "docs/choosing.md").read_text()
+    lines = [line.strip("| ").split(" | ") for line in doc.splitlines() if line.startswith("| ")]
+    (sizes,) = (cells for cells in lines if cells[0] == "B")
+    for title, formula in (
+        ("error of the variance, %", module.variance_error),
+        ("training to inference, %", module.mismatch),
+    ):
+        (said,) = (cells for cells in lines if cells[0] == title)
+        for size, value in zip(sizes[1:], said[1:], strict=True):
+            assert 100 * formula(int(size)) == pytest.approx(float(value), abs=0.051)
+
+
+def test_batch_effects_are_removed(example, tmp_path):
+    module = example("batch_effects")
+    results = module.main(["--output", str(tmp_path / "figure.png")])
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+    before, plain, kept = results.values()
+    assert before["batch"] == pytest.approx(0.186, abs=0.001)
+    assert before["batch, of two components"] > 0.25
+    assert abs(plain["batch"]) < 1e-9
+    assert plain["tissue"] < before["tissue"] < kept["tissue"]
+    assert before["batch beyond tissue"] > 0.15
+    assert kept["batch beyond tissue"] < 0.001
+
+    x, batch, _ = module.load()
+    assert x.shape == (57, 2000)
+    y = module.normalize_batches(x, batch)
+    within = np.sqrt(sum(x[batch == b].var(0) * (batch == b).mean() for b in np.unique(batch)))
+    for b in np.unique(batch):
+        assert_close(y[batch == b].mean(0), x.mean(0), 1e-12, f"means of batch {b}")
+        assert_close(y[batch == b].std(0), within, 1e-6, f"standard deviations of batch {b}")
+
+
+def test_r_squared_is_that_of_scikit_learn(example):
+    module = example("batch_effects")
+    from sklearn.linear_model import LinearRegression
+    from sklearn.metrics import r2_score
+
+    x, batch, tissue = module.load()
+    for labels in ((batch,), (tissue,), (batch, tissue)):
+        design = np.hstack([module.indicators(each) for each in labels])
+        predicted = LinearRegression().fit(design, x).predict(design)
+        want = r2_score(x, predicted, multioutput="raw_values").mean()
+        assert module.explained(x, *labels) == pytest.approx(want, abs=1e-9)
