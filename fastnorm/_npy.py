@@ -43,30 +43,28 @@ class Source:
 
         All use the same memory, which the caller may overwrite.
         """
-        elements = min(elements, math.prod(self.shape))
-        room = np.empty(elements, dtype)
-        raw = (
-            room
-            if self.array is not None or dtype == self.dtype
-            else np.empty_like(room, self.dtype)
-        )
+        room = np.empty(min(elements, math.prod(self.shape)), dtype)
         if self.file is not None:
             self.file.seek(self.start)
-        for index in split(self.shape, elements):
+        for index in split(self.shape, room.size):
             shape = tuple(s.stop - s.start for s in index)
-            size = math.prod(shape)
-            block = room[:size].reshape(shape)
+            block = room[: math.prod(shape)]
             if self.array is not None:
-                np.copyto(block, self.array[index])
+                np.copyto(block.reshape(shape), self.array[index])
             else:
-                self._read(raw[:size])
-                if raw is not room:
-                    np.copyto(room[:size], raw[:size])
-            yield index, block
+                self._read(block)
+            yield index, block.reshape(shape)
 
-    def _read(self, room: Array) -> None:
-        if self.file.readinto(room.view(np.uint8)) != room.nbytes:
-            raise ValueError(f"{self.file.name}: the file was cut short while it was read")
+    def _read(self, block: Array) -> None:
+        """Read what comes next in the file; what is to be converted, by pieces that fit a cache."""
+        step = block.size if block.dtype == self.dtype else 1 << 16
+        for start in range(0, block.size, step):
+            piece = block[start : start + step]
+            raw = piece if piece.dtype == self.dtype else np.empty(piece.shape, self.dtype)
+            if self.file.readinto(raw.view(np.uint8)) != raw.nbytes:
+                raise ValueError(f"{self.file.name}: the file was cut short while it was read")
+            if raw is not piece:
+                np.copyto(piece, raw)
 
 
 def split(shape: tuple[int, ...], elements: int) -> Iterator[Index]:

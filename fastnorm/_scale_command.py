@@ -30,7 +30,7 @@ def _axes(ctx: click.Context, param: click.Parameter, value: str | None) -> tupl
 @click.option("--dtype", type=click.Choice(["float16", "float32", "float64"]),
               help="Of the output; by default as the input, float64 for integers.")  # fmt: skip
 @click.option("--block-bytes", type=click.IntRange(1), default=BLOCK_BYTES, show_default=True,
-              help="Bytes read at a time; at most 3 such blocks are in memory.")  # fmt: skip
+              help="Bytes read at a time; fewer than 4 such blocks are in memory.")  # fmt: skip
 @click.option("--progress/--no-progress", default=None,
               help="Show a progress bar; by default in a terminal.")  # fmt: skip
 def command(

@@ -154,8 +154,9 @@ def scale_file(
     """Scale each feature of an ``.npy`` file that need not fit the memory, into another.
 
     The output is written beside `target` under another name and takes its name when it is complete:
-    whatever happens, `target` is what it was or the whole result. Memory: at most 3 blocks, and 24
-    bytes for each feature. Files in Fortran order are read, and written, as they lie.
+    whatever happens, `target` is what it was or the whole result. Files in Fortran order are read,
+    and written, as they lie. Memory: 1 block, below 4 where NaN is left out or where other axes lie
+    between those of `axis`, and 24 bytes for each feature.
 
     Parameters
     ----------

@@ -105,7 +105,26 @@ def test_a_mean_far_from_0_costs_no_digits(tmp_path):
     x[::7, 1] = np.nan
     y = scaled(tmp_path, x, block_bytes=2400)
     np.testing.assert_allclose(y, oracle(x, 0, "standard"), atol=3e-8)
-    np.testing.assert_allclose(np.nanstd(y, 0), 1, rtol=1e-12)
+    np.testing.assert_allclose(np.nanstd(y, 0), 1, rtol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_what_stands_in_for_nan_leaves_no_trace(dtype):
+    x = (1000 + np.random.default_rng(0).normal(size=(400, 3))).astype(dtype)
+    x[np.random.default_rng(1).random(x.shape) < 0.7] = np.nan
+    found = outofcore.moments(x)
+    wide = x.astype(np.longdouble)
+    tolerance = 1e-12 if dtype == "float64" else 1e-6
+    np.testing.assert_allclose(found.mean, np.nanmean(wide, 0).astype(float), rtol=tolerance)
+    np.testing.assert_allclose(found.var(), np.nanvar(wide, 0).astype(float), rtol=2 * tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_min_max_never_rounds_to_above_1(tmp_path, dtype):
+    y = scaled(tmp_path, table((50, 2000), dtype), method="minmax", block_bytes=1 << 16)
+    assert (y.min(0) == 0).all()
+    assert (y.max(0) <= 1).all()
+    np.testing.assert_allclose(y.max(0).astype(float), 1, rtol=2 * np.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -414,6 +433,15 @@ def test_errors_of_the_command(tmp_path, arguments, code, message):
     assert [path.name for path in tmp_path.iterdir()] == ["in.npy"]
 
 
+def test_a_full_disk_is_an_error(tmp_path):
+    np.save(tmp_path / "in.npy", table((5000, 4)))
+    limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (100_000, 100_000)); "
+    done = scale("in.npy", "out.npy", "--block-bytes", "9999", code=limit, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: [Errno 27]")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.npy"]
+
+
 @pytest.mark.parametrize("missing", ["click", "tqdm"])
 def test_the_command_names_the_extra_that_is_missing(tmp_path, missing):
     np.save(tmp_path / "in.npy", table((10, 4)))
@@ -440,7 +468,7 @@ def test_a_command_works_without_the_extra_of_the_other(tmp_path):
 
 # ---- dask ------------------------------------------------------------------------------------
 
-CHUNKS = [(7, 2, 6), (30, 5, 6), (1, 1, 1), ((0, 11, 19, 0), (2, 3), (6,))]
+CHUNKS = [(7, 2, 6), (30, 5, 6), (3, 1, 2), ((0, 11, 19, 0), (2, 3), (6,))]
 
 
 @pytest.fixture
