@@ -19,7 +19,7 @@ from .moments import Moments
 class Extremes:
     """Smallest and largest value of each feature: to min-max scaling what `Moments` is to standard.
 
-    Features without values have inf and -inf, which is the neutral element.
+    Features without values have NaN, which is the neutral element.
     """
 
     low: Array
@@ -28,8 +28,8 @@ class Extremes:
     @classmethod
     def from_array(cls, x: Array, axis: Axes) -> Extremes:
         return cls(
-            np.fmin.reduce(x, axis, initial=np.inf).astype(np.float64),
-            np.fmax.reduce(x, axis, initial=-np.inf).astype(np.float64),
+            np.fmin.reduce(x, axis, initial=np.nan).astype(np.float64),
+            np.fmax.reduce(x, axis, initial=np.nan).astype(np.float64),
         )
 
     def __add__(self, other: Extremes) -> Extremes:

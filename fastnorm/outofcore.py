@@ -75,24 +75,16 @@ def moments(
     if _dask.is_dask(x):
         axes = normalize_axes(axis, x.ndim)
         with _dask.progress_bar(progress):
-            return cast(
-                Moments, _dask.unpack(_dask.statistics(x, axes, "standard").compute(), axes)
-            )
+            packed = _dask.statistics(x, axes, "standard").compute()
+        return cast(Moments, _dask.unpack(packed, axes))
     with open_source(x) as source:
         axes = _stored_axes(axis, source)
         work = work_dtype(source.dtype)
         elements = _elements(block_bytes, source.dtype, work)
         with _progress_bar(progress, source.nbytes) as update:
             parts = _statistics(source, axes, "standard", elements, work, update)
-        shape = [n for i, n in enumerate(source.shape) if i not in axes]
-        whole = Moments(np.empty(shape, np.int64), np.empty(shape), np.empty(shape))
-        for key, part in parts.items():
-            index = tuple(slice(*ends) for ends in key)
-            whole.count[index], whole.mean[index] = part.count, part.mean
-            whole.m2[index] = part.m2
-        if source.transposed:
-            whole = Moments(whole.count.T, whole.mean.T, whole.m2.T)
-        return whole
+        whole = _join(parts, [n for i, n in enumerate(source.shape) if i not in axes])
+    return Moments(whole.count.T, whole.mean.T, whole.m2.T) if source.transposed else whole
 
 
 def scale(x: Any, axis: Axes | None = None, *, method: str = "standard") -> Any:
@@ -252,6 +244,15 @@ def _statistics(
         parts[key] = parts[key] + found if key in parts else found
         update(block.size * source.dtype.itemsize)
     return parts
+
+
+def _join(parts: dict[Key, Moments], shape: list[int]) -> Moments:
+    """Put groups of features side by side."""
+    whole = Moments(np.empty(shape, np.int64), np.empty(shape), np.empty(shape))
+    for key, part in parts.items():
+        index = tuple(slice(*ends) for ends in key)
+        whole.count[index], whole.mean[index], whole.m2[index] = part.count, part.mean, part.m2
+    return whole
 
 
 @contextmanager
