@@ -5,6 +5,7 @@ parameters, running statistics and torch's state names; control of threads and i
 """
 
 from . import _wait_policy  # noqa: F401  isort: skip  (first: it loads the core)
+from . import outofcore
 from ._core import (
     Context,
     __version__,
@@ -75,6 +76,7 @@ __all__ = [
     "instance_norm",
     "instance_renorm",
     "layer_norm",
+    "outofcore",
     "recommend",
     "rms_norm",
     "set_buffer_cache",

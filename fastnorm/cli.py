@@ -25,6 +25,10 @@ def bench_environment() -> dict[str, str]:
     }
 
 
+# Which module holds a command; the extra that it needs has the command's name.
+COMMANDS = {"bench": "fastnorm.bench.command", "scale": "fastnorm._scale_command"}
+
+
 def main() -> None:
     """Run the command that the arguments name."""
     if sys.argv[1:2] == ["bench"] and bench_environment():
@@ -32,13 +36,30 @@ def main() -> None:
         os.execv(sys.executable, sys.orig_argv)
     try:
         import click
-
-        commands: dict[str, Any] = {"bench": _command("bench")}
-    except ModuleNotFoundError as error:
-        sys.exit(f'fastnorm: {error.name} is missing: pip install "fastnorm-cpu[bench]"')
+    except ModuleNotFoundError:
+        sys.exit(_is_missing("click", sys.argv[1] if sys.argv[1:2] == ["scale"] else "bench"))
+    names = [name for name in COMMANDS if name in sys.argv[1:2]]  # imports no other than it needs
+    commands = {name: _command(name) for name in names or COMMANDS}
     group = click.Group("fastnorm", commands, help="Normalizers for NumPy on the CPU.")
     click.version_option(package_name="fastnorm-cpu")(group)(prog_name="fastnorm")
 
 
+def _is_missing(module: str | None, extra: str) -> str:
+    return f'fastnorm: {module} is missing: pip install "fastnorm-cpu[{extra}]"'
+
+
 def _command(name: str) -> Any:
-    return importlib.import_module(f"fastnorm.{name}.command").command
+    """Return the command, or one that says what it lacks."""
+    import click
+
+    try:
+        return importlib.import_module(COMMANDS[name]).command
+    except ModuleNotFoundError as error:
+        text = _is_missing(error.name, name)
+    return click.Command(
+        name,
+        callback=lambda: sys.exit(text),
+        help=text,
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )

@@ -1,0 +1,131 @@
+"""What scaling by features needs, whatever holds the array: statistics, and how they are used."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from . import _core
+from ._types import Array, Axes
+from .moments import Moments
+
+
+@dataclass(frozen=True, eq=False)
+class Extremes:
+    """Smallest and largest value of each feature: to min-max scaling what `Moments` is to standard.
+
+    Features without values have NaN, which is the neutral element.
+    """
+
+    low: Array
+    high: Array
+
+    @classmethod
+    def from_array(cls, x: Array, axis: Axes) -> Extremes:
+        return cls(
+            np.fmin.reduce(x, axis, initial=np.nan).astype(np.float64),
+            np.fmax.reduce(x, axis, initial=np.nan).astype(np.float64),
+        )
+
+    def __add__(self, other: Extremes) -> Extremes:
+        return Extremes(np.fmin(self.low, other.low), np.fmax(self.high, other.high))
+
+
+Statistics: TypeAlias = Moments | Extremes
+
+
+def known_moments(x: Array, axis: Axes) -> Moments:
+    """Moments of what is not NaN, with a count for each feature where there is any."""
+    found = Moments.from_array(x, axis)
+    return found if np.isfinite(found.m2).all() else _moments_without_nan(x, axis)
+
+
+@np.errstate(invalid="ignore", over="ignore")  # of infinity, which `coefficients` refuses
+def _moments_without_nan(x: Array, axis: Axes) -> Moments:
+    known = ~np.isnan(x)
+    count = known.sum(axis)
+    # A value within the feature's range, near its mean, takes the place of NaN. What it adds is
+    # then taken out: Chan's formula solved for one of the two parts.
+    ends = Extremes.from_array(x, axis)
+    center = np.sum(x, axis, np.float64, where=known) / np.maximum(count, 1)
+    filler = np.where(count, np.clip(center, ends.low, ends.high), 0).astype(x.dtype)
+    found = Moments.from_array(np.where(known, x, np.expand_dims(filler, axis)), axis)
+    added = found.count - count
+    mean = found.mean + (found.mean - filler) * (added / np.maximum(count, 1))
+    excess = (mean - filler) ** 2 * (added * (count / max(found.count, 1)))
+    return Moments(count, mean, np.maximum(found.m2 - excess, 0))
+
+
+METHODS: dict[str, Callable[[Array, Axes], Any]] = {
+    "standard": known_moments,
+    "minmax": Extremes.from_array,
+}
+
+
+def coefficients(found: Statistics) -> tuple[Array, Array]:
+    """Center and squared divisor of each feature; 1 where the feature is constant or has none."""
+    if isinstance(found, Moments):
+        center, square = found.mean, found.m2 / np.maximum(found.count, 1)
+    else:
+        known = found.low <= found.high
+        center = np.where(known, found.low, 0)
+        square = np.where(known, found.high - found.low, 0) ** 2
+    if not (np.isfinite(center) & np.isfinite(square)).all():
+        raise ValueError(
+            "values: expected finite values or NaN, got infinity, or values whose squares overflow"
+        )
+    return center, np.where(square > 0, square, 1)
+
+
+def apply(
+    x: Array, center_and_square: tuple[Array, Array], axes: Axes, method: str, out: Array | None
+) -> Array:
+    center, square = center_and_square
+    y: Array = _core.apply(x, center, square, None, None, axes, None, 0.0, out, False)
+    if method == "minmax":
+        np.minimum(y, 1, out=y)  # the largest value may round to above 1
+    return y
+
+
+def normalize_axes(axis: Axes | None, rank: int) -> tuple[int, ...]:
+    if rank == 0:
+        raise ValueError("x: expected at least 1 dimension, got a scalar")
+    if axis is None:
+        return tuple(range(max(rank - 1, 1)))
+    _core.measure(np.zeros((1,) * rank), axis, None, None, None)  # checks axis
+    return tuple(sorted(int(i) % rank for i in np.atleast_1d(axis)))
+
+
+def work_dtype(
+    dtype: np.dtype[Any], result: DTypeLike | None = None, name: str = "x"
+) -> np.dtype[Any]:
+    """In which dtype x is scaled: no narrower than x and the result."""
+    floats = [np.dtype(name) for name in ("float16", "float32", "float64")]
+    if dtype.kind not in "iub" and dtype.newbyteorder("=") not in floats:
+        raise TypeError(
+            f"{name}: expected float16, float32, float64, integers or booleans, got {dtype}"
+        )
+    work = np.dtype(np.float64) if dtype.kind in "iub" else dtype.newbyteorder("=")
+    if result is None:
+        return work
+    if np.dtype(result) not in floats:
+        raise TypeError(f"dtype: expected float16, float32 or float64, got {np.dtype(result)}")
+    return np.result_type(work, result)
+
+
+def check_method(method: str) -> None:
+    if method not in METHODS:
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+
+
+def extra(module: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        message = f'{error.name} is missing: pip install "fastnorm-cpu[{extra}]"'
+        raise ModuleNotFoundError(message, name=error.name) from error
