@@ -26,7 +26,7 @@ def bench_environment() -> dict[str, str]:
 
 
 # Which module holds a command; the extra that it needs has the command's name.
-COMMANDS = {"bench": "fastnorm.bench.command", "scale": "fastnorm._scale_command"}
+COMMANDS = {"bench": "fastnorm.bench.command", "scale": "fastnorm.outofcore.command"}
 
 
 def main() -> None:

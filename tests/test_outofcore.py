@@ -9,7 +9,8 @@ import pytest
 from tables import METHODS, oracle, scaled, table
 
 import fastnorm
-from fastnorm import _npy, outofcore
+from fastnorm import outofcore
+from fastnorm.outofcore import _npy
 
 # ---- files: as in memory ---------------------------------------------------------------------
 

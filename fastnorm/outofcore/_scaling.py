@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike
 
-from . import _core
-from ._types import Array, Axes
-from .moments import Moments
+from .. import _core
+from .._types import Array, Axes
+from ..moments import Moments
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,11 +15,11 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 from numpy.typing import DTypeLike
 
+from .._types import Array, Axes
+from ..moments import Moments
 from . import _dask
 from ._npy import Index, Source, open_source, replacing, write_header
 from ._scaling import METHODS, apply, check_method, coefficients, extra, normalize_axes, work_dtype
-from ._types import Array, Axes
-from .moments import Moments
 
 __all__ = ["moments", "scale", "scale_file"]
 

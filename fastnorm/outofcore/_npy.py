@@ -18,7 +18,7 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 from numpy.lib import format as npy
 
-from ._types import Array
+from .._types import Array
 
 Index: TypeAlias = tuple[slice, ...]
 

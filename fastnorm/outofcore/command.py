@@ -7,8 +7,8 @@ import sys
 
 import click
 
+from . import BLOCK_BYTES, scale_file
 from ._scaling import METHODS
-from .outofcore import BLOCK_BYTES, scale_file
 
 
 def _axes(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from .._types import Array, Axes
+from ..moments import Moments
 from ._scaling import METHODS, Extremes, Statistics, apply, coefficients, extra, work_dtype
-from ._types import Array, Axes
-from .moments import Moments
 
 
 def is_dask(x: Any) -> bool:
