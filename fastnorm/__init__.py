@@ -16,7 +16,7 @@ from ._core import (
     set_num_threads,
     show_config,
 )
-from ._types import Gradients, SwitchableGradients
+from ._types import Gradients, SwitchableGradients, WeightGradients
 from .blocked import from_blocked, to_blocked
 from .functional import (
     backward,
@@ -42,6 +42,7 @@ from .layers import (
     batch_renorm_r_max,
 )
 from .moments import Moments
+from .reparam import WeightNorm, WeightNormInit, weight_norm, weight_norm_init
 
 __all__ = [
     "BatchNorm",
@@ -56,6 +57,9 @@ __all__ = [
     "RMSNorm",
     "SwitchableGradients",
     "SwitchableNorm",
+    "WeightGradients",
+    "WeightNorm",
+    "WeightNormInit",
     "__version__",
     "available_isas",
     "backward",
@@ -77,4 +81,6 @@ __all__ = [
     "show_config",
     "switchable_norm",
     "to_blocked",
+    "weight_norm",
+    "weight_norm_init",
 ]

@@ -34,6 +34,21 @@ class Gradients(NamedTuple):
     bias: Array | None
 
 
+class WeightGradients(NamedTuple):
+    """Gradients of :func:`fastnorm.weight_norm`.
+
+    Attributes
+    ----------
+    x : ndarray
+        Gradient of v: its shape and dtype.
+    g : ndarray
+        Gradient of g: its shape and dtype.
+    """
+
+    x: Array
+    g: Array
+
+
 class SwitchableGradients(NamedTuple):
     """Gradients of :func:`fastnorm.switchable_norm`.
 

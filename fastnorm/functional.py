@@ -33,7 +33,16 @@ from numpy.typing import ArrayLike
 from . import _core
 from ._core import Context
 from ._mixed import batch_renorm, instance_renorm, switchable_norm
-from ._types import Array, Axes, Gradients, MaybeArray, Param, SwitchableGradients, WithContext
+from ._types import (
+    Array,
+    Axes,
+    Gradients,
+    MaybeArray,
+    Param,
+    SwitchableGradients,
+    WeightGradients,
+    WithContext,
+)
 
 __all__ = [
     "backward",
@@ -404,7 +413,7 @@ def instance_norm(
 
 def backward(
     dy: ArrayLike, ctx: Context, out: MaybeArray = None
-) -> Gradients | SwitchableGradients:
+) -> Gradients | SwitchableGradients | WeightGradients:
     """Gradients of ``sum(dy * y)`` for the forward call that made `ctx`.
 
     Parameters
@@ -419,9 +428,10 @@ def backward(
 
     Returns
     -------
-    Gradients or SwitchableGradients
+    Gradients, SwitchableGradients or WeightGradients
         Named tuple ``(x, weight, bias)``, after :func:`switchable_norm` with ``mean_logits`` and
-        ``var_logits``; weight or bias is None where there was none.
+        ``var_logits``; weight or bias is None where there was none. ``(x, g)`` after
+        :func:`weight_norm`.
 
     Raises
     ------
