@@ -16,8 +16,9 @@ from ._core import (
     set_num_threads,
     show_config,
 )
-from ._types import Gradients, SwitchableGradients, WeightGradients
+from ._types import DerivedContext, Gradients, SwitchableGradients, WeightGradients
 from .blocked import from_blocked, to_blocked
+from .cosine import CosineNorm, cosine_norm
 from .functional import (
     backward,
     batch_norm,
@@ -48,6 +49,8 @@ __all__ = [
     "BatchNorm",
     "BatchRenorm",
     "Context",
+    "CosineNorm",
+    "DerivedContext",
     "Gradients",
     "GroupNorm",
     "InstanceNorm",
@@ -67,6 +70,7 @@ __all__ = [
     "batch_renorm",
     "batch_renorm_d_max",
     "batch_renorm_r_max",
+    "cosine_norm",
     "from_blocked",
     "get_isa",
     "get_num_threads",

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from . import functional as F
 from ._core import Context
-from ._types import Array
+from ._types import Array, DerivedContext
 
 
 class Layer:
@@ -38,7 +38,7 @@ class Layer:
         self.grads: dict[str, Array] = {}
         self.buffers: dict[str, Array] = {}
         self.training = True
-        self._ctx: Context | None = None
+        self._ctx: Context | DerivedContext | None = None
 
     def train(self, mode: bool = True) -> Self:
         """Use batch statistics, and update the running ones; ``mode=False`` is `eval`."""
@@ -114,7 +114,7 @@ class Norm(Layer):
         """Raise where the sizes of x are not the layer's; without a weight nothing else would."""
         raise AssertionError("a layer checks its input")
 
-    def _forward(self, x: ArrayLike) -> tuple[Array, Context]:
+    def _forward(self, x: ArrayLike) -> tuple[Array, Context | DerivedContext]:
         """Return what the functional form returns with `return_ctx`."""
         raise AssertionError("a layer defines its forward call")
 

@@ -36,6 +36,7 @@ from ._mixed import batch_renorm, instance_renorm, switchable_norm
 from ._types import (
     Array,
     Axes,
+    DerivedContext,
     Gradients,
     MaybeArray,
     Param,
@@ -412,7 +413,7 @@ def instance_norm(
 
 
 def backward(
-    dy: ArrayLike, ctx: Context, out: MaybeArray = None
+    dy: ArrayLike, ctx: Context | DerivedContext, out: MaybeArray = None
 ) -> Gradients | SwitchableGradients | WeightGradients:
     """Gradients of ``sum(dy * y)`` for the forward call that made `ctx`.
 
@@ -420,11 +421,11 @@ def backward(
     ----------
     dy : array_like
         Gradient of y: its shape and dtype.
-    ctx : Context
+    ctx : Context or DerivedContext
         From a forward with ``return_ctx=True``, in training or in inference. It refers to x and
         weight, which must be unchanged since. It can be used again.
     out : ndarray, optional
-        Where to write the gradient of x; dy itself is allowed.
+        Where to write the gradient of x; dy itself is allowed. Not after :func:`cosine_norm`.
 
     Returns
     -------
@@ -451,4 +452,6 @@ def backward(
     >>> grads.weight.round(3), grads.bias
     (array([-1.069,  0.   ,  0.   ]), None)
     """
+    if isinstance(ctx, DerivedContext):
+        return ctx.backward(dy, out)
     return _core.backward(dy, ctx, out)

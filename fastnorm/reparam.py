@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _core
-from ._core import Context
 from ._layer import Layer
-from ._types import Array, MaybeArray, WithContext
+from ._types import Array, MaybeArray, WeightGradients, WithContext
 from .functional import backward
 from .moments import Moments
 
@@ -164,7 +163,13 @@ def weight_norm_init(
         raise TypeError(f"x: expected dtype float32 or float64, got {x.dtype}")
     rng = np.random.default_rng() if rng is None else rng
     v = rng.normal(0, 0.05, shape).astype(x.dtype)
+    if not -v.ndim <= axis < v.ndim:
+        raise ValueError(f"axis: expected one in [{-v.ndim}, {v.ndim}), got {axis}")
     channels = v.shape[axis]
+    if forward is _linear and (x.ndim != 2 or v.ndim != 2 or x.shape[1] != v.shape[1]):
+        raise ValueError(
+            f"x: expected shape (N, in) and (out, in) of shape, got {x.shape}, {shape}"
+        )
     t = forward(x, weight_norm(v, np.ones(channels, x.dtype), axis=axis))
     moments = Moments.from_array(t, layout=layout)
     std = moments.std()
@@ -187,10 +192,15 @@ _TORCH_NAMES = {
 
 def _norms(v: Array, axis: int | None) -> Array:
     """Norms of v in torch's shape."""
+    squares = np.square(v, dtype=np.float64)
     if axis is None:
-        return np.asarray(np.sqrt(np.square(v, dtype=np.float64).sum())).astype(v.dtype)
+        return np.asarray(np.sqrt(squares.sum()), v.dtype)
+    if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
+        raise TypeError(f"axis: expected an int or None, got {axis!r}")
+    if not -v.ndim <= axis < v.ndim:
+        raise ValueError(f"axis: expected one in [{-v.ndim}, {v.ndim}), got {axis}")
     over = tuple(i for i in range(v.ndim) if i != axis % v.ndim)
-    return np.sqrt(np.square(v, dtype=np.float64).sum(over, keepdims=True)).astype(v.dtype)
+    return np.asarray(np.sqrt(squares.sum(over, keepdims=True)), v.dtype)
 
 
 class WeightNorm(Layer):
@@ -232,11 +242,11 @@ class WeightNorm(Layer):
     def __init__(self, v: ArrayLike, g: ArrayLike | None = None, *, axis: int | None = 0) -> None:
         v = np.array(v, order="C")
         super().__init__(v.dtype)
-        weight_norm(v, _norms(v, axis) if g is None else g, axis=axis)  # for its checks
-        self.axis = axis
         norms = _norms(v, axis)
-        g = norms if g is None else np.array(g, v.dtype).reshape(norms.shape)
-        self.params = {"weight_g": g, "weight_v": v}
+        given = norms if g is None else np.array(g)
+        weight_norm(v, given, axis=axis)  # for its checks
+        self.axis = axis
+        self.params = {"weight_g": given.reshape(norms.shape), "weight_v": v}
 
     def __call__(self) -> Array:
         """Return the weight."""
@@ -256,8 +266,9 @@ class WeightNorm(Layer):
         """
         if self._ctx is None:
             raise RuntimeError("WeightNorm.backward: expected a call of the layer before")
-        dv, dg = backward(dw, self._ctx)
-        self.grads = {"weight_g": dg, "weight_v": dv}
+        grads = backward(dw, self._ctx)
+        assert isinstance(grads, WeightGradients)
+        self.grads = {"weight_g": grads.g, "weight_v": grads.x}
 
     def load_state_dict(self, state: Mapping[str, ArrayLike], strict: bool = True) -> None:
         """Load v and g, in place, by any of torch's names for them; see `Norm.load_state_dict`."""

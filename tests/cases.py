@@ -28,7 +28,7 @@ class Norm:
     name: str  # of the function, in fastnorm and in fastnorm.reference
     kwargs: dict = field(default_factory=dict)
     running: str = "none"  # none, read (not updated) or update
-    axis: object = None  # layer, RMS norm: the axes, of a channels-first array; weight norm: the one of g
+    axis: object = None  # the axes, of a channels-first array; weight norm: that of g
     spatial: bool = False  # needs more than one spatial element
 
     @property
