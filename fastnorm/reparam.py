@@ -168,7 +168,7 @@ def weight_norm_init(
     channels = v.shape[axis]
     if forward is _linear and (x.ndim != 2 or v.ndim != 2 or x.shape[1] != v.shape[1]):
         raise ValueError(
-            f"x: expected shape (N, in) and (out, in) of shape, got {x.shape}, {shape}"
+            f"x: expected (N, in) for a weight (out, in) of shape {shape}, got {x.shape}"
         )
     t = forward(x, weight_norm(v, np.ones(channels, x.dtype), axis=axis))
     moments = Moments.from_array(t, layout=layout)

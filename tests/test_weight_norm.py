@@ -148,7 +148,7 @@ def test_initialization_errors(rng):
     init = fastnorm.weight_norm_init
     with pytest.raises(TypeError, match="x: expected dtype float32 or float64, got int64"):
         init(x.astype(int), (3, 4))
-    with pytest.raises(ValueError, match="x: expected shape"):
+    with pytest.raises(ValueError, match="x: expected"):
         init(x, (3, 5))
     with pytest.raises(ValueError, match="axis: expected"):
         init(x, (3, 4), axis=2)
