@@ -2,9 +2,9 @@
 
 A row divided by its root mean square (centered: a standardized row) is sqrt(K) times a unit vector,
 K its length. So a cosine is a product of rows that `rms_norm` or `layer_norm` has normalized,
-divided by K, and its gradient goes back through them. A convolution is that product on the rows of
-its patches, sample by sample, so that patches of one sample at most are in memory; backward makes
-them again.
+divided by K, and its gradient goes back through them. A convolution is that product with the
+columns of its patches, sample by sample, so that patches of one sample at most are in memory;
+backward makes them again.
 """
 
 from __future__ import annotations
@@ -26,15 +26,16 @@ Size: TypeAlias = int | tuple[int, ...]
 
 
 class _Units:
-    """Rows of K elements, divided by their norms, times sqrt(K); and back."""
+    """Vectors of K elements along `axis`, divided by their norms, times sqrt(K); and back."""
 
-    def __init__(self, rows: Array, centered: bool, eps: float) -> None:
+    def __init__(self, vectors: Array, centered: bool, eps: float, axis: int = 1) -> None:
         normalize: Any = layer_norm if centered else rms_norm
         # eps is added to the sum of squares; there, to their mean
-        self.units, self._ctx = normalize(rows, eps=eps / rows.shape[1], return_ctx=True)
+        eps = eps / vectors.shape[axis]
+        self.units, self._ctx = normalize(vectors, axis=axis, eps=eps, return_ctx=True)
 
     def backward(self, grad: Array) -> Array:
-        """Gradient of the rows, in the memory of that of `units`."""
+        """Gradient of the vectors, in the memory of that of `units`."""
         return backward(grad, self._ctx, grad).x
 
 
@@ -82,26 +83,26 @@ class _Conv(DerivedContext):
         self._weight = _Weight(weight, centered, eps)
 
     def _patches(self, sample: Array) -> _Units:
-        return _Units(self._sizes.patches(sample), *self._options)
+        return _Units(self._sizes.patches(sample), *self._options, axis=0)
 
     def forward(self) -> Array:
         y = np.empty(self.shape, self.dtype)
         for sample, to in zip(self._x, y, strict=True):
             units = self._patches(sample).units
-            np.matmul(self._weight.cosines, units.T, out=to.reshape(to.shape[0], -1))
+            np.matmul(self._weight.cosines, units, out=to.reshape(to.shape[0], -1))
         return y
 
     def grads(self, dy: Array) -> Gradients:
         dx, dw = np.empty_like(self._x), np.zeros_like(self._weight.cosines)
         for n, sample in enumerate(self._x):
             patches, g = self._patches(sample), dy[n].reshape(dy.shape[1], -1)
-            dw += g @ patches.units
-            dx[n] = self._sizes.add_patches(patches.backward(g.T @ self._weight.cosines))
+            dw += g @ patches.units.T
+            dx[n] = self._sizes.add_patches(patches.backward(self._weight.cosines.T @ g))
         return Gradients(dx, self._weight.backward(dw), None)
 
 
 class _Sizes:
-    """Patches of a sample (C, *) as rows, in the order of a weight's elements, and back."""
+    """Patches of a sample (C, *) as columns, in the order of a weight's elements, and back."""
 
     def __init__(self, shape: tuple[int, ...], window: tuple[int, ...], stride: Size,
                  padding: Size) -> None:  # fmt: skip
@@ -121,22 +122,23 @@ class _Sizes:
         self.inner = (slice(None), *inner)
 
     def patches(self, sample: Array) -> Array:
-        """Make the rows: prod(out) of C * prod(kernel) elements."""
+        """Make the columns: shape (C * prod(kernel), prod(out))."""
         padded = np.zeros(self.padded, sample.dtype)
         padded[self.inner] = sample
         windows = sliding_window_view(padded, self.kernel, tuple(range(1, sample.ndim)))
         windows = windows[(slice(None), *(slice(None, None, s) for s in self.stride))]
-        # from (C, *out, *kernel)
-        return np.moveaxis(windows, 0, len(self.out)).reshape(-1, math.prod(self.window))
+        rank = len(self.out)  # from (C, *out, *kernel)
+        windows = np.moveaxis(windows, range(1, rank + 1), range(rank + 1, 2 * rank + 1))
+        return windows.reshape(math.prod(self.window), -1)
 
-    def add_patches(self, rows: Array) -> Array:
-        """Add each row where its elements came from: the transpose of `patches`."""
-        padded = np.zeros(self.padded, rows.dtype)
-        patches = np.moveaxis(rows.reshape(*self.out, *self.window), len(self.out), 0)
+    def add_patches(self, columns: Array) -> Array:
+        """Add each column where its elements came from: the transpose of `patches`."""
+        padded = np.zeros(self.padded, columns.dtype)
+        patches = columns.reshape(*self.window, *self.out)
         for offset in np.ndindex(*self.kernel):
             each = zip(offset, self.stride, self.out, strict=True)
             to = (slice(first, first + step * n, step) for first, step, n in each)
-            padded[(slice(None), *to)] += patches[(..., *offset)]
+            padded[(slice(None), *to)] += patches[(slice(None), *offset)]
         return padded[self.inner]
 
 
