@@ -60,6 +60,11 @@ void fn_statistics(fn_coefs *cf, int64_t d0, int64_t d1) {
             cf->mean[d] = is_padding(cf, c) ? 0 : fn_get(plan, cf->params->running_mean, c);
             cf->var[d] = is_padding(cf, c) ? 0 : fn_get(plan, cf->params->running_var, c);
         }
+    } else if (plan->p.norm == FN_WEIGHT) { /* sums of squares; both terms positive: exact */
+        for (int64_t d = d0; d < d1; d++) {
+            cf->var[d] += cf->mean[d] * cf->mean[d] * count;
+            cf->mean[d] = 0;
+        }
     } else {
         for (int64_t d = d0; d < d1; d++)
             cf->var[d] /= count;
@@ -244,7 +249,8 @@ void fn_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
 /* ---- backward ------------------------------------------------------------------------------
  * With g = dy * weight, S1 = sum g and S2 = sum g * (x - mean) over the domain of m elements:
  *     dx = g * r/sigma - r/sigma^3 * S2/m * (x - mean) - r/sigma * S1/m
- * (r = 1 but in renorm, where it is a constant of the backward pass; RMS norm has no S1 term). */
+ * (r = 1 but in renorm, where it is a constant of the backward pass; RMS norm has no S1 term, nor
+ * has weight norm, whose sigma is the norm: m = 1). */
 
 /* x - mean = (x - center) - low */
 static double low_of(const fn_coefs *cf, int64_t plane, double mean) {
@@ -333,8 +339,9 @@ static void switchable_grad_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
 static void plain_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
     const fn_plan *plan = cf->plan;
     const int64_t per = plan->per_domain;
-    const int constant = constant_stats(plan), rms = plan->p.norm == FN_RMS;
-    const double part = 1 / cf->count;
+    const int constant = constant_stats(plan), norm = plan->p.norm == FN_WEIGHT;
+    const int uncentered = norm || plan->p.norm == FN_RMS;
+    const double part = norm ? 1 : 1 / cf->count;
     double rstds[BLOCK];
     position at = position_of(plan, d0);
     for (int64_t d = d0; d < d1; d++, next_domain(plan, &at)) {
@@ -353,7 +360,7 @@ static void plain_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
             cf->sum_dy_xc[p] = scale * centered + shift * cf->sum_dy[p]; /* now of xhat */
         }
         const double b = constant ? 0 : -scale * rstd * rstd * s2 * part;
-        const double e = constant || rms ? 0 : -scale * s1 * part;
+        const double e = constant || uncentered ? 0 : -scale * s1 * part;
         for (int64_t i = 0; i < per; i++) {
             const double w = plan->elem ? 1 : weight_of(cf, at.c + i);
             put_grad_plane(cf, at.plane + i, w * scale, b, e - low_of(cf, at.plane + i, mean) * b);

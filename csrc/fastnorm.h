@@ -9,8 +9,10 @@
  *     FN_CHANNELS_LAST    x[n][s][c]
  *     FN_BLOCKED          x[n][ceil(c / block)][s][block], where what is behind the last channel
  *                         is 0 in y and dx, and any finite number in x and dy (not for layer and
- *                         RMS norm)
+ *                         RMS norm, nor for weight norm)
  * Batch, instance, group norm and their relatives: n samples, c channels, s spatial elements.
+ * Weight norm: the weight (their g) is of c elements too; x is what they call v, and
+ * eps is added to the sum of squares.
  * Layer and RMS norm: statistics over s for each (n, c), weight and bias of s elements.  So rows
  * of length s are (n = rows, c = 1, s) channels first, and the channel axis of an image NCHW is
  * (n = N, c = H*W, s = C) channels last.
@@ -43,6 +45,7 @@ typedef enum {
     FN_GROUP,           /* domain: (n, group) over (c / groups, s) */
     FN_SWITCHABLE,      /* instance, layer and batch moments mixed by two softmaxes */
     FN_INSTANCE_RENORM, /* instance statistics corrected toward the running statistics */
+    FN_WEIGHT,          /* domain: channel over (n, s), divided by its Euclidean norm */
     FN_NORM_COUNT
 } fn_norm;
 

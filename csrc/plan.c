@@ -22,8 +22,8 @@ static int valid(const fn_problem *p, const fn_params *q, int backward) {
     if ((unsigned)p->norm >= FN_NORM_COUNT || (unsigned)p->dtype >= FN_DTYPE_COUNT ||
         (unsigned)p->layout > FN_BLOCKED || p->n < 0 || p->c < 0 || p->s < 0)
         return 0;
-    if (p->layout == FN_BLOCKED &&
-        ((p->block != 8 && p->block != 16) || p->norm == FN_LAYER || p->norm == FN_RMS))
+    if (p->layout == FN_BLOCKED && ((p->block != 8 && p->block != 16) || p->norm == FN_LAYER ||
+                                    p->norm == FN_RMS || p->norm == FN_WEIGHT))
         return 0;
     if (!(p->eps >= 0) || (p->ddof != 0 && p->ddof != 1))
         return 0;
@@ -107,7 +107,7 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
     plan->cols = blocked && p->s > 1 ? p->block : plan->c;
 
     /* constants for each channel, in instance norm too */
-    const int over_n = p->norm == FN_BATCH || p->norm == FN_BATCH_RENORM ||
+    const int over_n = p->norm == FN_BATCH || p->norm == FN_BATCH_RENORM || p->norm == FN_WEIGHT ||
                        (p->norm == FN_INSTANCE && !p->training);
     plan->per_domain = p->norm == FN_GROUP ? fn_max(1, p->c / p->groups) : 1;
     plan->nseg = 1;

@@ -17,8 +17,9 @@ from ._core import (
     set_num_threads,
     show_config,
 )
-from ._types import Gradients, SwitchableGradients
+from ._types import DerivedContext, Gradients, SwitchableGradients, WeightGradients
 from .blocked import from_blocked, to_blocked
+from .cosine import CosineNorm, cosine_norm
 from .deploy import Folded, fold_batch_norm
 from .functional import (
     backward,
@@ -45,11 +46,14 @@ from .layers import (
     batch_renorm_r_max,
 )
 from .moments import Moments
+from .reparam import WeightNorm, WeightNormInit, weight_norm, weight_norm_init
 
 __all__ = [
     "BatchNorm",
     "BatchRenorm",
     "Context",
+    "CosineNorm",
+    "DerivedContext",
     "Folded",
     "Gradients",
     "GroupNorm",
@@ -61,6 +65,9 @@ __all__ = [
     "Recommendation",
     "SwitchableGradients",
     "SwitchableNorm",
+    "WeightGradients",
+    "WeightNorm",
+    "WeightNormInit",
     "__version__",
     "available_isas",
     "backward",
@@ -68,6 +75,7 @@ __all__ = [
     "batch_renorm",
     "batch_renorm_d_max",
     "batch_renorm_r_max",
+    "cosine_norm",
     "fold_batch_norm",
     "from_blocked",
     "get_isa",
@@ -85,4 +93,6 @@ __all__ = [
     "show_config",
     "switchable_norm",
     "to_blocked",
+    "weight_norm",
+    "weight_norm_init",
 ]

@@ -15,7 +15,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.math cimport INFINITY
 from libc.stdint cimport int64_t
 
-from fastnorm._types import Gradients, SwitchableGradients
+from fastnorm._types import Gradients, SwitchableGradients, WeightGradients
 
 cnp.import_array()
 
@@ -48,6 +48,7 @@ cdef extern from "fastnorm.h" nogil:
         FN_GROUP
         FN_SWITCHABLE
         FN_INSTANCE_RENORM
+        FN_WEIGHT
     ctypedef enum fn_status:
         FN_OK
         FN_NO_MEMORY
@@ -415,6 +416,32 @@ def instance_renorm(x, weight, bias, running_mean, running_var, r_max, d_max, bl
     return _forward(ctx, out, return_ctx)
 
 
+def weight_norm(v, g, axis, out, return_ctx):
+    """The planes of batch norm: `axis` is the channel, with what is before it as the samples."""
+    cdef Context ctx = _start(_dense_input(v, "v"), FN_WEIGHT, 0.0)
+    cdef Py_ssize_t rank = cnp.PyArray_NDIM(ctx.x), i
+    if rank == 0:
+        raise ValueError("v: expected at least 1 dimension, got a scalar")
+    if axis is None:
+        first = rank
+        ctx.p.c = 1
+        kept = ()
+    else:
+        if isinstance(axis, tuple):
+            raise TypeError(f"axis: expected an int or None, got {axis!r}")
+        first, = _axes(axis, rank)
+        ctx.p.c = ctx.shape[first]
+        kept = tuple([n if i == first else 1 for i, n in enumerate(ctx.shape)])
+    ctx.p.layout = FN_CHANNELS_FIRST
+    ctx.p.n = math.prod(ctx.shape[:first])
+    ctx.p.s = math.prod(ctx.shape[first + 1:])
+    # torch's shape of g as well
+    ctx.param_shape = kept if kept and np.shape(g) == kept else kept[first:first + 1]
+    ctx.weight = _parameter(g, "g", ctx.x, ctx.param_shape)
+    ctx.q.weight = _pointer(ctx, ctx.weight)
+    return _forward(ctx, out, return_ctx)
+
+
 cdef object _grad_like(object param):
     if param is None:
         return None
@@ -490,6 +517,8 @@ def backward(dy, ctx, out):
         dvar_logits = _as_param(dvar_logits, c.var_logits)
     if c.p.norm == FN_SWITCHABLE:
         return SwitchableGradients(result, dweight, dbias, dmean_logits, dvar_logits)
+    if c.p.norm == FN_WEIGHT:
+        return WeightGradients(result, dweight)
     return Gradients(result, dweight, dbias)
 
 

@@ -11,11 +11,11 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from . import functional as F
 from ._core import Context
-from ._types import Array
+from ._types import Array, DerivedContext
 
 
-class Norm:
-    """What all layers share.
+class Layer:
+    """What all layers share: parameters, buffers, train and eval, state.
 
     Attributes
     ----------
@@ -38,58 +38,7 @@ class Norm:
         self.grads: dict[str, Array] = {}
         self.buffers: dict[str, Array] = {}
         self.training = True
-        self._ctx: Context | None = None
-
-    def _affine(self, shape: int | tuple[int, ...], weight: bool = True, bias: bool = True) -> None:
-        if weight:
-            self.params["weight"] = np.ones(shape, self.dtype)
-        if bias:
-            self.params["bias"] = np.zeros(shape, self.dtype)
-
-    def _check(self, x: ArrayLike) -> None:
-        """Raise where the sizes of x are not the layer's; without a weight nothing else would."""
-        raise AssertionError("a layer checks its input")
-
-    def _forward(self, x: ArrayLike) -> tuple[Array, Context]:
-        """Return what the functional form returns with `return_ctx`."""
-        raise AssertionError("a layer defines its forward call")
-
-    def __call__(self, x: ArrayLike) -> Array:
-        """Normalize x."""
-        self._ctx = None  # after a call that fails there is nothing to go back through
-        self._check(x)
-        y, self._ctx = self._forward(x)
-        # an empty batch leaves the running statistics alone, so their average must not count it
-        if self.training and y.size and "num_batches_tracked" in self.buffers:
-            self.buffers["num_batches_tracked"] += 1
-        return y
-
-    def backward(self, dy: ArrayLike) -> Array:
-        """Return the gradient of the last call's input and fill `grads`.
-
-        Parameters
-        ----------
-        dy : array_like
-            Gradient of the last call's output: its shape and dtype.
-
-        Returns
-        -------
-        ndarray
-            Gradient of the input.
-
-        Raises
-        ------
-        RuntimeError
-            Without a call before.
-        """
-        if self._ctx is None:
-            raise RuntimeError(
-                f"{type(self).__name__}.backward: expected a call of the layer before"
-            )
-        grads = F.backward(dy, self._ctx)
-        found = grads._asdict()
-        self.grads = {name: found[name] for name in self.params}
-        return grads.x
+        self._ctx: Context | DerivedContext | None = None
 
     def train(self, mode: bool = True) -> Self:
         """Use batch statistics, and update the running ones; ``mode=False`` is `eval`."""
@@ -150,6 +99,61 @@ class Norm:
             elif parameter.kind is not Parameter.KEYWORD_ONLY or value != parameter.default:
                 fields.append(f"{name}={value if name == 'dtype' else repr(value)}")
         return f"{type(self).__name__}({', '.join(fields)})"
+
+
+class Norm(Layer):
+    """A layer that normalizes its input, by one function, with one context to go back through."""
+
+    def _affine(self, shape: int | tuple[int, ...], weight: bool = True, bias: bool = True) -> None:
+        if weight:
+            self.params["weight"] = np.ones(shape, self.dtype)
+        if bias:
+            self.params["bias"] = np.zeros(shape, self.dtype)
+
+    def _check(self, x: ArrayLike) -> None:
+        """Raise where the sizes of x are not the layer's; without a weight nothing else would."""
+        raise AssertionError("a layer checks its input")
+
+    def _forward(self, x: ArrayLike) -> tuple[Array, Context | DerivedContext]:
+        """Return what the functional form returns with `return_ctx`."""
+        raise AssertionError("a layer defines its forward call")
+
+    def __call__(self, x: ArrayLike) -> Array:
+        """Normalize x."""
+        self._ctx = None  # after a call that fails there is nothing to go back through
+        self._check(x)
+        y, self._ctx = self._forward(x)
+        # an empty batch leaves the running statistics alone, so their average must not count it
+        if self.training and y.size and "num_batches_tracked" in self.buffers:
+            self.buffers["num_batches_tracked"] += 1
+        return y
+
+    def backward(self, dy: ArrayLike) -> Array:
+        """Return the gradient of the last call's input and fill `grads`.
+
+        Parameters
+        ----------
+        dy : array_like
+            Gradient of the last call's output: its shape and dtype.
+
+        Returns
+        -------
+        ndarray
+            Gradient of the input.
+
+        Raises
+        ------
+        RuntimeError
+            Without a call before.
+        """
+        if self._ctx is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.backward: expected a call of the layer before"
+            )
+        grads = F.backward(dy, self._ctx)
+        found = grads._asdict()
+        self.grads = {name: found[name] for name in self.params}
+        return grads.x
 
 
 def count(value: int, name: str) -> int:

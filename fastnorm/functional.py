@@ -33,7 +33,17 @@ from numpy.typing import ArrayLike
 from . import _core
 from ._core import Context
 from ._mixed import batch_renorm, instance_renorm, switchable_norm
-from ._types import Array, Axes, Gradients, MaybeArray, Param, SwitchableGradients, WithContext
+from ._types import (
+    Array,
+    Axes,
+    DerivedContext,
+    Gradients,
+    MaybeArray,
+    Param,
+    SwitchableGradients,
+    WeightGradients,
+    WithContext,
+)
 
 __all__ = [
     "backward",
@@ -403,25 +413,26 @@ def instance_norm(
 
 
 def backward(
-    dy: ArrayLike, ctx: Context, out: MaybeArray = None
-) -> Gradients | SwitchableGradients:
+    dy: ArrayLike, ctx: Context | DerivedContext, out: MaybeArray = None
+) -> Gradients | SwitchableGradients | WeightGradients:
     """Gradients of ``sum(dy * y)`` for the forward call that made `ctx`.
 
     Parameters
     ----------
     dy : array_like
         Gradient of y: its shape and dtype.
-    ctx : Context
+    ctx : Context or DerivedContext
         From a forward with ``return_ctx=True``, in training or in inference. It refers to x and
         weight, which must be unchanged since. It can be used again.
     out : ndarray, optional
-        Where to write the gradient of x; dy itself is allowed.
+        Where to write the gradient of x; dy itself is allowed. Not after :func:`cosine_norm`.
 
     Returns
     -------
-    Gradients or SwitchableGradients
+    Gradients, SwitchableGradients or WeightGradients
         Named tuple ``(x, weight, bias)``, after :func:`switchable_norm` with ``mean_logits`` and
-        ``var_logits``; weight or bias is None where there was none.
+        ``var_logits``; weight or bias is None where there was none. ``(x, g)`` after
+        :func:`weight_norm`.
 
     Raises
     ------
@@ -441,4 +452,6 @@ def backward(
     >>> grads.weight.round(3), grads.bias
     (array([-1.069,  0.   ,  0.   ]), None)
     """
+    if isinstance(ctx, DerivedContext):
+        return ctx.backward(dy, out)
     return _core.backward(dy, ctx, out)

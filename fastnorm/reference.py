@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._types import Array, Gradients, SwitchableGradients
+from ._types import Array, Gradients, SwitchableGradients, WeightGradients
 
 __all__ = [
     "backward",
@@ -28,6 +28,7 @@ __all__ = [
     "layer_norm",
     "rms_norm",
     "switchable_norm",
+    "weight_norm",
 ]
 
 N, C, S = 0, 1, 2  # axes of the canonical form
@@ -44,6 +45,7 @@ class Cache(NamedTuple):
     over: tuple[int, ...]  # axes that the gradients of weight and bias are summed over
     to_canonical: Callable[[ArrayLike], Array]
     from_canonical: Callable[[Array], Array]
+    result: type = Gradients
 
 
 # ---- shapes ----------------------------------------------------------------------------------
@@ -302,10 +304,25 @@ def switchable_norm(x: Any, weight: Any, bias: Any, mean_logits: Any, var_logits
     return _finish(centered / sigma, grad, shapes, weight, bias, (1, -1, 1), (N, S))
 
 
+def weight_norm(v: Any, g: Any, *, axis: int | None = 0) -> tuple[Array, Cache]:
+    """Weight Norm."""
+    kept = () if axis is None else (axis % np.ndim(v),)
+    shapes = _rows(v, tuple(i for i in range(np.ndim(v)) if i not in kept))
+    rows = shapes[0](v)
+    norm = np.sqrt((rows**2).sum(1, keepdims=True))
+    unit = rows / norm
+
+    def grad(h: Array) -> tuple[Array]:
+        return ((h - unit * (h * unit).sum(1, keepdims=True)) / norm,)
+
+    w, cache = _finish(unit, grad, shapes, g, None, (-1, 1), (1,))
+    return w, cache._replace(result=WeightGradients)
+
+
 # ---- backward --------------------------------------------------------------------------------
 
 
-def backward(dy: Any, cache: Cache) -> Gradients | SwitchableGradients:
+def backward(dy: Any, cache: Cache) -> Gradients | SwitchableGradients | WeightGradients:
     """Gradients of ``sum(dy * y)``."""
     g = cache.to_canonical(dy)
     dweight = dbias = None
@@ -315,6 +332,8 @@ def backward(dy: Any, cache: Cache) -> Gradients | SwitchableGradients:
         dbias = g.sum(cache.over).reshape(cache.param_shape)
     dx, *logits = cache.grad_x(g if cache.weight is None else g * cache.weight)
     dx = cache.from_canonical(dx)
+    if cache.result is WeightGradients:
+        return WeightGradients(dx, np.asarray(dweight))
     if logits:
         return SwitchableGradients(dx, dweight, dbias, *logits)
     return Gradients(dx, dweight, dbias)

@@ -28,7 +28,7 @@ class Norm:
     name: str  # of the function, in fastnorm and in fastnorm.reference
     kwargs: dict = field(default_factory=dict)
     running: str = "none"  # none, read (not updated) or update
-    axis: object = None  # layer and RMS norm: the axes, of a channels-first array
+    axis: object = None  # the axes, of a channels-first array; weight norm: that of g
     spatial: bool = False  # needs more than one spatial element
 
     @property
@@ -41,11 +41,15 @@ class Norm:
         if self.channels:
             return int(np.prod(shape[2:])) if self.spatial else int(np.prod(shape[2:])) * shape[0]
         axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
-        return int(np.prod([shape[a] for a in axes]))
+        share = int(np.prod([shape[a] for a in axes]))
+        return int(np.prod(shape)) // share if self.name == "weight_norm" else share
 
     def arguments(self, rng, x, layout):
         """Positional and keyword arguments behind x: parameters of x's dtype that all matter."""
         if not self.channels:
+            if self.name == "weight_norm":
+                g = uniform(rng, x.shape[self.axis], x.dtype)
+                return [g], {"axis": self.axis}
             axes = self.axis if isinstance(self.axis, tuple) else (self.axis,)
             shape = tuple(x.shape[a] for a in sorted(a % x.ndim for a in axes))
             args = [uniform(rng, shape, x.dtype)]
@@ -95,6 +99,9 @@ NORMS = [
     Norm("ln-first", "layer_norm", axis=0),
     Norm("rms", "rms_norm", axis=-1),
     Norm("rms-channel", "rms_norm", axis=1),
+    Norm("wn", "weight_norm", axis=0),
+    Norm("wn-middle", "weight_norm", axis=1),
+    Norm("wn-last", "weight_norm", axis=-1),
 ]
 
 
