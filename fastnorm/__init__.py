@@ -42,6 +42,7 @@ from .layers import (
     batch_renorm_r_max,
 )
 from .moments import Moments
+from .sync import SyncBatchNorm, sync_batch_norm
 
 __all__ = [
     "BatchNorm",
@@ -56,6 +57,7 @@ __all__ = [
     "RMSNorm",
     "SwitchableGradients",
     "SwitchableNorm",
+    "SyncBatchNorm",
     "__version__",
     "available_isas",
     "backward",
@@ -76,5 +78,6 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "switchable_norm",
+    "sync_batch_norm",
     "to_blocked",
 ]

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from . import functional as F
-from ._core import Context
-from ._types import Array
+from ._types import AnyContext, Array
 
 
 class Norm:
@@ -38,7 +37,7 @@ class Norm:
         self.grads: dict[str, Array] = {}
         self.buffers: dict[str, Array] = {}
         self.training = True
-        self._ctx: Context | None = None
+        self._ctx: AnyContext | None = None
 
     def _affine(self, shape: int | tuple[int, ...], weight: bool = True, bias: bool = True) -> None:
         if weight:
@@ -50,7 +49,7 @@ class Norm:
         """Raise where the sizes of x are not the layer's; without a weight nothing else would."""
         raise AssertionError("a layer checks its input")
 
-    def _forward(self, x: ArrayLike) -> tuple[Array, Context]:
+    def _forward(self, x: ArrayLike) -> tuple[Array, AnyContext]:
         """Return what the functional form returns with `return_ctx`."""
         raise AssertionError("a layer defines its forward call")
 

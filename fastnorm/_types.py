@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +15,15 @@ MaybeArray: TypeAlias = Array | None
 Param: TypeAlias = ArrayLike | None
 Axes: TypeAlias = int | tuple[int, ...]
 WithContext: TypeAlias = "tuple[Array, Context]"
+AnyContext: TypeAlias = "Context | JointContext"
+
+
+class JointContext(ABC):
+    """Context of a forward call that takes more than one call of the core to go back through."""
+
+    @abstractmethod
+    def backward(self, dy: ArrayLike, out: MaybeArray) -> Gradients:
+        """Do what :func:`fastnorm.backward` documents."""
 
 
 class Gradients(NamedTuple):

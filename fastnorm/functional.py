@@ -31,9 +31,18 @@ from typing import Literal, overload
 from numpy.typing import ArrayLike
 
 from . import _core
-from ._core import Context
 from ._mixed import batch_renorm, instance_renorm, switchable_norm
-from ._types import Array, Axes, Gradients, MaybeArray, Param, SwitchableGradients, WithContext
+from ._types import (
+    AnyContext,
+    Array,
+    Axes,
+    Gradients,
+    JointContext,
+    MaybeArray,
+    Param,
+    SwitchableGradients,
+    WithContext,
+)
 
 __all__ = [
     "backward",
@@ -403,7 +412,7 @@ def instance_norm(
 
 
 def backward(
-    dy: ArrayLike, ctx: Context, out: MaybeArray = None
+    dy: ArrayLike, ctx: AnyContext, out: MaybeArray = None
 ) -> Gradients | SwitchableGradients:
     """Gradients of ``sum(dy * y)`` for the forward call that made `ctx`.
 
@@ -441,4 +450,6 @@ def backward(
     >>> grads.weight.round(3), grads.bias
     (array([-1.069,  0.   ,  0.   ]), None)
     """
+    if isinstance(ctx, JointContext):
+        return ctx.backward(dy, out)
     return _core.backward(dy, ctx, out)
