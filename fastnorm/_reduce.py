@@ -50,12 +50,19 @@ class Report(NamedTuple):
         return cls(runs, np.frombuffer(message, np.float64, offset=start))
 
     def join(self, after: Report, merge: Merge) -> Report:
-        runs = [*self.runs, *after.runs]
-        i = len(self.runs)
-        if runs[i - 1][2:] == runs[i][2:]:
-            runs[i - 1 : i + 1] = [Run(runs[i - 1].first, runs[i].last, *runs[i][2:])]
-        agree = len(runs) == 1 and not runs[0].error
-        return Report(runs, merge(self.data, after.data) if agree else np.empty(0))
+        runs = _join(self.runs, after.runs)
+        return Report(runs, merge(self.data, after.data) if _agree(runs) else np.empty(0))
+
+
+def _join(before: list[Run], after: list[Run]) -> list[Run]:
+    *most, a = before
+    b, *rest = after
+    middle = [Run(a.first, b.last, *a[2:])] if a[2:] == b[2:] else [a, b]
+    return [*most, *middle, *rest]
+
+
+def _agree(runs: list[Run]) -> bool:
+    return len(runs) == 1 and not runs[0].error
 
 
 def allreduce(
@@ -98,7 +105,11 @@ def _gathered(comm: Communicator, own: Report, merge: Merge) -> Report:
     messages = comm.allgather(own.encode())
     if len(messages) != comm.size:
         raise RuntimeError(f"comm: expected {comm.size} messages, got {len(messages)}")
-    return reduce(lambda a, b: a.join(b, merge), map(Report.decode, messages))
+    reports = [Report.decode(message) for message in messages]
+    runs = reduce(_join, (report.runs for report in reports))
+    # other ranks' data may be of another call, which `merge` could not take
+    data = reduce(merge, (report.data for report in reports)) if _agree(runs) else np.empty(0)
+    return Report(runs, data)
 
 
 def _doubled(comm: PairCommunicator, own: Report, merge: Merge) -> Report:

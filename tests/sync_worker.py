@@ -58,7 +58,7 @@ def normalize(comm, dtype="float64", layout="NCHW", **more):
 def failure(call):
     try:
         call()
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
         return type(error).__name__, str(error)
     return "none", ""
 
