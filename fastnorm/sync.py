@@ -266,11 +266,7 @@ class SyncBatchNorm(BatchNorm):
         """Normalize x."""
         y = super().__call__(x)
         # a rank without samples counts the others' batch, or its cumulative average would differ
-        if (
-            not y.size
-            and isinstance(self._ctx, SyncContext)
-            and self._ctx.count
-            and (self.training and self.buffers)
-        ):
+        others = self._ctx.count if isinstance(self._ctx, SyncContext) else 0
+        if others and not y.size and self.training and self.buffers:
             self.buffers["num_batches_tracked"] += 1
         return y

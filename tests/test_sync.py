@@ -116,6 +116,20 @@ def test_a_tree_of_any_size(size, monkeypatch):
     assert max(comm.sent for comm in comms) <= rounds * (8 * 11 + 200)
 
 
+@pytest.mark.parametrize("pairs", [True, False])
+@pytest.mark.parametrize("size", [2, 3, 11, 16])
+def test_every_rank_gets_the_same_bits(size, pairs, monkeypatch):
+    monkeypatch.setattr("fastnorm._reduce.GATHER_UP_TO", 0)
+
+    def means(comm):
+        x = np.random.default_rng(comm.rank).normal(7, 1, (comm.rank + 2, 100))
+        state = {"running_mean": np.zeros(100), "running_var": np.zeros(100)}
+        fastnorm.sync_batch_norm(x, comm=comm, training=True, momentum=1.0, **state)
+        return state["running_mean"].tobytes() + state["running_var"].tobytes()
+
+    assert len(set(on_threads(size, means, pairs=pairs)[0])) == 1
+
+
 def test_the_tree_begins_above_eight_ranks(monkeypatch):
     monkeypatch.setattr(PairedThreads, "sendrecv", must_not_be_called)
     on_threads(8, worker.normalize)
@@ -345,6 +359,13 @@ def test_messages_of_all_lengths_through_shared_memory(size):
     for step in range(8):
         want = [bytes([rank]) * ((rank * 7 + step * 5) % 23) for rank in range(size)]
         assert all(found[step] == want for found in results)
+
+
+def test_who_comes_too_late_does_not_go_on_alone():
+    early, late = fc.local_communicators(2, timeout=0.1)
+    for comm in (early, late):
+        with pytest.raises(TimeoutError, match=r"expected all 2 ranks within 0\.1 s"):
+            comm.allgather(b"")
 
 
 def test_bad_groups():
