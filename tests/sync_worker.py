@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 import fastnorm
-from fastnorm.comm import MPICommunicator, local_communicators
+from fastnorm import _reduce
+from fastnorm.comm import MPICommunicator, PairCommunicator, local_communicators
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 
@@ -149,6 +150,9 @@ def work(comm, folder):
     found = {"size": comm.size, "rank": comm.rank, "misuse": misuse(comm)}
     for kind in KINDS:
         found[kind] = normalize(comm, *kind)
+    if isinstance(comm, PairCommunicator):
+        _reduce.GATHER_UP_TO = 0
+        found["tree"] = normalize(comm)
     with contextlib.suppress(ImportError):
         import sklearn  # noqa: F401
 

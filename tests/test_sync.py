@@ -430,6 +430,11 @@ def test_processes_give_what_one_process_gives(ranks, kind):
     check_like_one_process([rank[kind] for rank in ranks], *kind)
 
 
+def test_processes_that_talk_in_pairs(ranks):
+    if "tree" in ranks[0]:  # MPI
+        check_like_one_process([rank["tree"] for rank in ranks], "float64", "NCHW")
+
+
 def test_one_bad_process_makes_all_raise(ranks):
     check_misuse([rank["misuse"] for rank in ranks])
 
