@@ -47,6 +47,7 @@ from .layers import (
 )
 from .moments import Moments
 from .reparam import WeightNorm, WeightNormInit, weight_norm, weight_norm_init
+from .sync import SyncBatchNorm, sync_batch_norm
 
 __all__ = [
     "BatchNorm",
@@ -65,6 +66,7 @@ __all__ = [
     "Recommendation",
     "SwitchableGradients",
     "SwitchableNorm",
+    "SyncBatchNorm",
     "WeightGradients",
     "WeightNorm",
     "WeightNormInit",
@@ -92,6 +94,7 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "switchable_norm",
+    "sync_batch_norm",
     "to_blocked",
     "weight_norm",
     "weight_norm_init",

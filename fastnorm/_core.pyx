@@ -253,17 +253,22 @@ cdef int _check_count(Context ctx, int64_t per_domain, str domain, bint updates,
     return 0
 
 
+cdef int _check_forward_out(Context ctx, object out, bint keep) except -1:
+    if out is not None:
+        _check_out(out, ctx.x, ctx.shape)
+        if keep and _overlap(out, ctx.x):
+            raise ValueError("out: expected an array apart from x when return_ctx is True, since "
+                             "backward reads x; got one that shares memory with it")
+    return 0
+
+
 cdef object _forward(Context ctx, object out, bint keep):
     """Run the C library into `out`, or into a temporary where `out` is no dense array or shares
     memory with the input in another way than being it."""
     cdef cnp.ndarray y
     cdef bint given = ctx.saved != NULL  # statistics that come from elsewhere
     cdef fn_status status
-    if out is not None:
-        _check_out(out, ctx.x, ctx.shape)
-        if keep and _overlap(out, ctx.x):
-            raise ValueError("out: expected an array apart from x when return_ctx is True, since "
-                             "backward reads x; got one that shares memory with it")
+    _check_forward_out(ctx, out, keep)
     y = _target(out, ctx.x, ctx.axes)
     if out is not None:
         _detach(ctx, y)
@@ -335,14 +340,21 @@ def rms_norm(x, weight, axis, eps, out, return_ctx):
     return _forward(ctx, out, return_ctx)
 
 
-def batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps, ddof, layout,
-               out, return_ctx):
+cdef Context _start_batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps,
+                               ddof, layout):
     cdef Context ctx = _start(x, FN_BATCH, eps)
     _set_layout(ctx, layout, weight, bias, running_mean)
     _set_affine(ctx, weight, bias)
     ctx.p.training = _flag(training, "training")
     _set_running(ctx, running_mean, running_var, momentum, ddof, ctx.p.training,
                  not ctx.p.training, "when training is False")
+    return ctx
+
+
+def batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps, ddof, layout,
+               out, return_ctx):
+    cdef Context ctx = _start_batch_norm(x, weight, bias, running_mean, running_var, training,
+                                         momentum, eps, ddof, layout)
     if ctx.p.training:
         _check_count(ctx, ctx.p.n * ctx.p.s, "channel in training", True, ctx.p.n * ctx.p.s)
     return _forward(ctx, out, return_ctx)

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from . import functional as F
-from ._core import Context
-from ._types import Array, DerivedContext
+from ._types import AnyContext, Array
 
 
 class Layer:
@@ -38,7 +37,7 @@ class Layer:
         self.grads: dict[str, Array] = {}
         self.buffers: dict[str, Array] = {}
         self.training = True
-        self._ctx: Context | DerivedContext | None = None
+        self._ctx: AnyContext | None = None
 
     def train(self, mode: bool = True) -> Self:
         """Use batch statistics, and update the running ones; ``mode=False`` is `eval`."""
@@ -114,7 +113,7 @@ class Norm(Layer):
         """Raise where the sizes of x are not the layer's; without a weight nothing else would."""
         raise AssertionError("a layer checks its input")
 
-    def _forward(self, x: ArrayLike) -> tuple[Array, Context | DerivedContext]:
+    def _forward(self, x: ArrayLike) -> tuple[Array, AnyContext]:
         """Return what the functional form returns with `return_ctx`."""
         raise AssertionError("a layer defines its forward call")
 

@@ -2,6 +2,17 @@
 # moments of any axes.
 
 
+def check_batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps, ddof,
+                     layout, out, return_ctx):
+    """Raise what `batch_norm` would, but for the count. Returns x as the other steps read it."""
+    cdef Context ctx = _start_batch_norm(x, weight, bias, running_mean, running_var, training,
+                                         momentum, eps, ddof, layout)
+    _check_forward_out(ctx, out, return_ctx)
+    if out is not None:
+        _detach(ctx, out)
+    return ctx.x
+
+
 def measure(x, axis, layout, weight, bias):
     """Count, means and sums of squared deviations: over `axis`, in the shape of the rest; with
     axis None, of the channels of `layout`, (C,)."""
@@ -28,8 +39,8 @@ def apply(x, mean, var, weight, bias, axis, layout, eps, out, return_ctx):
     """Normalize with given float64 statistics, in the shape in which `measure` returns them."""
     cdef Context ctx = _start(x, FN_BATCH if axis is None else FN_LAYER, eps)
     cdef int64_t domains, i
-    cdef double[::1] means = np.ascontiguousarray(mean, np.float64).reshape(-1)
-    cdef double[::1] variances = np.ascontiguousarray(var, np.float64).reshape(-1)
+    cdef const double[::1] means = np.ascontiguousarray(mean, np.float64).reshape(-1)
+    cdef const double[::1] variances = np.ascontiguousarray(var, np.float64).reshape(-1)
     if axis is None:
         _set_layout(ctx, layout, weight, bias, mean)
         _set_affine(ctx, weight, bias)
@@ -42,11 +53,13 @@ def apply(x, mean, var, weight, bias, axis, layout, eps, out, return_ctx):
     return _forward(ctx, out, return_ctx)
 
 
-def measure_grad(dy, ctx):
-    """Sums of dy and of dy * (x - mean) over each channel: an array of shape (2, C), float64."""
+def measure_grad(dy, ctx, out):
+    """Sums of dy and of dy * (x - mean) over each channel: an array of shape (2, C), float64.
+    `out` is only checked, for `apply_grad`."""
     cdef Context c = _context(ctx)
     cdef cnp.ndarray g = _gradient(dy, c), sums
     cdef fn_status status
+    _check_grad_out(out, g, c)
     sums = np.empty((2, fn_saved_size(&c.p) // 2))
     with nogil:
         status = fn_measure_grad(&c.p, &c.q, c.saved, cnp.PyArray_DATA(c.x),

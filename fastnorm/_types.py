@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:  # the core imports this module
@@ -15,6 +15,15 @@ MaybeArray: TypeAlias = Array | None
 Param: TypeAlias = ArrayLike | None
 Axes: TypeAlias = int | tuple[int, ...]
 WithContext: TypeAlias = "tuple[Array, Context]"
+AnyContext: TypeAlias = "Context | DerivedContext"
+
+
+class DerivedContext(ABC):
+    """Context of a forward call that takes more than one call of the core to go back through."""
+
+    @abstractmethod
+    def backward(self, dy: ArrayLike, out: MaybeArray) -> Gradients:
+        """Do what :func:`fastnorm.backward` documents."""
 
 
 class Gradients(NamedTuple):
@@ -72,26 +81,3 @@ class SwitchableGradients(NamedTuple):
     bias: Array | None
     mean_logits: Array
     var_logits: Array
-
-
-class DerivedContext:
-    """What a forward call that is made of others leaves for :func:`fastnorm.backward`."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.shape, self.dtype = shape, dtype  # of y
-
-    def grads(self, dy: Array) -> Gradients:
-        """Gradients of ``sum(dy * y)``."""
-        raise AssertionError("a context defines its gradients")
-
-    def backward(self, dy: ArrayLike, out: MaybeArray) -> Gradients:
-        """As :func:`fastnorm.backward`."""
-        dy = np.asarray(dy)
-        dy = dy.astype(dy.dtype.newbyteorder("="), copy=False)
-        if dy.dtype != self.dtype:
-            raise TypeError(f"dy: expected x's dtype {self.dtype}, got {dy.dtype}")
-        if dy.shape != self.shape:
-            raise ValueError(f"dy: expected y's shape {self.shape}, got {dy.shape}")
-        if out is not None:
-            raise TypeError(f"out: expected None after this forward, got {type(out).__name__}")
-        return self.grads(dy)

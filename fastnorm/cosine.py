@@ -17,7 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike
 
 from ._layer import Norm
-from ._types import Array, DerivedContext, Gradients
+from ._types import Array, DerivedContext, Gradients, MaybeArray
 from .functional import backward, layer_norm, rms_norm
 
 __all__ = ["CosineNorm", "cosine_norm"]
@@ -53,7 +53,30 @@ class _Weight(_Units):
         return super().backward(grad).reshape(self._shape)
 
 
-class _Linear(DerivedContext):
+class _CosineContext(DerivedContext):
+    """What both forms share: checks of dy."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        self.shape, self.dtype = shape, dtype  # of y
+
+    def grads(self, dy: Array) -> Gradients:
+        """Gradients of ``sum(dy * y)``."""
+        raise AssertionError("a context defines its gradients")
+
+    def backward(self, dy: ArrayLike, out: MaybeArray) -> Gradients:
+        """As :func:`fastnorm.backward`."""
+        dy = np.asarray(dy)
+        dy = dy.astype(dy.dtype.newbyteorder("="), copy=False)
+        if dy.dtype != self.dtype:
+            raise TypeError(f"dy: expected x's dtype {self.dtype}, got {dy.dtype}")
+        if dy.shape != self.shape:
+            raise ValueError(f"dy: expected y's shape {self.shape}, got {dy.shape}")
+        if out is not None:
+            raise TypeError(f"out: expected None after this forward, got {type(out).__name__}")
+        return self.grads(dy)
+
+
+class _Linear(_CosineContext):
     """A product of x and weight as rows."""
 
     def __init__(self, x: Array, weight: Array, centered: bool, eps: float) -> None:
@@ -72,7 +95,7 @@ class _Linear(DerivedContext):
         return Gradients(dx, self._weight.backward(dy.T @ self._x.units), None)
 
 
-class _Conv(DerivedContext):
+class _Conv(_CosineContext):
     """A product of weight and patches, sample by sample."""
 
     def __init__(self, x: Array, weight: Array, centered: bool, eps: float, stride: Size,

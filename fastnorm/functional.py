@@ -31,9 +31,9 @@ from typing import Literal, overload
 from numpy.typing import ArrayLike
 
 from . import _core
-from ._core import Context
 from ._mixed import batch_renorm, instance_renorm, switchable_norm
 from ._types import (
+    AnyContext,
     Array,
     Axes,
     DerivedContext,
@@ -413,7 +413,7 @@ def instance_norm(
 
 
 def backward(
-    dy: ArrayLike, ctx: Context | DerivedContext, out: MaybeArray = None
+    dy: ArrayLike, ctx: AnyContext, out: MaybeArray = None
 ) -> Gradients | SwitchableGradients | WeightGradients:
     """Gradients of ``sum(dy * y)`` for the forward call that made `ctx`.
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from . import functional as F
 from ._core import Context
 from ._layer import ChannelNorm, Norm, check_channels, count
-from ._types import Array
+from ._types import AnyContext, Array
 
 __all__ = [
     "BatchNorm",
@@ -76,7 +76,7 @@ class BatchNorm(ChannelNorm):
             num_features, eps, momentum, affine, track_running_stats, ddof, layout, dtype
         )
 
-    def _forward(self, x: ArrayLike) -> tuple[Array, Context]:
+    def _forward(self, x: ArrayLike) -> tuple[Array, AnyContext]:
         return F.batch_norm(
             x, training=self.training or not self.buffers, return_ctx=True, **self._common()
         )

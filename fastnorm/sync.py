@@ -1,0 +1,272 @@
+"""Sync Batch Norm: Batch Norm over the samples of several processes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from . import _core
+from ._layer import check_channels
+from ._reduce import allreduce
+from ._types import AnyContext, Array, DerivedContext, Gradients, MaybeArray, Param
+from .comm import Communicator, SingleProcess
+from .layers import BatchNorm
+from .moments import Moments
+
+__all__ = ["SyncBatchNorm", "SyncContext", "sync_batch_norm"]
+
+
+@overload
+def sync_batch_norm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, comm: Communicator | None = ...,
+    running_mean: MaybeArray = ..., running_var: MaybeArray = ..., training: bool = ...,
+    momentum: float = ..., eps: float = ..., ddof: int = ..., layout: str = ...,
+    out: MaybeArray = ..., return_ctx: Literal[False] = ...,
+) -> Array: ...  # fmt: skip
+@overload
+def sync_batch_norm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, comm: Communicator | None = ...,
+    running_mean: MaybeArray = ..., running_var: MaybeArray = ..., training: bool = ...,
+    momentum: float = ..., eps: float = ..., ddof: int = ..., layout: str = ...,
+    out: MaybeArray = ..., return_ctx: Literal[True],
+) -> tuple[Array, AnyContext]: ...  # fmt: skip
+def sync_batch_norm(
+    x: ArrayLike, weight: Param = None, bias: Param = None, *, comm: Communicator | None = None,
+    running_mean: MaybeArray = None, running_var: MaybeArray = None, training: bool = False,
+    momentum: float = 0.1, eps: float = 1e-5, ddof: int = 1, layout: str = "NCHW",
+    out: MaybeArray = None, return_ctx: bool = False,
+) -> Array | tuple[Array, AnyContext]:  # fmt: skip
+    """Batch Norm of the samples of all ranks together, each of which holds some.
+
+    In training all ranks must call it at the same point, and :func:`backward` too. Each call is
+    one collective of ``2 * C + 1`` numbers (backward: ``2 * C``) in float64. Inference is local.
+
+    Parameters
+    ----------
+    x : array_like, float32, float64, float16 or bfloat16
+        This rank's samples, ``(N, C, *)`` or, by `layout`, ``(N, *, C)``. N and the spatial sizes
+        may differ from rank to rank, and N may be 0; C and the dtype may not.
+    weight, bias : array_like, shape (C,), optional
+        Scale and shift of each channel; x's dtype.
+    comm : Communicator, optional
+        The ranks: :class:`fastnorm.comm.MPICommunicator`, one of
+        :func:`fastnorm.comm.local_communicators`, or your own. None: this process alone.
+    running_mean, running_var, training, momentum, eps, ddof, layout, out, return_ctx
+        As in :func:`batch_norm`, and the same on all ranks where they are numbers.
+
+    Returns
+    -------
+    y : ndarray
+        Shape and dtype of x. Statistics have the same bits on every rank.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As :func:`batch_norm`, on all ranks, with the numbers of those that had bad input; ranks
+        whose calls differ; one value per channel on all ranks together. Nothing was written. A
+        `comm` that is no communicator: on this rank.
+
+    Notes
+    -----
+    Ranks' (count, mean, M2) merge in rank order, from 9 ranks on in a tree where `comm` can send
+    in pairs. :func:`backward` returns the gradient of the sum of all ranks' losses by x; those by
+    weight and bias are this rank's share, as in torch's SyncBatchNorm: data-parallel training adds
+    them up over the ranks as it does all gradients.
+
+    References
+    ----------
+    Peng et al.: MegDet: A Large Mini-Batch Object Detector, 2017. arXiv:1711.07240
+
+    Examples
+    --------
+    >>> import numpy as np, fastnorm
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> from fastnorm.comm import local_communicators
+    >>> def normalize(comm):
+    ...     x = np.array([[2.0 * comm.rank]])  # a single sample on each rank: 0 and 2
+    ...     return fastnorm.sync_batch_norm(x, comm=comm, training=True).round(3)
+    >>> with ThreadPoolExecutor(2) as ranks:  # processes, usually
+    ...     list(ranks.map(normalize, local_communicators(2)))
+    [array([[-1.]]), array([[1.]])]
+    """
+    arguments = (running_mean, running_var, training, momentum, eps, ddof, layout, out, return_ctx)
+    if isinstance(training, (bool, np.bool_, int)) and not training:
+        return _core.batch_norm(x, weight, bias, *arguments)
+    return _train(_communicator(comm), None, x, weight, bias, *arguments)
+
+
+def _communicator(comm: Communicator | None) -> Communicator:
+    if comm is None:
+        return SingleProcess()
+    if not isinstance(comm, Communicator):
+        raise TypeError(
+            "comm: expected a Communicator (rank, size, allgather), as fastnorm.comm."
+            f"MPICommunicator(), got {type(comm).__name__}"
+        )
+    return comm
+
+
+def _train(
+    comm: Communicator, channels: int | None, x: Any, weight: Param, bias: Param,
+    running_mean: MaybeArray, running_var: MaybeArray, training: bool, momentum: float, eps: float,
+    ddof: int, layout: str, out: MaybeArray, return_ctx: bool,
+) -> Array | tuple[Array, AnyContext]:  # fmt: skip
+    """Normalize by the statistics of all ranks; `channels` are those of a layer."""
+    call = ""
+
+    def measure() -> tuple[str, Array]:
+        # all that can be wrong must come to light here, where the other ranks get to know it
+        nonlocal x, call
+        if channels is not None:
+            check_channels(x, channels, layout)
+        x = _core.check_batch_norm(
+            x, weight, bias, running_mean, running_var, training, momentum, eps, ddof, layout, out,
+            return_ctx,
+        )  # fmt: skip
+        # in blocks of channels their number is that of the first parameter there is
+        count, mean, m2 = _core.measure(
+            x, None, layout, weight, running_mean if bias is None else bias
+        )
+        numbers = f"eps={float(eps)}, momentum={float(momentum)}, ddof={int(ddof)}"
+        call = f"{mean.size} channels, {x.dtype}, {numbers}"
+        return "forward: " + call, np.concatenate([[count], mean, m2])
+
+    moments = _unpack(allreduce(comm, measure, _merge)[1])
+    total = int(moments.count)
+    if total == 1:
+        raise ValueError(
+            "x: expected more than one value for each channel on all ranks together, whose "
+            "variance is 0 otherwise, got 1"
+        )
+    var = moments.m2 / max(total, 1)
+    result = _core.apply(
+        x, moments.mean, var, weight, bias, None, layout, eps, out, return_ctx
+    )  # fmt: skip
+    if total and running_mean is not None and running_var is not None:
+        _update(running_mean, moments.mean, float(momentum))
+        _update(running_var, moments.var(ddof), float(momentum))
+    if not return_ctx:
+        return result  # type: ignore[no-any-return]
+    with np.errstate(divide="ignore"):  # eps=0 and a constant channel
+        rstd = 1 / np.sqrt(var + eps)
+    dtypes = [None if p is None else np.asarray(p).dtype for p in (weight, bias)]
+    return result[0], SyncContext(result[1], comm, call, total, rstd, *dtypes)
+
+
+def _unpack(flat: Array) -> Moments:
+    channels = len(flat) // 2
+    return Moments(flat[0], flat[1 : 1 + channels], flat[1 + channels :])
+
+
+def _merge(a: Array, b: Array) -> Array:
+    both = _unpack(a) + _unpack(b)
+    return np.concatenate([[both.count], both.mean, both.m2])
+
+
+def _update(running: Array, batch: Array, momentum: float) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        running[...] = (1 - momentum) * running.astype(np.float64) + momentum * batch
+
+
+class SyncContext(DerivedContext):
+    """What :func:`sync_batch_norm` in training leaves for :func:`backward`.
+
+    Attributes
+    ----------
+    count : int
+        Elements of a channel on all ranks.
+    """
+
+    def __init__(
+        self, own: _core.Context, comm: Communicator, call: str, count: int, rstd: Array,
+        weight_dtype: np.dtype[Any] | None, bias_dtype: np.dtype[Any] | None,
+    ) -> None:  # fmt: skip
+        self.count = count
+        self._own, self._comm, self._call, self._rstd = own, comm, call, rstd
+        self._weight_dtype, self._bias_dtype = weight_dtype, bias_dtype
+
+    def backward(self, dy: ArrayLike, out: MaybeArray) -> Gradients:
+        """Sum over the ranks what their means need; one collective."""
+
+        def measure() -> tuple[str, Array]:
+            return "backward: " + self._call, _core.measure_grad(dy, self._own, out).ravel()
+
+        own, summed = allreduce(self._comm, measure, np.add)
+        dx = _core.apply_grad(dy, self._own, summed.reshape(2, -1), self.count, out)
+        dbias, dweight = own.reshape(2, -1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return Gradients(
+                dx,
+                None if self._weight_dtype is None
+                else (dweight * self._rstd).astype(self._weight_dtype),
+                None if self._bias_dtype is None else dbias.astype(self._bias_dtype),
+            )  # fmt: skip
+
+
+class SyncBatchNorm(BatchNorm):
+    """Batch Norm over the samples of all ranks of a communicator.
+
+    In training all ranks must call the layer, and its `backward`, at the same points; in eval each
+    is on its own. Where the ranks begin with the same state, they keep the same state.
+
+    Parameters
+    ----------
+    num_features, eps, momentum, affine, track_running_stats, ddof, layout, dtype
+        As in :class:`BatchNorm`.
+    comm : Communicator, optional
+        As in :func:`sync_batch_norm`. Copies of the layer share it.
+
+    Notes
+    -----
+    `grads` of weight and bias are this rank's share: see :func:`sync_batch_norm`.
+
+    References
+    ----------
+    Peng et al.: MegDet: A Large Mini-Batch Object Detector, 2017. arXiv:1711.07240
+
+    Examples
+    --------
+    >>> import numpy as np, fastnorm
+    >>> layer = fastnorm.SyncBatchNorm(3)  # comm=fastnorm.comm.MPICommunicator() under mpiexec
+    >>> y = layer(np.random.default_rng(0).standard_normal((8, 3, 4, 4), dtype=np.float32))
+    >>> layer.backward(np.ones_like(y)).shape
+    (8, 3, 4, 4)
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
+                 affine: bool = True, track_running_stats: bool = True, *,
+                 comm: Communicator | None = None, ddof: int = 1, layout: str = "NCHW",
+                 dtype: DTypeLike = np.float32) -> None:  # fmt: skip
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats,
+            ddof=ddof, layout=layout, dtype=dtype,
+        )  # fmt: skip
+        self.comm = comm
+        _communicator(comm)
+
+    def _synchronizes(self) -> bool:
+        return self.training or not self.buffers
+
+    def _check(self, x: ArrayLike) -> None:
+        if not self._synchronizes():  # else it is checked where the other ranks get to know
+            super()._check(x)
+
+    def _forward(self, x: ArrayLike) -> tuple[Array, AnyContext]:
+        if not self._synchronizes():
+            return super()._forward(x)
+        common = {"weight": None, "bias": None, "running_mean": None, "running_var": None}
+        return _train(  # type: ignore[return-value]
+            _communicator(self.comm), self.num_features, x, training=True, out=None,
+            return_ctx=True, **{**common, **self._common()},
+        )  # fmt: skip
+
+    def __call__(self, x: ArrayLike) -> Array:
+        """Normalize x."""
+        y = super().__call__(x)
+        # a rank without samples counts the others' batch, or its cumulative average would differ
+        others = self._ctx.count if isinstance(self._ctx, SyncContext) else 0
+        if others and not y.size and self.training and self.buffers:
+            self.buffers["num_batches_tracked"] += 1
+        return y
