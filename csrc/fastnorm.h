@@ -114,6 +114,10 @@ fn_status fn_measure_grad(const fn_problem *problem, const fn_params *params, co
 fn_status fn_apply_grad(const fn_problem *problem, const fn_params *params, const double *saved,
                         const double *sums, double count, const void *x, const void *dy, void *dx);
 
+/* extremes[j] = min x, extremes[cols + j] = max x of column j of x[rows][cols], NaN passed over;
+ * NaN where there is nothing else */
+fn_status fn_extremes(fn_dtype dtype, int64_t rows, int64_t cols, const void *x, double *extremes);
+
 /* Threads.  0 means the default: FASTNORM_NUM_THREADS, else what OpenMP would take (so
  * OMP_NUM_THREADS and threadpoolctl count).  Without OpenMP always 1. */
 void fn_set_num_threads(int num_threads);

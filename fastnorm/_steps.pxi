@@ -1,5 +1,5 @@
 # The steps of batch norm one by one, for statistics that come from more than one array; and the
-# moments of any axes.
+# moments of any axes. What else the scalers need: extremes, and memory for their outputs.
 
 
 def measure(x, axis, layout, weight, bias):
@@ -69,3 +69,28 @@ def apply_grad(dy, ctx, sums, double count, out):
                                cnp.PyArray_DATA(c.x), cnp.PyArray_DATA(g), cnp.PyArray_DATA(dx))
     _check_status(status)
     return _deliver(dx, out, c.axes)
+
+
+def extremes(x):
+    """The least and the largest value of each column of a matrix, NaN passed over: (2, columns),
+    float64; NaN where there is nothing else."""
+    cdef cnp.ndarray a = _dense_input(x, "x"), found
+    cdef fn_dtype dtype = <fn_dtype>_dtype(a, "x")
+    cdef int64_t rows, cols
+    cdef fn_status status
+    if cnp.PyArray_NDIM(a) != 2:
+        raise ValueError(f"x: expected 2 dimensions, got shape {(<object>a).shape}")
+    rows = cnp.PyArray_DIM(a, 0)
+    cols = cnp.PyArray_DIM(a, 1)
+    found = np.empty((2, cols))
+    with nogil:
+        status = fn_extremes(dtype, rows, cols, cnp.PyArray_DATA(a),
+                             <double*>cnp.PyArray_DATA(found))
+    _check_status(status)
+    return found
+
+
+def empty_like(cnp.ndarray x):
+    """An array of x's shape and dtype, C-contiguous, from the cache of buffers."""
+    return _new(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), cnp.PyArray_TYPE(x),
+                cnp.PyArray_SIZE(x) * cnp.PyArray_ITEMSIZE(x))
