@@ -28,8 +28,8 @@ def apply(x, mean, var, weight, bias, axis, layout, eps, out, return_ctx):
     """Normalize with given float64 statistics, in the shape in which `measure` returns them."""
     cdef Context ctx = _start(x, FN_BATCH if axis is None else FN_LAYER, eps)
     cdef int64_t domains, i
-    cdef double[::1] means = np.ascontiguousarray(mean, np.float64).reshape(-1)
-    cdef double[::1] variances = np.ascontiguousarray(var, np.float64).reshape(-1)
+    cdef const double[::1] means = np.ascontiguousarray(mean, np.float64).reshape(-1)
+    cdef const double[::1] variances = np.ascontiguousarray(var, np.float64).reshape(-1)
     if axis is None:
         _set_layout(ctx, layout, weight, bias, mean)
         _set_affine(ctx, weight, bias)
