@@ -118,6 +118,11 @@ fn_status fn_apply_grad(const fn_problem *problem, const fn_params *params, cons
  * NaN where there is nothing else */
 fn_status fn_extremes(fn_dtype dtype, int64_t rows, int64_t cols, const void *x, double *extremes);
 
+/* y = (x - center[j]) * factor[j] + shift[j] in column j of x[rows][cols]; *infinite: whether x has
+ * infinities.  y may be x, no other overlap. */
+fn_status fn_affine(fn_dtype dtype, int64_t rows, int64_t cols, const void *x, const double *center,
+                    const double *factor, const double *shift, void *y, int *infinite);
+
 /* Threads.  0 means the default: FASTNORM_NUM_THREADS, else what OpenMP would take (so
  * OMP_NUM_THREADS and threadpoolctl count).  Without OpenMP always 1. */
 void fn_set_num_threads(int num_threads);

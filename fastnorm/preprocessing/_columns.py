@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from sklearn import get_config
 from sklearn.utils import assert_all_finite
 from sklearn.utils.sparsefuncs import mean_variance_axis
 
@@ -38,11 +37,14 @@ def row_blocks(x: Array) -> Iterator[slice]:
     return (slice(r, r + rows) for r in range(0, len(x), rows))
 
 
-def _blocks(x: Array) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of blocks that lie in one piece where x does."""
+def _pieces(x: Array) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of what the C library takes at once: all, or columns, or blocks of rows."""
+    every = slice(None)
+    if x.flags.c_contiguous:
+        return iter([(every, every)])
     if x.flags.f_contiguous:
-        return ((slice(None), columns) for columns in row_blocks(x.T))
-    return ((rows, slice(None)) for rows in row_blocks(x))
+        return ((every, slice(c, c + 1)) for c in range(x.shape[1]))
+    return ((rows, every) for rows in row_blocks(x))
 
 
 def moments(x: Array) -> Moments:
@@ -64,10 +66,9 @@ def extremes(x: Array) -> Array:
     return np.stack([np.fmin.reduce(found[:, 0]), np.fmax.reduce(found[:, 1])])
 
 
-def refuse_infinity(x: Array, found: Array) -> None:
-    """Raise scikit-learn's error where `found`, what was made of x, shows that x has infinities."""
-    if not np.isfinite(found).all():
-        assert_all_finite(x, allow_nan=True, input_name="X")
+def refuse_infinity(x: Array) -> None:
+    """Raise scikit-learn's error where x has infinities, but for where it is told not to look."""
+    assert_all_finite(x, allow_nan=True, input_name="X")
 
 
 def moments_of_numbers(x: Array, weight: MaybeArray) -> Moments:
@@ -78,10 +79,10 @@ def moments_of_numbers(x: Array, weight: MaybeArray) -> Moments:
         slow = np.flatnonzero(~np.isfinite(found.mean + found.m2))
         if slow.size == 0:
             return found
-        refuse_infinity(x, found.mean)
+        refuse_infinity(x)
     else:
         found, slow = Moments.empty((columns,)), np.arange(columns)
-        refuse_infinity(x, extremes(x))
+        refuse_infinity(x)
     merged = Moments.merge(
         _block_moments(x[rows, slow], None if weight is None else weight[rows])
         for rows in row_blocks(x)
@@ -126,22 +127,21 @@ def affine(
     Written into x where `copy` is False, or where x is a conversion of what was `given`.
     """
     out = _output_of(x, given, copy)
-    center, factor, shift = (np.broadcast_to(c, x.shape[1:]) for c in coefficients)
-    one = np.ones(x.shape[1])
-    finite = get_config()["assume_finite"]
-    if out is x and not finite:
-        refuse_infinity(x, extremes(x))  # before anything is written
-        finite = True
-    with np.errstate(over="ignore"):  # a factor of float32 may be infinite
-        dtype = np.promote_types(x.dtype, np.float32)
-        weight, bias = factor.astype(dtype), shift.astype(dtype)
-    for at in _blocks(x):
-        if not finite:
-            refuse_infinity(x[at], extremes(x[at]))
-        c = at[1]
-        _apply(x[at], center[c], one[c], weight[c], bias[c], out[at])
+    c = np.stack([np.broadcast_to(v, x.shape[1:]) for v in coefficients])
+    if out is x and np.isinf(extremes(x)).any():  # before anything is written
+        refuse_infinity(x)
+    for at in _pieces(x):
+        source, target = x[at], out[at]
+        if not source.flags.c_contiguous or not target.flags.c_contiguous:
+            source = target = np.array(source, order="C")
+        center, factor, shift = c[:, at[1]]
+        infinite = _core.affine(source, center, factor, shift, target)
+        if infinite and out is not x:
+            refuse_infinity(x)
         if clip is not None:
-            np.clip(out[at], *clip, out=out[at])
+            np.clip(target, *clip, out=target)
+        if not np.may_share_memory(target, out):
+            out[at] = target
     return out
 
 
@@ -150,10 +150,3 @@ def _output_of(x: Array, given: Any, copy: bool) -> Array:
     if (converted or not copy) and x.flags.writeable:
         return x
     return _core.empty_like(x.T).T if x.flags.f_contiguous else _core.empty_like(x)
-
-
-def _apply(x: Array, mean: Array, var: Array, weight: Array, bias: Array, out: Array) -> None:
-    layout = "NC"
-    if x.flags.f_contiguous:  # one sample, whose channels are the columns
-        x, out, layout = x.T[np.newaxis], out.T[np.newaxis], "NCL"
-    _core.apply(x, mean, var, weight, bias, None, layout, 0.0, out, False)

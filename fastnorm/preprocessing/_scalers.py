@@ -322,7 +322,8 @@ class MinMaxScaler(_Scaler):
             low, high = self._range()
             x = self._fit_input(x, first)
             found = _columns.extremes(x)
-            _columns.refuse_infinity(x, found)
+            if np.isinf(found).any():
+                _columns.refuse_infinity(x)
             count = len(x)
             if not first:
                 count += self.n_samples_seen_
