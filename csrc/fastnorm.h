@@ -117,6 +117,15 @@ fn_status fn_measure_grad(const fn_problem *problem, const fn_params *params, co
 fn_status fn_apply_grad(const fn_problem *problem, const fn_params *params, const double *saved,
                         const double *sums, double count, const void *x, const void *dy, void *dx);
 
+/* extremes[j] = min x, extremes[cols + j] = max x of column j of x[rows][cols], NaN passed over;
+ * NaN where there is nothing else */
+fn_status fn_extremes(fn_dtype dtype, int64_t rows, int64_t cols, const void *x, double *extremes);
+
+/* y = (x - center[j]) * factor[j] + shift[j] in column j of x[rows][cols]; *infinite: whether x has
+ * infinities.  y may be x, no other overlap. */
+fn_status fn_affine(fn_dtype dtype, int64_t rows, int64_t cols, const void *x, const double *center,
+                    const double *factor, const double *shift, void *y, int *infinite);
+
 /* Threads.  0 means the default: FASTNORM_NUM_THREADS, else what OpenMP would take (so
  * OMP_NUM_THREADS and threadpoolctl count).  Without OpenMP always 1. */
 void fn_set_num_threads(int num_threads);

@@ -57,6 +57,8 @@ typedef struct {
       (const void *x, int64_t rows, int64_t ld, int64_t cols, double *mean, double *m2))           \
     X(col_squares,                                                                                 \
       (const void *x, int64_t rows, int64_t ld, int64_t cols, double *mean, double *m2))           \
+    X(col_extremes,                                                                                \
+      (const void *x, int64_t rows, int64_t ld, int64_t cols, double *low, double *high))          \
     X(col_apply,                                                                                   \
       (const void *x, void *y, int64_t rows, int64_t ld, int64_t cols, const void *center,         \
        const void *scale, const void *shift, const void *weight, const void *bias, int stream))    \

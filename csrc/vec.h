@@ -96,7 +96,7 @@ FN_INLINE double fn_fold_f32(const fn_vec_f32 *v) {
 
 /* fn_load_part: the first n elements (0 < n < width), the rest are zero.  fn_store_part: only the
  * first n elements are written.  fn_stream: p is aligned to FN_VEC_BYTES; the line is not brought
- * into the cache. */
+ * into the cache.  fn_least, fn_most: a < b ? a : b, a > b ? a : b; b where one of them is NaN. */
 #if FN_VEC_BYTES == 64
 
 FN_INLINE fn_vec_f32 fn_load_part_f32(const float *p, int n) {
@@ -113,6 +113,18 @@ FN_INLINE void fn_store_part_f64(double *p, fn_vec_f64 v, int n) {
 }
 FN_INLINE void fn_stream_f32(float *p, fn_vec_f32 v) { _mm512_stream_ps(p, (__m512)v); }
 FN_INLINE void fn_stream_f64(double *p, fn_vec_f64 v) { _mm512_stream_pd(p, (__m512d)v); }
+FN_INLINE fn_vec_f32 fn_least_f32(fn_vec_f32 a, fn_vec_f32 b) {
+    return (fn_vec_f32)_mm512_min_ps((__m512)a, (__m512)b);
+}
+FN_INLINE fn_vec_f32 fn_most_f32(fn_vec_f32 a, fn_vec_f32 b) {
+    return (fn_vec_f32)_mm512_max_ps((__m512)a, (__m512)b);
+}
+FN_INLINE fn_vec_f64 fn_least_f64(fn_vec_f64 a, fn_vec_f64 b) {
+    return (fn_vec_f64)_mm512_min_pd((__m512d)a, (__m512d)b);
+}
+FN_INLINE fn_vec_f64 fn_most_f64(fn_vec_f64 a, fn_vec_f64 b) {
+    return (fn_vec_f64)_mm512_max_pd((__m512d)a, (__m512d)b);
+}
 
 #elif FN_VEC_BYTES == 32
 
@@ -136,6 +148,18 @@ FN_INLINE void fn_store_part_f64(double *p, fn_vec_f64 v, int n) {
 }
 FN_INLINE void fn_stream_f32(float *p, fn_vec_f32 v) { _mm256_stream_ps(p, (__m256)v); }
 FN_INLINE void fn_stream_f64(double *p, fn_vec_f64 v) { _mm256_stream_pd(p, (__m256d)v); }
+FN_INLINE fn_vec_f32 fn_least_f32(fn_vec_f32 a, fn_vec_f32 b) {
+    return (fn_vec_f32)_mm256_min_ps((__m256)a, (__m256)b);
+}
+FN_INLINE fn_vec_f32 fn_most_f32(fn_vec_f32 a, fn_vec_f32 b) {
+    return (fn_vec_f32)_mm256_max_ps((__m256)a, (__m256)b);
+}
+FN_INLINE fn_vec_f64 fn_least_f64(fn_vec_f64 a, fn_vec_f64 b) {
+    return (fn_vec_f64)_mm256_min_pd((__m256d)a, (__m256d)b);
+}
+FN_INLINE fn_vec_f64 fn_most_f64(fn_vec_f64 a, fn_vec_f64 b) {
+    return (fn_vec_f64)_mm256_max_pd((__m256d)a, (__m256d)b);
+}
 
 #else /* 16 bytes: SSE2, NEON, or whatever the compiler makes of it */
 
@@ -159,6 +183,16 @@ FN_INLINE void fn_store_part_f64(double *p, fn_vec_f64 v, int n) {
     for (int i = 0; i < n; i++)
         p[i] = v[i];
 }
+#define FN_PICK(name, op, t)                                                                       \
+    FN_INLINE fn_vec_##t fn_##name##_##t(fn_vec_##t a, fn_vec_##t b) {                             \
+        for (int i = 0; i < (int)(sizeof a / sizeof a[0]); i++)                                    \
+            b[i] = a[i] op b[i] ? a[i] : b[i];                                                     \
+        return b;                                                                                  \
+    }
+FN_PICK(least, <, f32)
+FN_PICK(least, <, f64)
+FN_PICK(most, >, f32)
+FN_PICK(most, >, f64)
 #if defined(__x86_64__)
 FN_INLINE void fn_stream_f32(float *p, fn_vec_f32 v) { _mm_stream_ps(p, (__m128)v); }
 FN_INLINE void fn_stream_f64(double *p, fn_vec_f64 v) { _mm_stream_pd(p, (__m128d)v); }

@@ -82,6 +82,9 @@ cdef extern from "fastnorm.h" nogil:
                               const void*, double*)
     fn_status fn_apply_grad(const fn_problem*, const fn_params*, const double*, const double*,
                             double, const void*, const void*, void*)
+    fn_status fn_extremes(fn_dtype, int64_t, int64_t, const void*, double*)
+    fn_status fn_affine(fn_dtype, int64_t, int64_t, const void*, const double*, const double*,
+                        const double*, void*, int*)
     void fn_set_num_threads(int)
     int fn_get_num_threads()
     int fn_isa_count()

@@ -1,5 +1,5 @@
 # The steps of batch norm one by one, for statistics that come from more than one array; and the
-# moments of any axes.
+# moments of any axes. What else the scalers need, of matrices.
 
 
 def check_batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps, ddof,
@@ -82,3 +82,56 @@ def apply_grad(dy, ctx, sums, double count, out):
                                cnp.PyArray_DATA(c.x), cnp.PyArray_DATA(g), cnp.PyArray_DATA(dx))
     _check_status(status)
     return _deliver(dx, out, c.axes)
+
+
+cdef cnp.ndarray _matrix(object value, str name):
+    cdef cnp.ndarray a = _dense_input(value, name)
+    if cnp.PyArray_NDIM(a) != 2:
+        raise ValueError(f"{name}: expected 2 dimensions, got shape {(<object>a).shape}")
+    return a
+
+
+def extremes(x):
+    """The least and the largest value of each column of a matrix, NaN passed over: (2, columns),
+    float64; NaN where there is nothing else."""
+    cdef cnp.ndarray a = _matrix(x, "x"), found
+    cdef fn_dtype dtype = <fn_dtype>_dtype(a, "x")
+    cdef int64_t rows = cnp.PyArray_DIM(a, 0), cols = cnp.PyArray_DIM(a, 1)
+    cdef fn_status status
+    found = np.empty((2, cols))
+    with nogil:
+        status = fn_extremes(dtype, rows, cols, cnp.PyArray_DATA(a),
+                             <double*>cnp.PyArray_DATA(found))
+    _check_status(status)
+    return found
+
+
+def affine(x, center, factor, shift, out):
+    """`out = (x - center) * factor + shift`, with float64 coefficients of each column. `out` is x
+    or does not overlap it, and is dense. Return whether x has infinities."""
+    cdef cnp.ndarray a = _matrix(x, "x"), y
+    cdef fn_dtype dtype = <fn_dtype>_dtype(a, "x")
+    cdef int64_t rows = cnp.PyArray_DIM(a, 0), cols = cnp.PyArray_DIM(a, 1)
+    # one copy, so that it is dense whatever was given
+    cdef double[:, ::1] c = np.array([np.broadcast_to(v, cols) for v in (center, factor, shift)],
+                                     np.float64)
+    cdef int infinite = 0
+    cdef fn_status status
+    _check_out(out, a, (rows, cols))
+    y = out
+    if not cnp.PyArray_ISCARRAY(y) or (
+            cnp.PyArray_DATA(y) != cnp.PyArray_DATA(a) and _overlap(y, a)):
+        raise ValueError("out: expected a C-contiguous array that is x or apart from it")
+    if cols == 0:
+        return False
+    with nogil:
+        status = fn_affine(dtype, rows, cols, cnp.PyArray_DATA(a), &c[0, 0], &c[1, 0], &c[2, 0],
+                           cnp.PyArray_DATA(y), &infinite)
+    _check_status(status)
+    return infinite != 0
+
+
+def empty_like(cnp.ndarray x):
+    """An array of x's shape and dtype, C-contiguous, from the cache of buffers."""
+    return _new(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), cnp.PyArray_TYPE(x),
+                cnp.PyArray_SIZE(x) * cnp.PyArray_ITEMSIZE(x))

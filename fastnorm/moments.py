@@ -26,7 +26,8 @@ class Moments:
     Parameters
     ----------
     count : float or ndarray
-        Elements of a feature: one number for all, or one for each. 0 is the neutral element.
+        Elements of a feature, or the sum of their weights: one number for all, or one for each. 0
+        is the neutral element.
     mean, m2 : ndarray, float64
         Mean and ``sum (x - mean)**2`` of each feature, of one shape.
 
@@ -111,7 +112,7 @@ class Moments:
                 f"moments: expected features of shape {self.mean.shape}, got {other.mean.shape}"
             )
         count = self.count + other.count
-        part = other.count / np.maximum(count, 1)
+        part = other.count / np.where(count > 0, count, 1)  # weights may sum to less than 1
         delta = other.mean - self.mean
         return Moments(
             count,
