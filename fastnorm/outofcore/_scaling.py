@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -27,6 +28,12 @@ class Extremes:
 
     @classmethod
     def from_array(cls, x: Array, axis: Axes) -> Extremes:
+        leading = len(np.atleast_1d(axis))
+        is_matrix = [*np.atleast_1d(axis)] == [*range(leading)] and x.flags.c_contiguous
+        if is_matrix and x.dtype.kind == "f" and x.size:
+            features = x.shape[leading:]
+            low, high = _core.extremes(x.reshape(-1, math.prod(features)))
+            return cls(low.reshape(features), high.reshape(features))
         return cls(
             np.fmin.reduce(x, axis, initial=np.nan).astype(np.float64),
             np.fmax.reduce(x, axis, initial=np.nan).astype(np.float64),
