@@ -32,8 +32,8 @@ static void *workspace(fn_job *job, double *saved, int grad) {
     fn_coefs *cf = &job->cf;
     const int64_t P = pl->planes, K = grad ? pl->gchunks.count : pl->mchunks.count;
     /* one chunk, and nothing to merge: moments and sums are written where they are wanted */
-    const int direct = K == 1 && (grad || !pl->col || pl->planes == pl->domains);
-    const int64_t slots = direct ? 0 : K * (pl->col || grad ? P : pl->domains);
+    const int direct = K == 1 && (grad || pl->cols == 1 || pl->planes == pl->domains);
+    const int64_t slots = direct ? 0 : K * (pl->cols > 1 || grad ? P : pl->domains);
     const int64_t own = saved ? 0 : saved_size(pl);
     const int64_t mixed = pl->p.norm == FN_SWITCHABLE && grad ? 2 * P + 8 * pl->n + 2 * pl->c : 0;
     const int64_t doubles = 2 * slots + own + (grad ? 2 * P : 0) + mixed;

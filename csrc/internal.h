@@ -18,12 +18,14 @@ typedef struct {
  * then a unit has all columns, because the sums depend on it. */
 #define FN_NARROW 64
 
-/* Which elements a tile kernel walks: in each of nseg segments a run of outer x values x inner
- * elements, whose index in the middle tells the plane that they belong to: x[n][c][s] has outer 1,
- * x[n][c / block][s][block] has inner 1. */
+/* Which elements a tile kernel walks: in each of nseg segments `values` planes of `inner` elements.
+ */
 typedef struct {
-    int64_t nseg, seg_stride, outer, values, inner;
+    int64_t nseg, seg_stride, values, inner;
 } fn_tile;
+
+/* Planes of a block have no more channels; it is a power of two. */
+#define FN_MOST_BLOCK 64
 
 /* Columns that column kernels keep the state of in the L1; values of a tile have no more. */
 #define FN_STRIP 1024
@@ -72,6 +74,14 @@ typedef struct {
       (const void *x, const void *dy, void *dx, int64_t rows, int64_t ld, int64_t cols,            \
        const void *center, const void *scale, const void *shift, const void *b, const void *e,     \
        const void *weight, double *dweight, double *dbias))                                        \
+    X(block_moments, (const void *x, fn_run run, int64_t block, double *mean, double *m2))         \
+    X(block_apply, (const void *x, void *y, int64_t runs, fn_run run, int64_t block,               \
+                    const void *center, const void *scale, const void *shift, fn_hints hints))     \
+    X(block_grad_moments, (const void *x, const void *dy, fn_run run, int64_t block,               \
+                           const void *center, double *sum_dy, double *sum_dy_xc))                 \
+    X(block_grad_apply,                                                                            \
+      (const void *x, const void *dy, void *dx, int64_t runs, fn_run run, int64_t block,           \
+       const void *center, const void *a, const void *b, const void *e, fn_hints hints))           \
     X(tile_moments, (const void *x, fn_tile tile, double *mean, double *m2))                       \
     X(tile_apply, (const void *x, void *y, fn_tile tile, const void *center, const void *scale,    \
                    const void *shift, fn_hints hints))                                             \
@@ -114,13 +124,14 @@ typedef struct {
 typedef struct {
     fn_problem p;
     const fn_kernels *k;
-    size_t esize; /* bytes of an element of x */
-    size_t asize; /* bytes of an element of the coefficients */
-    int col;      /* column form: matrices of s rows and cols columns; else row form: x[n][c][s] */
-    int elem;     /* weight and bias belong to the elements of s (layer and RMS norm) */
+    size_t esize;    /* bytes of an element of x */
+    size_t asize;    /* bytes of an element of the coefficients */
+    int col;         /* column form: matrices of s rows and cols columns */
+    int64_t block;   /* block form: x[n][c / block][s][block], 0 in the others; else row form */
+    int elem;        /* weight and bias belong to the elements of s (layer and RMS norm) */
     int64_t n, c, s; /* as walked: batch norm channels last has n = 1, s = n*s; c is a multiple of
                         the block, and those from p.c on are padding */
-    int64_t cols;    /* column form: c, or the block */
+    int64_t cols;    /* planes side by side: c in column form, the block, 1 in row form */
 
     int64_t count;            /* elements of a domain */
     int64_t domains;          /* number of domains */

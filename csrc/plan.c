@@ -64,11 +64,11 @@ static int64_t l2(void) { return fn_cache_bytes(2) > 0 ? fn_cache_bytes(2) : 1 <
 /* Domains that are neighbours in memory and together fit the L2 with room for the output. */
 static int64_t unit_domains(const fn_plan *plan, int arrays) {
     const int64_t bytes = fn_max(1, plan->count * (int64_t)plan->esize * arrays);
+    if (plan->block) /* or what groups make of it */
+        return plan->per_domain == 1 ? plan->block : plan->sample_domains;
     if (plan->col) {
         const int64_t in_sample = plan->sample_domains;
         const int64_t whole = bytes * in_sample;
-        if (plan->cols != plan->c) /* a block, or what groups make of it */
-            return plan->per_domain == 1 ? plan->cols : in_sample;
         /* a tile of columns whose rows fall on few sets of the cache would push itself out */
         const int64_t line = plan->c * (int64_t)plan->esize / 64;
         if (whole <= l2() / 2 || line % 8 == 0 || plan->c < FN_NARROW)
@@ -97,14 +97,15 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
     plan->asize = p->dtype == FN_F64 ? 8 : 4;
     plan->elem = p->norm == FN_LAYER || p->norm == FN_RMS;
     const int blocked = p->layout == FN_BLOCKED;
-    plan->col = p->layout != FN_CHANNELS_FIRST;
-    if (p->c == 1 && !blocked) /* one channel: both layouts are the same rows */
-        plan->col = 0;
-    else if (p->s == 1 && !plan->elem) /* one element: all are the same columns */
-        plan->col = 1;
     if (blocked)
         plan->c = fn_ceil_div(p->c, p->block) * p->block;
-    plan->cols = blocked && p->s > 1 ? p->block : plan->c;
+    if (p->s == 1 && plan->c > 1 && !plan->elem) /* one element: all layouts are the same columns */
+        plan->col = 1;
+    else if (blocked)
+        plan->block = p->block;
+    else /* one channel: both layouts are the same rows */
+        plan->col = p->layout == FN_CHANNELS_LAST && p->c != 1;
+    plan->cols = plan->block ? plan->block : plan->col ? plan->c : 1;
 
     /* constants for each channel, in instance norm too */
     const int over_n = p->norm == FN_BATCH || p->norm == FN_BATCH_RENORM || p->norm == FN_WEIGHT ||
@@ -112,8 +113,7 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
     plan->per_domain = p->norm == FN_GROUP ? fn_max(1, p->c / p->groups) : 1;
     plan->nseg = 1;
     if (over_n && plan->n != 1) {
-        const int behind = plan->col ? plan->cols == plan->c : plan->c == 1;
-        if (behind) { /* samples lie behind one another: one long plane */
+        if (plan->cols == plan->c) { /* samples lie behind one another: one long plane */
             plan->s = p->n * p->s;
         } else {
             plan->nseg = p->n;
@@ -126,14 +126,14 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
     plan->domains = plan->n * plan->sample_domains;
     plan->count = plan->per_domain * plan->s * plan->nseg;
 
-    plan->tile = plan->nseg >= LEAST_SEGMENTS &&
-                 (plan->col ? plan->s * plan->cols <= FN_STRIP : plan->s <= MOST_TILE_ELEMS);
-    if (!plan->col && plan->nseg >= LEAST_SEGMENTS / 2 && plan->s > 0 && plan->s <= FN_STRIP / 2)
+    const int row = !plan->col && !plan->block;
+    plan->tile = row && plan->nseg >= LEAST_SEGMENTS && plan->s <= MOST_TILE_ELEMS;
+    if (row && plan->nseg >= LEAST_SEGMENTS / 2 && plan->s > 0 && plan->s <= FN_STRIP / 2)
         plan->stream_planes = FN_STRIP / plan->s;
-    if (plan->tile) {
-        plan->mchunks = plan->gchunks = row_chunks(plan->nseg, plan->s);
-    } else if (plan->col) {
+    if (plan->col) {
         plan->mchunks = plan->gchunks = col_chunks(plan->nseg, plan->s, plan->cols);
+    } else if (plan->block) {
+        plan->mchunks = plan->gchunks = row_chunks(plan->nseg, plan->s * plan->block);
     } else {
         plan->mchunks = row_chunks(plan->nseg, plan->per_domain * plan->s);
         plan->gchunks = row_chunks(plan->nseg, plan->s);
@@ -141,12 +141,12 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
     const int arrays = backward ? 2 : 1;
     plan->unit_domains = fn_max(1, unit_domains(plan, arrays));
     /* contiguous units are what processors prefetch by themselves, and better */
-    plan->prefetch = plan->nseg > 1 && (!plan->col || plan->tile) &&
+    plan->prefetch = plan->nseg > 1 && !plan->col &&
                      plan->unit_domains * plan->count * (int64_t)plan->esize * arrays <= l2() / 2;
     if (p->norm == FN_SWITCHABLE) { /* all planes depend on one another: no units */
         plan->units = 1;
         plan->unit_domains = plan->domains;
-    } else if (plan->col) {
+    } else if (plan->cols > 1) {
         plan->units = plan->n * fn_ceil_div(plan->sample_domains, plan->unit_domains);
     } else {
         plan->units = fn_ceil_div(plan->domains, plan->unit_domains);

@@ -20,10 +20,13 @@ static int64_t chunk_of(const fn_chunks *ch, fn_run run, int64_t k, fn_run *out)
     return k * ch->size * run.seg_stride;
 }
 
+/* what row and block kernels reduce: a domain or block, and for gradients a plane or block */
 static fn_run domain_run(const fn_plan *pl) {
-    return (fn_run){pl->nseg, pl->seg_stride, pl->s * pl->per_domain};
+    return (fn_run){pl->nseg, pl->seg_stride, pl->s * (pl->block ? pl->block : pl->per_domain)};
 }
-static fn_run plane_run(const fn_plan *pl) { return (fn_run){pl->nseg, pl->seg_stride, pl->s}; }
+static fn_run plane_run(const fn_plan *pl) {
+    return (fn_run){pl->nseg, pl->seg_stride, pl->s * pl->cols};
+}
 
 static const char *x_at(const fn_job *job, int64_t i) {
     return job->x + i * (int64_t)job->plan.esize;
@@ -35,8 +38,8 @@ static char *out_at(const fn_job *job, int64_t i) {
     return job->out + i * (int64_t)job->plan.esize;
 }
 
-/* Column form: row r of segment g of plane p, in elements; how many matrices there are; and where
- * the planes of p's matrix end, or p1 if that is before. */
+/* Column form: row r of segment g of plane p, in elements.  Column and block form: how many
+ * matrices or blocks there are; and where the planes of that of p end, or p1 if that is before. */
 static int64_t row_at(const fn_plan *pl, int64_t p, int64_t g, int64_t r) {
     return g * pl->seg_stride + (p / pl->cols * pl->s + r) * pl->cols + p % pl->cols;
 }
@@ -51,27 +54,22 @@ static int64_t chunk_at(const fn_plan *pl, int64_t p, int64_t k) {
     return row_at(pl, p, k / pl->mchunks.pieces, k % pl->mchunks.pieces * pl->mchunks.size);
 }
 
-/* Segments [g, g1) of planes [p, p1), of one matrix in column form. */
+/* Segments [g, g1) of planes [p, p1). */
 static fn_tile tile_of(const fn_plan *pl, int64_t p, int64_t p1, int64_t g, int64_t g1) {
-    fn_tile t = {g1 - g, pl->seg_stride, 1, p1 - p, pl->s};
-    if (pl->col) {
-        t.outer = pl->s;
-        t.inner = 1;
-    }
-    return t;
+    return (fn_tile){g1 - g, pl->seg_stride, p1 - p, pl->s};
 }
-static int64_t tile_at(const fn_plan *pl, int64_t p, int64_t g) {
+static int64_t plane_at(const fn_plan *pl, int64_t p, int64_t g) {
     return g * pl->seg_stride + p * pl->s;
 }
 
-/* Where the moments of chunk k of reduction i (a domain in row form, a plane in column form) go.
+/* Where the moments of chunk k of reduction i (a domain in row form, else a plane) go.
  * With one chunk that is where those of the domain, or the sums of the plane, are wanted. */
 static int64_t slot(const fn_plan *pl, int64_t chunks, int64_t i, int64_t k) {
-    return pl->col ? (i / pl->cols * chunks + k) * pl->cols + i % pl->cols : i * chunks + k;
+    return (i / pl->cols * chunks + k) * pl->cols + i % pl->cols;
 }
 
-/* Chunk k of the reductions [i, i1); in column form of one matrix, in row form one when there are
- * several chunks. */
+/* Chunk k of the reductions [i, i1); of one matrix or block, in row form one when there are several
+ * chunks. */
 static void moments_chunk(fn_job *job, int64_t i, int64_t i1, int64_t k) {
     const fn_plan *pl = &job->plan;
     const fn_chunks *ch = &pl->mchunks;
@@ -79,12 +77,17 @@ static void moments_chunk(fn_job *job, int64_t i, int64_t i1, int64_t k) {
     const int rms = pl->p.norm == FN_RMS;
     if (pl->tile) {
         const int64_t g = k * ch->size, g1 = fn_min(g + ch->size, pl->nseg);
-        pl->k->tile_moments(x_at(job, tile_at(pl, i, g)), tile_of(pl, i, i1, g, g1), job->mean + to,
-                            job->m2 + to);
+        pl->k->tile_moments(x_at(job, plane_at(pl, i, g)), tile_of(pl, i, i1, g, g1),
+                            job->mean + to, job->m2 + to);
     } else if (pl->col) {
         (rms ? pl->k->col_squares : pl->k->col_moments)(x_at(job, chunk_at(pl, i, k)),
                                                         chunk_rows(pl, k), pl->cols, i1 - i,
                                                         job->mean + to, job->m2 + to);
+    } else if (pl->block) {
+        fn_run run;
+        const int64_t off = chunk_of(ch, domain_run(pl), k, &run);
+        pl->k->block_moments(x_at(job, i * pl->s + off), run, pl->block, job->mean + to,
+                             job->m2 + to);
     } else {
         fn_run run;
         const int64_t off = chunk_of(ch, domain_run(pl), k, &run);
@@ -102,7 +105,7 @@ static void grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k) {
     const void *center = fn_at(job, job->cf.center, p);
     if (pl->tile) {
         const int64_t g = k * ch->size, g1 = fn_min(g + ch->size, pl->nseg);
-        const int64_t at = tile_at(pl, p, g);
+        const int64_t at = plane_at(pl, p, g);
         pl->k->tile_grad_moments(x_at(job, at), dy_at(job, at), tile_of(pl, p, p1, g, g1), center,
                                  job->mean + to, job->m2 + to);
     } else if (pl->col) {
@@ -113,6 +116,11 @@ static void grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k) {
     } else {
         fn_run run;
         const int64_t in = chunk_of(ch, plane_run(pl), k, &run), off = p * pl->s + in;
+        if (pl->block) {
+            pl->k->block_grad_moments(x_at(job, off), dy_at(job, off), run, pl->block, center,
+                                      job->mean + to, job->m2 + to);
+            return;
+        }
         pl->k->row_grad_moments(x_at(job, off), dy_at(job, off), p1 - p, run, center,
                                 w ? fn_at(job, w, in) : NULL, job->mean + to, job->m2 + to);
     }
@@ -122,7 +130,7 @@ static void grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k) {
 static void all_chunks(fn_job *job, int64_t chunks, int64_t i, int64_t i1,
                        void (*chunk)(fn_job *, int64_t, int64_t, int64_t)) {
     const fn_plan *pl = &job->plan;
-    if (pl->col) {
+    if (pl->cols > 1) {
         for (int64_t end; i < i1; i = end) {
             end = matrix_end(pl, i, i1);
             for (int64_t k = 0; k < chunks; k++)
@@ -141,17 +149,20 @@ static void all_chunks(fn_job *job, int64_t chunks, int64_t i, int64_t i1,
 static void merge_domain(fn_job *job, int64_t d) {
     const fn_plan *pl = &job->plan;
     const fn_chunks *ch = &pl->mchunks;
-    const int64_t first = pl->col ? fn_first_plane(pl, d) : d, per = pl->col ? pl->per_domain : 1;
+    const int planes = pl->cols > 1; /* what was reduced; else domains */
+    const int64_t first = planes ? fn_first_plane(pl, d) : d, per = planes ? pl->per_domain : 1;
     fn_moments m = {0, 0, 0};
     if (job->mean == job->cf.mean || !fn_needs_moments(pl))
         return;
     for (int64_t i = first; i < first + per; i++)
         for (int64_t k = 0; k < ch->count; k++) {
             fn_run run = {1, 0, 0};
-            if (pl->col && !pl->tile)
+            if (pl->col)
                 run.len = chunk_rows(pl, k);
             else
                 chunk_of(ch, domain_run(pl), k, &run);
+            if (pl->block)
+                run.len /= pl->block;
             const int64_t from = slot(pl, ch->count, i, k);
             fn_merge(&m, (double)(run.nseg * run.len), job->mean[from], job->m2[from]);
         }
@@ -174,16 +185,23 @@ static void merge_grad_plane(fn_job *job, int64_t p) {
 
 /* ---- apply ---------------------------------------------------------------------------------*/
 
-/* Row form: `len` elements of planes [p, p1) from element `off` of the plane on, in the segments
- * [g, g1).  More than one plane only with whole planes. */
+/* Row and block form: `len` elements of planes or blocks [p, p1) from element `off` of each on, in
+ * the segments [g, g1).  More than one only with whole ones. */
 static void row_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, int64_t off,
                      int64_t len, fn_hints hints) {
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
-    const int64_t i = g * pl->seg_stride + p * pl->s + off;
+    const int64_t i = plane_at(pl, p, g) + off;
     const fn_run run = {g1 - g, pl->seg_stride, len};
     const char *center = fn_at(job, cf->center, p);
-    if (job->dy)
+    if (pl->block && job->dy)
+        pl->k->block_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), (p1 - p) / pl->block,
+                                run, pl->block, center, fn_at(job, cf->a, p), fn_at(job, cf->b, p),
+                                fn_at(job, cf->e, p), hints);
+    else if (pl->block)
+        pl->k->block_apply(x_at(job, i), out_at(job, i), (p1 - p) / pl->block, run, pl->block,
+                           center, fn_at(job, cf->scale, p), fn_at(job, cf->shift, p), hints);
+    else if (job->dy)
         pl->k->row_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), p1 - p, run, center,
                               fn_at(job, cf->a, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
                               hints);
@@ -197,12 +215,12 @@ static void row_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, 
                          fn_at(job, cf->scale, p), fn_at(job, cf->shift, p), hints);
 }
 
-/* Segments [g, g1) of planes [p, p1), of one matrix in column form. */
+/* Segments [g, g1) of planes [p, p1). */
 static void tile_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, fn_hints hints) {
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
     const fn_tile t = tile_of(pl, p, p1, g, g1);
-    const int64_t i = tile_at(pl, p, g);
+    const int64_t i = plane_at(pl, p, g);
     const char *center = fn_at(job, cf->center, p);
     if (job->dy)
         pl->k->tile_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), t, center,
@@ -234,7 +252,7 @@ static void col_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t r, i
 
 static void unit_domains(const fn_plan *pl, int64_t u, int64_t *d0, int64_t *d1) {
     int64_t in_group = pl->domains, first = 0;
-    if (pl->col) { /* units do not cross samples */
+    if (pl->cols > 1) { /* units do not cross samples */
         in_group = pl->sample_domains;
         const int64_t per_sample = fn_ceil_div(in_group, pl->unit_domains);
         first = u / per_sample * in_group;
@@ -251,7 +269,7 @@ static void apply_unit(fn_job *job, int64_t p, int64_t p1, fn_hints hints) {
         if (pl->tile)
             tile_part(job, p, p1, 0, pl->nseg, hints);
         else
-            row_part(job, p, p1, 0, pl->nseg, 0, pl->s, hints);
+            row_part(job, p, p1, 0, pl->nseg, 0, pl->s * pl->cols, hints);
         return;
     }
     for (int64_t end; p < p1; p = end) {
@@ -270,7 +288,7 @@ static int64_t to_next_unit(const fn_plan *pl, int64_t u) {
 static void forward_domains(fn_job *job, int64_t d, int64_t d1, fn_hints hints) {
     const fn_plan *pl = &job->plan;
     const int64_t p = fn_first_plane(pl, d), p1 = fn_first_plane(pl, d1);
-    all_chunks(job, pl->mchunks.count, pl->col ? p : d, pl->col ? p1 : d1, moments_chunk);
+    all_chunks(job, pl->mchunks.count, pl->cols > 1 ? p : d, pl->cols > 1 ? p1 : d1, moments_chunk);
     for (int64_t i = d; i < d1; i++)
         merge_domain(job, i);
     fn_statistics(&job->cf, d, d1);
@@ -284,7 +302,7 @@ static void forward_domains(fn_job *job, int64_t d, int64_t d1, fn_hints hints) 
 static int64_t domains_at_once(const fn_job *job, int64_t unit_domains) {
     const fn_plan *pl = &job->plan;
     const int64_t bytes = pl->count * (int64_t)pl->esize * (job->dy ? 2 : 1);
-    const int small = !pl->col && pl->nseg == 1 && 0 < bytes && bytes <= BATCH_BYTES / 2;
+    const int small = pl->cols == 1 && pl->nseg == 1 && 0 < bytes && bytes <= BATCH_BYTES / 2;
     return job->stream && small ? BATCH_BYTES / bytes : unit_domains;
 }
 
@@ -324,7 +342,7 @@ static void task_backward_unit(fn_job *job, int64_t u) {
 static void task_moments(fn_job *job, int64_t i) {
     const fn_plan *pl = &job->plan;
     const int64_t K = pl->mchunks.count;
-    if (pl->col)
+    if (pl->cols > 1)
         moments_chunk(job, i / K * pl->cols, (i / K + 1) * pl->cols, i % K);
     else
         moments_chunk(job, i / K, i / K + 1, i % K);
@@ -379,7 +397,7 @@ static void task_param_grads(fn_job *job, int64_t i) {
 static void task_grad_moments(fn_job *job, int64_t i) {
     const fn_plan *pl = &job->plan;
     const int64_t K = pl->gchunks.count;
-    if (pl->col)
+    if (pl->cols > 1)
         grad_chunk(job, i / K * pl->cols, (i / K + 1) * pl->cols, i % K);
     else
         grad_chunk(job, i / K, i / K + 1, i % K);
@@ -394,28 +412,29 @@ static int64_t piece_count(const fn_job *job) {
         return fn_ceil_div(pl->planes, tile_planes(job));
     if (pl->col)
         return pl->nseg * matrices(pl) * fn_ceil_div(pl->s, fn_max(1, PIECE / pl->cols));
-    if (pl->s > PIECE)
-        return pl->nseg * pl->planes * fn_ceil_div(pl->s, PIECE);
-    return pl->nseg * fn_ceil_div(pl->planes, PIECE / pl->s);
+    const int64_t len = pl->s * pl->cols, runs = matrices(pl);
+    if (len > PIECE)
+        return pl->nseg * runs * fn_ceil_div(len, PIECE);
+    return pl->nseg * fn_ceil_div(runs, PIECE / len);
 }
 static void task_apply_piece(fn_job *job, int64_t i) {
     const fn_plan *pl = &job->plan;
     const fn_hints hints = {0, job->stream};
-    const int64_t together = tile_planes(job);
+    const int64_t together = tile_planes(job), len = pl->s * pl->cols, runs = matrices(pl);
     if (together) {
         tile_part(job, i * together, fn_min((i + 1) * together, pl->planes), 0, pl->nseg, hints);
     } else if (pl->col) {
         const int64_t rows = fn_max(1, PIECE / pl->cols), in_matrix = fn_ceil_div(pl->s, rows);
         const int64_t p = i / in_matrix % matrices(pl) * pl->cols, r = i % in_matrix * rows;
         col_part(job, p, p + pl->cols, i / in_matrix / matrices(pl), r, fn_min(r + rows, pl->s));
-    } else if (pl->s > PIECE) {
-        const int64_t in_plane = fn_ceil_div(pl->s, PIECE), off = i % in_plane * PIECE;
-        const int64_t plane = i / in_plane % pl->planes, g = i / in_plane / pl->planes;
-        row_part(job, plane, plane + 1, g, g + 1, off, fn_min(PIECE, pl->s - off), hints);
+    } else if (len > PIECE) {
+        const int64_t in_run = fn_ceil_div(len, PIECE), off = i % in_run * PIECE;
+        const int64_t run = i / in_run % runs, g = i / in_run / runs, p = run * pl->cols;
+        row_part(job, p, p + pl->cols, g, g + 1, off, fn_min(PIECE, len - off), hints);
     } else {
-        const int64_t each = PIECE / pl->s, in_seg = fn_ceil_div(pl->planes, each);
-        const int64_t g = i / in_seg, p = i % in_seg * each;
-        row_part(job, p, fn_min(p + each, pl->planes), g, g + 1, 0, pl->s, hints);
+        const int64_t each = PIECE / len, in_seg = fn_ceil_div(runs, each);
+        const int64_t g = i / in_seg, run = i % in_seg * each;
+        row_part(job, run * pl->cols, fn_min(run + each, runs) * pl->cols, g, g + 1, 0, len, hints);
     }
 }
 
@@ -431,7 +450,8 @@ static int64_t domain_blocks(const fn_plan *pl) { return fn_ceil_div(pl->domains
 
 static void measure(fn_job *job) {
     const fn_plan *pl = &job->plan;
-    fn_parallel(job, (pl->col ? matrices(pl) : pl->domains) * pl->mchunks.count, task_moments, 0);
+    fn_parallel(job, (pl->cols > 1 ? matrices(pl) : pl->domains) * pl->mchunks.count, task_moments,
+                0);
 }
 
 void fn_run_measure(fn_job *job) {
@@ -463,8 +483,7 @@ void fn_run_forward(fn_job *job) {
 
 void fn_run_measure_grad(fn_job *job) {
     const fn_plan *pl = &job->plan;
-    fn_parallel(job, (pl->col ? matrices(pl) : pl->planes) * pl->gchunks.count, task_grad_moments,
-                0);
+    fn_parallel(job, matrices(pl) * pl->gchunks.count, task_grad_moments, 0);
     by_planes(job, fn_ceil_div(pl->planes, BLOCK), task_grad_merge);
 }
 
