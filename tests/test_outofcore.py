@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -241,6 +242,33 @@ def test_dask_is_lazy_merges_as_a_tree_and_threads_agree(da):
     many = y.compute(scheduler="threads", num_workers=4)
     np.testing.assert_array_equal(many, y.compute(scheduler="synchronous"))
     np.testing.assert_allclose(many, oracle(x.compute(), 0, "standard"), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_dask_array_above_four_chunks_is_never_in_memory(da, method):
+    import dask
+
+    def chunk(block_info=None):
+        place = block_info[None]["chunk-location"][0]
+        return np.random.default_rng(place).normal(place, 1, shape)
+
+    class Nowhere:
+        def __setitem__(self, index, value):
+            assert np.isfinite(value).all()
+
+    shape, count = (1 << 15, 8), 20  # chunks of 2 MiB
+    x = da.map_blocks(chunk, chunks=((shape[0],) * count, shape[1:]), dtype=float,
+                      meta=np.empty((0, 0)))  # fmt: skip
+    tracemalloc.start()
+    try:
+        da.store(outofcore.scale(x, method=method), Nowhere(), lock=False, scheduler="synchronous")
+        assert tracemalloc.get_traced_memory()[1] < 4 * 8 * shape[0] * shape[1]
+        tracemalloc.reset_peak()
+        with dask.config.set(scheduler="synchronous"):
+            outofcore.moments(x)
+        assert tracemalloc.get_traced_memory()[1] < 4 * 8 * shape[0] * shape[1]
+    finally:
+        tracemalloc.stop()
 
 
 def test_bad_dask_input(da):

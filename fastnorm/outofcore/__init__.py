@@ -90,8 +90,9 @@ def moments(
 def scale(x: Any, axis: Axes | None = None, *, method: str = "standard") -> Any:
     """Scale each feature of a dask array, lazily.
 
-    The statistics are part of the graph, a tree reduction over the chunks; computing the result
-    reads x twice.
+    The statistics are part of the graph, a tree reduction over the chunks. Computing the result
+    makes each chunk of x twice, so that few of them are in memory at a time: about two for each
+    worker. ``dask.diagnostics.ProgressBar`` shows how far it is.
 
     Parameters
     ----------
@@ -130,7 +131,8 @@ def scale(x: Any, axis: Axes | None = None, *, method: str = "standard") -> Any:
     x = x.astype(work_dtype(x.dtype), copy=False)
     packed = _dask.statistics(x, axes, method)
     chunk = partial(_dask.scale_chunk, axes=axes, method=method)
-    return x.map_blocks(chunk, packed, dtype=x.dtype, meta=x._meta)
+    again = _dask.after(packed, x)
+    return again.map_blocks(chunk, packed, dtype=x.dtype, meta=x._meta)
 
 
 def scale_file(
