@@ -132,5 +132,8 @@ def test_bad_input_names_the_argument():
         Moments.empty((3,)) + Moments.empty((4,))
     with pytest.raises(ValueError, match="moments: expected at least one"):
         Moments.merge([])
+    for some in ([1], [Moments.empty((3,)), 1]):
+        with pytest.raises(TypeError, match="moments: expected Moments, got int"):
+            Moments.merge(some)
     with pytest.raises(TypeError):
         Moments.empty((3,)) + 1
