@@ -288,6 +288,7 @@ def test_a_failed_fit_changes_nothing(rng):
         (StandardScaler(copy="no"), TypeError, "copy: expected a bool"),
         (StandardScaler(with_std=1), TypeError, "with_std: expected a bool"),
         (MinMaxScaler((1, 1)), ValueError, "feature_range: expected"),
+        (MinMaxScaler((0, np.inf)), ValueError, "feature_range: expected"),
         (MinMaxScaler((0, 1, 2)), ValueError, "feature_range: expected"),
         (MinMaxScaler("ab"), TypeError, "feature_range: expected"),
         (Whitener("pcb"), ValueError, "kind: expected 'pca' or 'zca'"),
@@ -301,6 +302,15 @@ def test_bad_arguments_are_named(scaler, error, text):
     with pytest.raises(error, match=text):
         scaler.fit(np.eye(5)[:, :3])
     assert not hasattr(scaler, "n_features_in_")
+
+
+def test_weights_below_0_are_refused(rng):
+    x = rng.normal(size=(5, 3))
+    scaler = StandardScaler().fit(x)
+    state = pickle.dumps(vars(scaler))
+    with pytest.raises(ValueError, match=r"sample_weight: expected at least 0, got -1.0"):
+        scaler.partial_fit(x, sample_weight=[1, 1, 1, -1, 1])
+    assert pickle.dumps(vars(scaler)) == state
 
 
 def test_sparse_x_is_not_centered():
