@@ -188,6 +188,24 @@ def test_a_file_above_the_memory_limit(tmp_path, method, dtype, order):
     np.testing.assert_allclose(y[[0, rows // 2, rows - 1]], want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("axis", [None, (0, 2)])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_missing_values_and_axes_between_need_less_than_four_blocks(tmp_path, dtype, axis, method):
+    x = np.ones((64, 8, 8000), dtype)
+    x[::3], x[::5] = 7, np.nan
+    np.save(tmp_path / "in.npy", x if axis else x.reshape(-1, 64))
+    block = x.nbytes // 8
+    tracemalloc.start()
+    try:
+        outofcore.scale_file(
+            tmp_path / "in.npy", tmp_path / "out.npy", axis=axis, method=method, block_bytes=block
+        )
+        assert tracemalloc.get_traced_memory()[1] < 4 * block
+    finally:
+        tracemalloc.stop()
+
+
 # ---- dask ------------------------------------------------------------------------------------
 
 CHUNKS = [(7, 2, 6), (30, 5, 6), (3, 1, 2), ((0, 11, 19, 0), (2, 3), (6,))]

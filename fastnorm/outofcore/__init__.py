@@ -150,7 +150,7 @@ def scale_file(
     The output is written beside `target` under another name and takes its name when it is complete:
     whatever happens, `target` is what it was or the whole result. Files in Fortran order are read,
     and written, as they lie. Memory: 1 block, below 4 where NaN is left out or where other axes lie
-    between those of `axis`, and 24 bytes for each feature.
+    between those of `axis`; and 24 bytes for each feature, up to 150 while statistics merge.
 
     Parameters
     ----------
