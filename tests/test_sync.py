@@ -396,6 +396,20 @@ def test_bad_groups():
         fc.local_communicators(2, timeout=-1)
 
 
+def test_mpi_that_is_missing_or_given_something_else():
+    program = "from fastnorm.comm import MPICommunicator; MPICommunicator(3)"
+    without = "import sys; sys.modules['mpi4py'] = None; "
+    for code, error in (
+        (without + program, "ImportError: mpi4py: expected it to be installed with an MPI"),
+        (program, "TypeError: comm: expected an mpi4py.MPI.Comm, got int"),
+    ):
+        if code == program:
+            pytest.importorskip("mpi4py")
+        # a process of its own, since MPI starts where it is imported
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert error in done.stderr
+
+
 # ---- processes -----------------------------------------------------------------------------------
 
 
