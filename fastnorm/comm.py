@@ -91,6 +91,8 @@ class MPICommunicator(_Shared):
     ------
     ImportError
         Without mpi4py: ``pip install fastnorm-cpu[mpi]``.
+    TypeError
+        `comm` that is no communicator of mpi4py.
     """
 
     def __init__(self, comm: Any = None) -> None:
@@ -101,6 +103,8 @@ class MPICommunicator(_Shared):
                 "mpi4py: expected it to be installed with an MPI, as by "
                 f"'pip install fastnorm-cpu[mpi]', got {error}"
             ) from error
+        if not isinstance(comm, (MPI.Comm, type(None))):
+            raise TypeError(f"comm: expected an mpi4py.MPI.Comm, got {type(comm).__name__}")
         self._comm = (MPI.COMM_WORLD if comm is None else comm).Dup()
         self.rank: int = self._comm.Get_rank()
         self.size: int = self._comm.Get_size()

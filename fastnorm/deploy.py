@@ -138,7 +138,7 @@ def _state(bn: FoldableNorm, eps: float | None) -> tuple[Mapping[str, ArrayLike]
         raise TypeError(
             f"bn: expected a BatchNorm, a BatchRenorm or a mapping, got {type(bn).__name__}"
         )
-    missing = {"running_mean", "running_var"} - state.keys()
+    missing = {name for name in ("running_mean", "running_var") if state.get(name) is None}
     if missing:
         raise ValueError(f"bn: expected running statistics, got {sorted(state)} without "
                          f"{sorted(missing)}")  # fmt: skip

@@ -96,10 +96,15 @@ class Moments:
 
         Raises
         ------
+        TypeError
+            Something else than Moments.
         ValueError
             None at all, or different shapes.
         """
         some = list(moments)
+        for each in some:
+            if not isinstance(each, Moments):
+                raise TypeError(f"moments: expected Moments, got {type(each).__name__}")
         if not some:
             raise ValueError("moments: expected at least one, got none")
         return reduce(cls.__add__, some)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _core
-from ._layer import Layer
+from ._layer import Layer, count
 from ._types import Array, MaybeArray, WeightGradients, WithContext
 from .functional import backward
 from .moments import Moments
@@ -104,6 +104,15 @@ class WeightNormInit(NamedTuple):
     bias: Array
 
 
+def _index(axis: int, rank: int) -> int:
+    """Return the axis, of `rank` axes, from 0."""
+    if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
+        raise TypeError(f"axis: expected an int or None, got {axis!r}")
+    if not -rank <= axis < rank:
+        raise ValueError(f"axis: expected one in [{-rank}, {rank}), got {axis}")
+    return int(axis) % rank
+
+
 def _linear(x: Array, weight: Array) -> Array:
     return np.asarray(x @ weight.T)
 
@@ -141,9 +150,10 @@ def weight_norm_init(
     Raises
     ------
     TypeError
-        x of another dtype.
+        x of another dtype; an argument of the wrong type.
     ValueError
-        Outputs that are not one for each index of `axis`, or one that does not vary.
+        A shape with 0 or an axis that it does not have; outputs that are not one for each index of
+        `axis`, or one that does not vary.
 
     References
     ----------
@@ -161,15 +171,20 @@ def weight_norm_init(
     x = np.asarray(x)
     if x.dtype not in (np.float32, np.float64):
         raise TypeError(f"x: expected dtype float32 or float64, got {x.dtype}")
+    if not isinstance(shape, tuple):
+        raise TypeError(f"shape: expected a tuple of ints, got {shape!r}")
+    shape = tuple(count(n, "shape") for n in shape)
+    channels = shape[_index(axis, len(shape))]
+    if not isinstance(rng, (np.random.Generator, type(None))):
+        raise TypeError(f"rng: expected a numpy.random.Generator, got {type(rng).__name__}")
     rng = np.random.default_rng() if rng is None else rng
     v = rng.normal(0, 0.05, shape).astype(x.dtype)
-    if not -v.ndim <= axis < v.ndim:
-        raise ValueError(f"axis: expected one in [{-v.ndim}, {v.ndim}), got {axis}")
-    channels = v.shape[axis]
     if forward is _linear and (x.ndim != 2 or v.ndim != 2 or x.shape[1] != v.shape[1]):
         raise ValueError(
             f"x: expected (N, in) for a weight (out, in) of shape {shape}, got {x.shape}"
         )
+    if not callable(forward):
+        raise TypeError(f"forward: expected a callable, got {type(forward).__name__}")
     t = forward(x, weight_norm(v, np.ones(channels, x.dtype), axis=axis))
     moments = Moments.from_array(t, layout=layout)
     std = moments.std()
@@ -195,11 +210,8 @@ def _norms(v: Array, axis: int | None) -> Array:
     squares = np.square(v, dtype=np.float64)
     if axis is None:
         return np.asarray(np.sqrt(squares.sum()), v.dtype)
-    if isinstance(axis, bool) or not isinstance(axis, (int, np.integer)):
-        raise TypeError(f"axis: expected an int or None, got {axis!r}")
-    if not -v.ndim <= axis < v.ndim:
-        raise ValueError(f"axis: expected one in [{-v.ndim}, {v.ndim}), got {axis}")
-    over = tuple(i for i in range(v.ndim) if i != axis % v.ndim)
+    kept = _index(axis, v.ndim)
+    over = tuple(i for i in range(v.ndim) if i != kept)
     return np.asarray(np.sqrt(squares.sum(over, keepdims=True)), v.dtype)
 
 

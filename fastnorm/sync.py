@@ -270,3 +270,13 @@ class SyncBatchNorm(BatchNorm):
         if others and not y.size and self.training and self.buffers:
             self.buffers["num_batches_tracked"] += 1
         return y
+
+    def backward(self, dy: ArrayLike) -> Array:
+        """As `Norm.backward`; without a call before, all ranks raise."""
+
+        def fail() -> tuple[str, Array]:
+            raise RuntimeError("SyncBatchNorm.backward: expected a call of the layer before")
+
+        if self._ctx is None and self._synchronizes():  # where the other ranks may wait
+            allreduce(_communicator(self.comm), fail, np.add)
+        return super().backward(dy)

@@ -7,6 +7,7 @@ Each rank writes what it found to FOLDER/RANK.pickle.
 """
 
 import contextlib
+import copy
 import multiprocessing
 import os
 import pickle
@@ -102,6 +103,11 @@ def misuse(comm):
     dx = np.full_like(x, 7)
     found["dy"] = failure(lambda: fastnorm.backward(dy[:1] if last else dy, ctx, dx))
     found["out"] = failure(lambda: fastnorm.backward(dy, ctx, x if last else dx))
+    called = fastnorm.SyncBatchNorm(
+        CHANNELS, comm=comm, track_running_stats=False, dtype=np.float64
+    )
+    called(x)  # of which a copy knows nothing
+    found["no call"] = failure(lambda: (copy.copy(called) if last else called).backward(dy))
     mixed = (lambda: forward(x)) if last else (lambda: fastnorm.backward(dy, ctx, dx))
     found["mixed"] = failure(mixed)
     untouched = (out == 7).all() and (dx == 7).all()

@@ -133,6 +133,11 @@ BAD = {
         r"^bn: expected a BatchNorm, .* got GroupNorm",
         lambda a: {"bn": fastnorm.GroupNorm(2, 4)},
     ),
+    "no mean": (
+        ValueError,
+        r"^bn: expected running statistics, .* without \['running_mean'\]",
+        lambda a: {"bn": {**a["state"], "running_mean": None}},
+    ),
     "channels": (
         ValueError,
         r"^bn\['running_mean'\]: expected shape \(3,\).* got \(4,\)",

@@ -51,14 +51,17 @@ def test_any_grouping_gives_the_same_moments(sizes, seed, center):
     rng = np.random.default_rng(seed)
     x = rng.normal(center, 1, (sum(sizes), 3))
     parts = np.split(x, np.cumsum(sizes)[:-1])
-    order = rng.permutation(len(parts))
-    merged = Moments.merge(Moments.from_array(parts[i]) for i in order)
+    some = [Moments.from_array(parts[i]) for i in rng.permutation(len(parts))]
+    while len(some) > 1:  # any two neighbours, so that it can be any tree
+        i = rng.integers(len(some) - 1)
+        some[i : i + 2] = [Moments.merge(some[i : i + 2])]
+    (merged,) = some
     assert merged.count == len(x)
     if len(x):
         mean, m2 = exact(x, 0)
         np.testing.assert_allclose(merged.mean, mean.astype(float), rtol=1e-12, atol=1e-12)
         # a mean that is kept in a double is known to eps * center, and so is each deviation from it
-        slack = len(x) * 1e-15 * (1 + abs(center))
+        slack = len(x) * 5e-16 * abs(center)
         np.testing.assert_allclose(merged.m2, m2.astype(float), rtol=1e-12, atol=slack)
 
 
@@ -132,5 +135,8 @@ def test_bad_input_names_the_argument():
         Moments.empty((3,)) + Moments.empty((4,))
     with pytest.raises(ValueError, match="moments: expected at least one"):
         Moments.merge([])
+    for some in ([1], [Moments.empty((3,)), 1]):
+        with pytest.raises(TypeError, match="moments: expected Moments, got int"):
+            Moments.merge(some)
     with pytest.raises(TypeError):
         Moments.empty((3,)) + 1

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -187,6 +188,24 @@ def test_a_file_above_the_memory_limit(tmp_path, method, dtype, order):
     np.testing.assert_allclose(y[[0, rows // 2, rows - 1]], want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("axis", [None, (0, 2)])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_missing_values_and_axes_between_need_less_than_four_blocks(tmp_path, dtype, axis, method):
+    x = np.ones((64, 8, 8000), dtype)
+    x[::3], x[::5] = 7, np.nan
+    np.save(tmp_path / "in.npy", x if axis else x.reshape(-1, 64))
+    block = x.nbytes // 8
+    tracemalloc.start()
+    try:
+        outofcore.scale_file(
+            tmp_path / "in.npy", tmp_path / "out.npy", axis=axis, method=method, block_bytes=block
+        )
+        assert tracemalloc.get_traced_memory()[1] < 4 * block
+    finally:
+        tracemalloc.stop()
+
+
 # ---- dask ------------------------------------------------------------------------------------
 
 CHUNKS = [(7, 2, 6), (30, 5, 6), (3, 1, 2), ((0, 11, 19, 0), (2, 3), (6,))]
@@ -241,6 +260,33 @@ def test_dask_is_lazy_merges_as_a_tree_and_threads_agree(da):
     many = y.compute(scheduler="threads", num_workers=4)
     np.testing.assert_array_equal(many, y.compute(scheduler="synchronous"))
     np.testing.assert_allclose(many, oracle(x.compute(), 0, "standard"), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_dask_array_above_four_chunks_is_never_in_memory(da, method):
+    import dask
+
+    def chunk(block_info=None):
+        place = block_info[None]["chunk-location"][0]
+        return np.random.default_rng(place).normal(place, 1, shape)
+
+    class Nowhere:
+        def __setitem__(self, index, value):
+            assert np.isfinite(value).all()
+
+    shape, count = (1 << 15, 8), 20  # chunks of 2 MiB
+    x = da.map_blocks(chunk, chunks=((shape[0],) * count, shape[1:]), dtype=float,
+                      meta=np.empty((0, 0)))  # fmt: skip
+    tracemalloc.start()
+    try:
+        da.store(outofcore.scale(x, method=method), Nowhere(), lock=False, scheduler="synchronous")
+        assert tracemalloc.get_traced_memory()[1] < 4 * 8 * shape[0] * shape[1]
+        tracemalloc.reset_peak()
+        with dask.config.set(scheduler="synchronous"):
+            outofcore.moments(x)
+        assert tracemalloc.get_traced_memory()[1] < 4 * 8 * shape[0] * shape[1]
+    finally:
+        tracemalloc.stop()
 
 
 def test_bad_dask_input(da):

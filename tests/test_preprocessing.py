@@ -117,6 +117,14 @@ def test_agrees_with_an_exact_oracle_on_two_million_rows(columns, dtype):
     assert abs(y.max() - 1) < tolerance
 
 
+@pytest.mark.parametrize("name", ["StandardScaler", "MinMaxScaler"])
+def test_agrees_with_scikit_learn_on_two_million_rows(rng, name):
+    x = rng.standard_normal((2_000_000, 10), np.float32) * 2 + 30
+    mine, other = pair(name, {})
+    assert_same_attributes(mine.fit(x), other.fit(x), 1e-6)
+    np.testing.assert_allclose(mine.transform(x), other.transform(x), rtol=1e-5, atol=2e-6)
+
+
 @pytest.mark.parametrize(("name", "arguments"), BOTH)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
@@ -139,8 +147,9 @@ def test_nan_is_passed_over_and_kept(rng, dtype, layout, name, arguments):
 
 @pytest.mark.parametrize(("name", "arguments"), BOTH)
 @pytest.mark.parametrize("missing", [False, True])
-def test_partial_fit_is_fit_of_all(rng, missing, name, arguments):
-    x = rng.normal(1e3, 2, (1000, 5))
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_partial_fit_is_fit_of_all(rng, dtype, missing, name, arguments):
+    x = rng.normal(1e3, 2, (1000, 5)).astype(dtype)
     if missing:
         x[rng.random(x.shape) < 0.3] = np.nan
         x[:400, 3] = np.nan
@@ -150,7 +159,7 @@ def test_partial_fit_is_fit_of_all(rng, missing, name, arguments):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         other.fit(x)
-    assert_same_attributes(mine, other, 1e-10)
+    assert_same_attributes(mine, other, 1e-10 if dtype == "float64" else 1e-6)
     again = pickle.loads(pickle.dumps(mine)).fit(x[:10])
     assert np.max(again.n_samples_seen_) <= 10, "fit begins anew"
 
@@ -175,22 +184,24 @@ def test_weights(rng, missing):
 @pytest.mark.parametrize("form", ["csr", "csc"])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("with_std", [False, True])
-def test_sparse(rng, form, weighted, with_std):
-    x = sparse.random_array((300, 7), density=0.3, rng=rng).asformat(form)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_sparse(rng, form, weighted, with_std, dtype):
+    x = sparse.random_array((300, 7), density=0.3, rng=rng).asformat(form).astype(dtype)
+    rtol = 1e-9 if dtype == "float64" else 2e-6
     x.data[::10] = np.nan
     w = rng.random(300) if weighted else None
     mine, other = pair("StandardScaler", {"with_mean": False, "with_std": with_std})
     mine.fit(x, sample_weight=w)
-    assert_same_attributes(mine, other.fit(x, sample_weight=w), 1e-9)
+    assert_same_attributes(mine, other.fit(x, sample_weight=w), rtol)
     y = mine.transform(x)
     assert sparse.issparse(y)
-    np.testing.assert_allclose(y.toarray(), other.transform(x).toarray(), rtol=1e-9)
-    np.testing.assert_allclose(mine.inverse_transform(y).toarray(), x.toarray(), rtol=1e-9)
-    if not weighted:
-        parts = StandardScaler(with_mean=False, with_std=with_std)
-        rows = x.tocsr()
-        parts.partial_fit(rows[:100].asformat(form)).partial_fit(rows[100:].asformat(form))
-        assert_same_attributes(parts, mine, 1e-9)
+    assert y.dtype == dtype
+    np.testing.assert_allclose(y.toarray(), other.transform(x).toarray(), rtol=rtol)
+    np.testing.assert_allclose(mine.inverse_transform(y).toarray(), x.toarray(), rtol=rtol)
+    parts, rows = StandardScaler(with_mean=False, with_std=with_std), x.tocsr()
+    for some in (slice(0, 100), slice(100, None)):
+        parts.partial_fit(rows[some].asformat(form), sample_weight=w[some] if weighted else None)
+    assert_same_attributes(parts, mine, rtol)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
@@ -288,6 +299,7 @@ def test_a_failed_fit_changes_nothing(rng):
         (StandardScaler(copy="no"), TypeError, "copy: expected a bool"),
         (StandardScaler(with_std=1), TypeError, "with_std: expected a bool"),
         (MinMaxScaler((1, 1)), ValueError, "feature_range: expected"),
+        (MinMaxScaler((0, np.inf)), ValueError, "feature_range: expected"),
         (MinMaxScaler((0, 1, 2)), ValueError, "feature_range: expected"),
         (MinMaxScaler("ab"), TypeError, "feature_range: expected"),
         (Whitener("pcb"), ValueError, "kind: expected 'pca' or 'zca'"),
@@ -301,6 +313,15 @@ def test_bad_arguments_are_named(scaler, error, text):
     with pytest.raises(error, match=text):
         scaler.fit(np.eye(5)[:, :3])
     assert not hasattr(scaler, "n_features_in_")
+
+
+def test_weights_below_0_are_refused(rng):
+    x = rng.normal(size=(5, 3))
+    scaler = StandardScaler().fit(x)
+    state = pickle.dumps(vars(scaler))
+    with pytest.raises(ValueError, match=r"sample_weight: expected at least 0, got -1.0"):
+        scaler.partial_fit(x, sample_weight=[1, 1, 1, -1, 1])
+    assert pickle.dumps(vars(scaler)) == state
 
 
 def test_sparse_x_is_not_centered():
@@ -367,10 +388,13 @@ def test_names_and_output_containers(rng):
     assert list(names) == ["whitener0", "whitener1"]
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame(x, columns=["a", "b", "c"], index=np.arange(20) * 2)
-    y = StandardScaler().set_output(transform="pandas").fit_transform(frame)
-    assert list(y.columns) == ["a", "b", "c"]
-    assert (y.index == frame.index).all()
-    np.testing.assert_allclose(y.to_numpy(), theirs.StandardScaler().fit_transform(x), atol=1e-12)
+    for scaler in (StandardScaler(), MinMaxScaler(), Whitener("zca"), Whitener()):
+        want = scaler.fit_transform(x)
+        y = scaler.set_output(transform="pandas").fit_transform(frame)
+        assert list(y.columns) == list(scaler.get_feature_names_out())
+        assert (y.index == frame.index).all()
+        np.testing.assert_allclose(y.to_numpy(), want, atol=1e-12)
+    assert list(y.columns) == ["whitener0", "whitener1", "whitener2"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

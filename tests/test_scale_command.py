@@ -138,11 +138,13 @@ def test_bad_files(tmp_path, kind, error, message, method):
             ValueError,
             "method: expected one of standard, minmax, got 'robust'",
         ),
+        ({"method": ["standard"]}, ValueError, "method: expected one of standard, minmax, got"),
         ({"axis": 2}, ValueError, "axis: expected axes in"),
         ({"axis": (0, 0)}, ValueError, "axis: expected distinct"),
         ({"axis": ()}, ValueError, "axis: expected at least one"),
         ({"axis": 0.5}, TypeError, "axis: expected an int"),
-        ({"dtype": "int32"}, TypeError, "dtype: expected float16, float32 or float64, got int32"),
+        ({"dtype": "int32"}, TypeError, "dtype: expected float16, float32 or float64, got 'int32"),
+        ({"dtype": "f3"}, TypeError, "dtype: expected float16, float32 or float64, got 'f3'"),
         ({"block_bytes": 0}, ValueError, "block_bytes: expected at least 1, got 0"),
         ({"block_bytes": 1e6}, TypeError, "block_bytes: expected an int, got float"),
     ],
@@ -168,6 +170,8 @@ def test_bad_targets_and_sources(tmp_path):
             outofcore.scale_file(source, target)
     with pytest.raises(ValueError, match="another file"):
         outofcore.scale_file(np.load(source, mmap_mode="r"), source)
+    with pytest.raises(TypeError, match="target: expected the name of a file, got int"):
+        outofcore.scale_file(source, 3)
     with pytest.raises(TypeError, match=r"expected an array or the name of an .* got list"):
         outofcore.scale_file([[1.0]], tmp_path / "out.npy")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.npy", "same.npy"]

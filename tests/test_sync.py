@@ -32,10 +32,11 @@ class ThreadCommunicator:
     """One of the threads of this process; `pairs` where they can also talk in pairs."""
 
     def __init__(self, rank, size, slots, barrier):
-        self.rank, self.size, self.sent = rank, size, 0
+        self.rank, self.size, self.sent, self.calls = rank, size, 0, 0
         self.slots, self.barrier = slots, barrier
 
     def allgather(self, message):
+        self.calls += 1
         self.sent += len(message)
         self.slots[self.rank] = message
         self.barrier.wait(20)
@@ -102,6 +103,21 @@ def test_ranks_give_what_one_process_gives(size, kind):
     check_like_one_process(results, *kind)
 
 
+@pytest.mark.parametrize("channels", [1, 1000])
+def test_forward_and_backward_are_one_collective_each(channels):
+    def call(comm):
+        x = np.random.default_rng(comm.rank).normal(size=(50, channels))
+        y, ctx = fastnorm.sync_batch_norm(x, comm=comm, training=True, return_ctx=True)
+        found = [(comm.calls, comm.sent)]
+        fastnorm.backward(y, ctx)
+        return [*found, (comm.calls, comm.sent)]
+
+    for (calls, sent), (all_calls, all_sent) in on_threads(3, call)[0]:
+        assert (calls, all_calls) == (1, 2)
+        assert 8 * (2 * channels + 1) < sent < 8 * (2 * channels + 1) + 200
+        assert 8 * 2 * channels < all_sent - sent < 8 * 2 * channels + 200
+
+
 @pytest.mark.parametrize("size", range(1, 18))
 def test_a_tree_of_any_size(size, monkeypatch):
     gathered, _ = on_threads(size, worker.normalize, pairs=False)
@@ -145,6 +161,7 @@ MISUSE = {  # on the last rank: kind of error, and how the reason begins
     "layer": ("ValueError", "x: expected 5 channels in NCHW, got shape (3, 2, 4, 3)"),
     "dy": ("ValueError", "dy: expected x's shape (3, 5, 4, 3), got (1, 5, 4, 3)"),
     "out": ("ValueError", "out: expected an array apart from the x"),
+    "no call": ("RuntimeError", "SyncBatchNorm.backward: expected a call of the layer before"),
 }
 DIFFERENT = {  # what the others do, and what the last rank does
     "channels": ("forward: 5 channels, float64", "forward: 4 channels, float64"),
@@ -323,6 +340,8 @@ def test_alone_errors_are_those_of_batch_norm():
     x = np.ones((2, 3))
     with pytest.raises(ValueError, match=r"^out: expected an array apart from x"):
         fastnorm.sync_batch_norm(x, training=True, out=x, return_ctx=True)
+    with pytest.raises(RuntimeError, match="expected a call of the layer before"):
+        fastnorm.SyncBatchNorm(3).backward(x)
     with pytest.raises(TypeError, match=r"^comm: expected a Communicator .*, got int"):
         fastnorm.SyncBatchNorm(3, comm=3)
 
@@ -375,6 +394,20 @@ def test_bad_groups():
         fc.local_communicators(2, slot=1.5)
     with pytest.raises(ValueError, match="timeout: expected a positive number"):
         fc.local_communicators(2, timeout=-1)
+
+
+def test_mpi_that_is_missing_or_given_something_else():
+    program = "from fastnorm.comm import MPICommunicator; MPICommunicator(3)"
+    without = "import sys; sys.modules['mpi4py'] = None; "
+    for code, error in (
+        (without + program, "ImportError: mpi4py: expected it to be installed with an MPI"),
+        (program, "TypeError: comm: expected an mpi4py.MPI.Comm, got int"),
+    ):
+        if code == program:
+            pytest.importorskip("mpi4py")
+        # a process of its own, since MPI starts where it is imported
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert error in done.stderr
 
 
 # ---- processes -----------------------------------------------------------------------------------

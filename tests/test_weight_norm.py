@@ -150,8 +150,21 @@ def test_initialization_errors(rng):
         init(x.astype(int), (3, 4))
     with pytest.raises(ValueError, match="x: expected"):
         init(x, (3, 5))
-    with pytest.raises(ValueError, match="axis: expected"):
+    with pytest.raises(ValueError, match="axis: expected one in"):
         init(x, (3, 4), axis=2)
+    for axis in (None, "a", True):
+        with pytest.raises(TypeError, match="axis: expected an int"):
+            init(x, (3, 4), axis=axis)
+    with pytest.raises(TypeError, match="shape: expected a tuple of ints, got 4"):
+        init(x, 4)
+    with pytest.raises(TypeError, match="shape: expected an int, got str"):
+        init(x, (3, "4"))
+    with pytest.raises(ValueError, match="shape: expected at least 1, got 0"):
+        init(x, (0, 4))
+    with pytest.raises(TypeError, match=r"rng: expected a numpy\.random\.Generator, got int"):
+        init(x, (3, 4), rng=1)
+    with pytest.raises(TypeError, match="forward: expected a callable, got int"):
+        init(x, (3, 4), forward=1)
     with pytest.raises(ValueError, match="forward: expected 4 channels, got 3"):
         init(x, (3, 4), axis=1, forward=lambda x, w: x @ w.T)
     with pytest.raises(ValueError, match=r"x: expected outputs that vary.* in 3 of 3 channels"):

@@ -90,8 +90,9 @@ def moments(
 def scale(x: Any, axis: Axes | None = None, *, method: str = "standard") -> Any:
     """Scale each feature of a dask array, lazily.
 
-    The statistics are part of the graph, a tree reduction over the chunks; computing the result
-    reads x twice.
+    The statistics are part of the graph, a tree reduction over the chunks. Computing the result
+    makes each chunk of x twice, so that few of them are in memory at a time: about two for each
+    worker. ``dask.diagnostics.ProgressBar`` shows how far it is.
 
     Parameters
     ----------
@@ -130,7 +131,8 @@ def scale(x: Any, axis: Axes | None = None, *, method: str = "standard") -> Any:
     x = x.astype(work_dtype(x.dtype), copy=False)
     packed = _dask.statistics(x, axes, method)
     chunk = partial(_dask.scale_chunk, axes=axes, method=method)
-    return x.map_blocks(chunk, packed, dtype=x.dtype, meta=x._meta)
+    again = _dask.after(packed, x)
+    return again.map_blocks(chunk, packed, dtype=x.dtype, meta=x._meta)
 
 
 def scale_file(
@@ -148,7 +150,7 @@ def scale_file(
     The output is written beside `target` under another name and takes its name when it is complete:
     whatever happens, `target` is what it was or the whole result. Files in Fortran order are read,
     and written, as they lie. Memory: 1 block, below 4 where NaN is left out or where other axes lie
-    between those of `axis`, and 24 bytes for each feature.
+    between those of `axis`; and 24 bytes for each feature, up to 150 while statistics merge.
 
     Parameters
     ----------

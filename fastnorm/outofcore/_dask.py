@@ -51,6 +51,12 @@ def unpack(packed: Array, axes: tuple[int, ...] = ()) -> Any:
     return kind(*(packed[field.name].squeeze(axes) for field in fields(kind)))
 
 
+def after(first: Any, x: Any) -> Any:
+    """Return x, to be made anew once `first` is there; else all of it would wait in memory."""
+    manipulation = extra("dask.graph_manipulation", "dask")
+    return manipulation.bind(x, first, seed=first.name)
+
+
 def scale_chunk(x: Array, packed: Array, *, axes: tuple[int, ...], method: str) -> Array:
     return apply(x, coefficients(unpack(packed, axes)), axes, method, None)
 

@@ -124,6 +124,8 @@ def replacing(
     target: str | os.PathLike[str], source: str | os.PathLike[str] | Array
 ) -> Iterator[IO[bytes]]:
     """Open a file that takes the name `target` when all is written, and else disappears."""
+    if not isinstance(target, (str, os.PathLike)):
+        raise TypeError(f"target: expected the name of a file, got {type(target).__name__}")
     path = Path(os.path.realpath(target))
     if path.exists():
         if not path.is_file():

@@ -120,13 +120,13 @@ def work_dtype(
     work = np.dtype(np.float64) if dtype.kind in "iub" else dtype.newbyteorder("=")
     if result is None:
         return work
-    if np.dtype(result) not in floats:
-        raise TypeError(f"dtype: expected float16, float32 or float64, got {np.dtype(result)}")
+    if result not in floats:  # nor what is no dtype
+        raise TypeError(f"dtype: expected float16, float32 or float64, got {result!r}")
     return np.result_type(work, result)
 
 
 def check_method(method: str) -> None:
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
 
 

@@ -106,6 +106,8 @@ def _block_moments(x: Array, weight: MaybeArray) -> Moments:
 
 def sparse_moments(x: Any, weight: MaybeArray) -> Moments:
     """Moments of the columns of a CSR or CSC matrix, NaN passed over."""
+    if weight is not None:
+        weight = weight.astype(x.dtype)
     mean, var, count = mean_variance_axis(x, axis=0, weights=weight, return_sum_weights=True)
     count = np.asarray(count, np.float64)
     return Moments(

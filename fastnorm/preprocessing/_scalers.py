@@ -135,7 +135,7 @@ class StandardScaler(_Scaler):
         TypeError
             An argument of the constructor that is no bool.
         ValueError
-            Infinities in X, wrong shapes, or sparse X that `with_mean` would fill.
+            Infinities in X, wrong shapes, weights below 0, or sparse X that `with_mean` would fill.
         """
         return self._update(X, sample_weight, first=True)
 
@@ -154,6 +154,8 @@ class StandardScaler(_Scaler):
             weight: MaybeArray = None
             if sample_weight is not None:
                 weight = _check_sample_weight(sample_weight, x, dtype=np.float64)
+                if weight.min() < 0:
+                    raise ValueError(f"sample_weight: expected at least 0, got {weight.min()}")
             find = _columns.sparse_moments if sparse.issparse(x) else _columns.moments_of_numbers
             found = find(x, weight)
             weighted = weight is not None
@@ -343,7 +345,7 @@ class MinMaxScaler(_Scaler):
         some = self.feature_range
         if not isinstance(some, (tuple, list)) or not all(isinstance(v, Real) for v in some):
             raise TypeError(f"feature_range: expected a tuple of two numbers, got {some!r}")
-        if len(some) != 2 or not some[0] < some[1]:
+        if len(some) != 2 or not -np.inf < some[0] < some[1] < np.inf:
             raise ValueError(f"feature_range: expected (min, max) with min < max, got {some!r}")
         return float(some[0]), float(some[1])
 

@@ -1,5 +1,5 @@
-/* The C library without Python: forward and backward of batch and layer norm against plain loops in
- * double, running statistics, error codes, and that nothing is written on an error. */
+/* The C library without Python: forward and backward of batch, layer and weight norm against plain
+ * loops in double, running statistics, error codes, and that nothing is written on an error. */
 #include "fastnorm.h"
 
 #include <math.h>
@@ -102,6 +102,33 @@ static void test_norms(void) {
     compare(&rows, S, "layer norm");
 }
 
+/* y = w * u with u = x / |x| in each channel; dx = w / |x| * (dy - u * sum (dy * u)) */
+static void test_weight_norm(fn_layout layout, int (*at)(int, int), const char *what) {
+    fn_problem p = {.norm = FN_WEIGHT, .layout = layout, .n = N, .c = C, .s = S};
+    fn_params q = {.weight = weight};
+    fn_grads grads = {.x = dx, .weight = dweight};
+    for (int c = 0; c < C; c++) {
+        double squares = 0;
+        for (int j = 0; j < N * S; j++)
+            squares += pow(x[at(c, j)], 2);
+        want_dweight[c] = 0;
+        for (int j = 0; j < N * S; j++)
+            want_dweight[c] += dy[at(c, j)] * x[at(c, j)] / sqrt(squares);
+        for (int j = 0; j < N * S; j++) {
+            double u = x[at(c, j)] / sqrt(squares);
+            want_y[at(c, j)] = weight[c] * u;
+            want_dx[at(c, j)] = weight[c] * (dy[at(c, j)] - u * want_dweight[c]) / sqrt(squares);
+        }
+    }
+    double saved[2 * C];
+    check(fn_saved_size(&p) <= 2 * C, what);
+    check(fn_forward(&p, &q, x, y, saved) == FN_OK, what);
+    check_close(y, want_y, SIZE, 2e-6, what);
+    check(fn_backward(&p, &q, saved, x, dy, &grads) == FN_OK, what);
+    check_close(dx, want_dx, SIZE, 1e-5, what);
+    check_close(dweight, want_dweight, C, 1e-5, what);
+}
+
 static void test_running_statistics(void) {
     float mean[C] = {0}, var[C] = {0};
     fn_problem p = {.norm = FN_BATCH,
@@ -150,6 +177,8 @@ int main(void) {
     for (int i = 0; i < fn_isa_count(); i++) {
         check(fn_set_isa(fn_isa_name(i)) == 0, "fn_set_isa");
         test_norms();
+        test_weight_norm(FN_CHANNELS_FIRST, channel_first, "weight norm, channels first");
+        test_weight_norm(FN_CHANNELS_LAST, channel_last, "weight norm, channels last");
         test_running_statistics();
     }
     test_errors();
