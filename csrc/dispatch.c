@@ -158,7 +158,8 @@ int64_t fn_cache_bytes(int level) {
     return bytes;
 }
 
-/* Arrays that do not fit the last cache together gain nothing from an output that is kept there.
+/* Arrays that do not fit the last cache together, of which others use a part, gain nothing from an
+ * output that is kept there.
  * FASTNORM_STREAM_BYTES is for measurements and tests: the bits are the same. */
 int64_t fn_stream_bytes(void) {
     static _Atomic int64_t known = -1;
@@ -166,7 +167,7 @@ int64_t fn_stream_bytes(void) {
     if (bytes < 0) {
         const char *text = getenv("FASTNORM_STREAM_BYTES");
         const int64_t l3 = fn_cache_bytes(3);
-        bytes = text ? atoll(text) : l3 > 0 ? l3 : 8 << 20;
+        bytes = text ? atoll(text) : l3 > 0 ? l3 / 4 * 3 : 8 << 20;
         atomic_store_explicit(&known, bytes, memory_order_relaxed);
     }
     return bytes;

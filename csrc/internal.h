@@ -31,9 +31,10 @@ typedef struct {
 #define FN_STRIP 1024
 
 /* How a kernel writes: `prefetch` bytes ahead of the element of x that is read, the input of the
- * next unit is fetched into the L2 (0: none); `stream` writes past the cache. */
+ * next unit is fetched into the L2 (0: none), and `prefetch_out` bytes ahead the lines of the
+ * output that it writes; `stream` writes past the cache. */
 typedef struct {
-    int64_t prefetch;
+    int64_t prefetch, prefetch_out;
     int stream;
 } fn_hints;
 
@@ -145,7 +146,8 @@ typedef struct {
 
     fn_chunks mchunks, gchunks; /* of what moments and gradient moments reduce */
     int64_t units, unit_domains;
-    int prefetch; /* two units fit the L2: fetch the next while this one is written */
+    int prefetch;     /* two units fit the L2: fetch the next while this one is written */
+    int prefetch_out; /* with their outputs, too: fetch the lines that the next one writes */
 } fn_plan;
 
 /* the planes of domains [d0, d1) are [fn_first_plane(d0), fn_first_plane(d1)), with the padding

@@ -64,8 +64,8 @@ static int64_t l2(void) { return fn_cache_bytes(2) > 0 ? fn_cache_bytes(2) : 1 <
 /* Domains that are neighbours in memory and together fit the L2 with room for the output. */
 static int64_t unit_domains(const fn_plan *plan, int arrays) {
     const int64_t bytes = fn_max(1, plan->count * (int64_t)plan->esize * arrays);
-    if (plan->block) /* or what groups make of it */
-        return plan->per_domain == 1 ? plan->block : plan->sample_domains;
+    if (plan->block && plan->per_domain > 1) /* what groups make of blocks */
+        return plan->sample_domains;
     if (plan->col) {
         const int64_t in_sample = plan->sample_domains;
         const int64_t whole = bytes * in_sample;
@@ -78,9 +78,10 @@ static int64_t unit_domains(const fn_plan *plan, int arrays) {
         int64_t fit = l2() / 2 / bytes / lines * lines;
         return fit >= lines ? fn_min(fit, in_sample) : in_sample;
     }
-    if (plan->nseg > 1) {
-        int64_t run = fn_ceil_div(UNIT_RUN_BYTES, fn_max(1, plan->s * (int64_t)plan->esize));
-        return fn_max(1, fn_min(run, l2() / 4 / bytes));
+    if (plan->nseg > 1 || plan->block) {
+        const int64_t run = fn_max(1, plan->s * plan->cols * (int64_t)plan->esize);
+        const int64_t fit = l2() / 4 / (bytes * plan->cols);
+        return plan->cols * fn_max(1, fn_min(fn_ceil_div(UNIT_RUN_BYTES, run), fit));
     }
     const int64_t even = bytes * plan->domains / UNITS;
     return fn_min(l2() / 4, fn_max(LEAST_UNIT_BYTES, even)) / bytes;
@@ -141,8 +142,11 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
     const int arrays = backward ? 2 : 1;
     plan->unit_domains = fn_max(1, unit_domains(plan, arrays));
     /* contiguous units are what processors prefetch by themselves, and better */
-    plan->prefetch = plan->nseg > 1 && !plan->col &&
-                     plan->unit_domains * plan->count * (int64_t)plan->esize * arrays <= l2() / 2;
+    const int64_t domain = plan->count * (int64_t)plan->esize * arrays;
+    const int64_t unit = plan->unit_domains * domain;
+    plan->prefetch =
+        plan->nseg > 1 && !plan->col && unit <= l2() / 2 && plan->domains * domain > l2() / 2;
+    plan->prefetch_out = plan->prefetch && plan->block && unit <= l2() / 4;
     if (p->norm == FN_SWITCHABLE) { /* all planes depend on one another: no units */
         plan->units = 1;
         plan->unit_domains = plan->domains;

@@ -279,9 +279,13 @@ static void apply_unit(fn_job *job, int64_t p, int64_t p1, fn_hints hints) {
     }
 }
 
-/* bytes from unit u to the next one of the same shape, to prefetch it; 0 where there is none */
-static int64_t to_next_unit(const fn_plan *pl, int64_t u) {
-    return pl->prefetch && u + 1 < pl->units ? pl->unit_domains * pl->s * (int64_t)pl->esize : 0;
+/* how unit u is written, while the next one of the same shape is fetched */
+static fn_hints unit_hints(const fn_job *job, int64_t u) {
+    const fn_plan *pl = &job->plan;
+    const int64_t next = pl->unit_domains * pl->s * (int64_t)pl->esize;
+    const int fetch = pl->prefetch && u + 1 < pl->units;
+    const int fetch_out = fetch && pl->prefetch_out && !job->stream;
+    return (fn_hints){fetch ? next : 0, fetch_out ? next : 0, job->stream};
 }
 
 /* moments, coefficients and apply of domains [d, d1), of one sample in column form */
@@ -312,7 +316,7 @@ static void task_forward_unit(fn_job *job, int64_t u) {
     unit_domains(pl, u, &d0, &d1);
     const int64_t step = domains_at_once(job, d1 - d0);
     for (int64_t d = d0; d < d1; d += step)
-        forward_domains(job, d, fn_min(d + step, d1), (fn_hints){to_next_unit(pl, u), job->stream});
+        forward_domains(job, d, fn_min(d + step, d1), unit_hints(job, u));
 }
 
 /* gradient sums and the coefficients of dx of domains [d, d1), of one sample */
@@ -333,8 +337,7 @@ static void task_backward_unit(fn_job *job, int64_t u) {
     for (int64_t d = d0; d < d1; d += step) {
         const int64_t end = fn_min(d + step, d1);
         fn_grad_sums_of(job, d, end);
-        apply_unit(job, fn_first_plane(pl, d), fn_first_plane(pl, end),
-                   (fn_hints){to_next_unit(pl, u), job->stream});
+        apply_unit(job, fn_first_plane(pl, d), fn_first_plane(pl, end), unit_hints(job, u));
     }
 }
 
@@ -419,7 +422,7 @@ static int64_t piece_count(const fn_job *job) {
 }
 static void task_apply_piece(fn_job *job, int64_t i) {
     const fn_plan *pl = &job->plan;
-    const fn_hints hints = {0, job->stream};
+    const fn_hints hints = {0, 0, job->stream};
     const int64_t together = tile_planes(job), len = pl->s * pl->cols, runs = matrices(pl);
     if (together) {
         tile_part(job, i * together, fn_min((i + 1) * together, pl->planes), 0, pl->nseg, hints);
