@@ -21,6 +21,22 @@ static inline char *fn_at(const fn_job *job, void *p, int64_t i) {
     return (char *)p + i * (int64_t)job->plan.asize;
 }
 
+/* ---- parts.c ---- */
+/* Chunk k of the reductions [i, i1), domains in row form, else planes: moments; gradient sums of
+ * planes [p, p1).  Of one matrix or block; in row form of one when there are several chunks. */
+void fn_moments_chunk(fn_job *job, int64_t i, int64_t i1, int64_t k);
+void fn_grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k);
+/* the chunks, in order, to the moments of domain d, the sums of plane p */
+void fn_merge_domain(fn_job *job, int64_t d);
+void fn_merge_grad_plane(fn_job *job, int64_t p);
+/* y, or dx, of a part of planes [p, p1) in segments [g, g1): of `len` elements from `off` on, of
+ * each plane or block; of whole planes side by side; in column form of rows [r, r1) */
+void fn_row_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, int64_t off,
+                 int64_t len, fn_hints hints);
+void fn_tile_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, fn_hints hints);
+void fn_col_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t r, int64_t r1);
+
+/* ---- run.c ---- */
 /* the steps: moments of all domains, whose m2 is in `var`; coefficients of y, and y; sums over all
  * planes; coefficients of dx, and dx */
 void fn_run_measure(fn_job *job);

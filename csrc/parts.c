@@ -1,0 +1,221 @@
+/* One step on one part of the arrays: where the part lies, and which kernel takes it. */
+#include "run.h"
+
+/* ---- moments -------------------------------------------------------------------------------*/
+
+/* Chunk k of a reduction over `run`: its offset in elements, and its own run. */
+static int64_t chunk_of(const fn_chunks *ch, fn_run run, int64_t k, fn_run *out) {
+    *out = run;
+    if (ch->pieces) {
+        const int64_t at = k % ch->pieces * ch->size;
+        out->nseg = 1;
+        out->len = fn_min(ch->size, run.len - at);
+        return k / ch->pieces * run.seg_stride + at;
+    }
+    out->nseg = fn_min(ch->size, run.nseg - k * ch->size);
+    return k * ch->size * run.seg_stride;
+}
+
+/* what row and block kernels reduce: a domain or block, and for gradients a plane or block */
+static fn_run domain_run(const fn_plan *pl) {
+    return (fn_run){pl->nseg, pl->seg_stride, pl->s * (pl->block ? pl->block : pl->per_domain)};
+}
+static fn_run plane_run(const fn_plan *pl) {
+    return (fn_run){pl->nseg, pl->seg_stride, pl->s * pl->cols};
+}
+
+static const char *x_at(const fn_job *job, int64_t i) {
+    return job->x + i * (int64_t)job->plan.esize;
+}
+static const char *dy_at(const fn_job *job, int64_t i) {
+    return job->dy + i * (int64_t)job->plan.esize;
+}
+static char *out_at(const fn_job *job, int64_t i) {
+    return job->out + i * (int64_t)job->plan.esize;
+}
+
+/* Column form: row r of segment g of plane p, in elements. */
+static int64_t row_at(const fn_plan *pl, int64_t p, int64_t g, int64_t r) {
+    return g * pl->seg_stride + (p / pl->cols * pl->s + r) * pl->cols + p % pl->cols;
+}
+static int64_t chunk_rows(const fn_plan *pl, int64_t k) {
+    return fn_min(pl->mchunks.size, pl->s - k % pl->mchunks.pieces * pl->mchunks.size);
+}
+static int64_t chunk_at(const fn_plan *pl, int64_t p, int64_t k) {
+    return row_at(pl, p, k / pl->mchunks.pieces, k % pl->mchunks.pieces * pl->mchunks.size);
+}
+
+/* Segments [g, g1) of planes [p, p1). */
+static fn_tile tile_of(const fn_plan *pl, int64_t p, int64_t p1, int64_t g, int64_t g1) {
+    return (fn_tile){g1 - g, pl->seg_stride, p1 - p, pl->s};
+}
+static int64_t plane_at(const fn_plan *pl, int64_t p, int64_t g) {
+    return g * pl->seg_stride + p * pl->s;
+}
+
+/* Where the moments of chunk k of reduction i (a domain in row form, else a plane) go.
+ * With one chunk that is where those of the domain, or the sums of the plane, are wanted. */
+static int64_t slot(const fn_plan *pl, int64_t chunks, int64_t i, int64_t k) {
+    return (i / pl->cols * chunks + k) * pl->cols + i % pl->cols;
+}
+
+/* Chunk k of the reductions [i, i1); of one matrix or block, in row form one when there are several
+ * chunks. */
+void fn_moments_chunk(fn_job *job, int64_t i, int64_t i1, int64_t k) {
+    const fn_plan *pl = &job->plan;
+    const fn_chunks *ch = &pl->mchunks;
+    const int64_t to = slot(pl, ch->count, i, k);
+    const int rms = pl->p.norm == FN_RMS;
+    if (pl->tile) {
+        const int64_t g = k * ch->size, g1 = fn_min(g + ch->size, pl->nseg);
+        pl->k->tile_moments(x_at(job, plane_at(pl, i, g)), tile_of(pl, i, i1, g, g1),
+                            job->mean + to, job->m2 + to);
+    } else if (pl->col) {
+        (rms ? pl->k->col_squares : pl->k->col_moments)(x_at(job, chunk_at(pl, i, k)),
+                                                        chunk_rows(pl, k), pl->cols, i1 - i,
+                                                        job->mean + to, job->m2 + to);
+    } else if (pl->block) {
+        fn_run run;
+        const int64_t off = chunk_of(ch, domain_run(pl), k, &run);
+        pl->k->block_moments(x_at(job, i * pl->s + off), run, pl->block, job->mean + to,
+                             job->m2 + to);
+    } else {
+        fn_run run;
+        const int64_t off = chunk_of(ch, domain_run(pl), k, &run);
+        (rms ? pl->k->row_squares : pl->k->row_moments)(x_at(job, i * pl->s * pl->per_domain + off),
+                                                        i1 - i, run, job->mean + to, job->m2 + to);
+    }
+}
+
+/* Sums of dy and dy * (x - center) of planes, as fn_moments_chunk. */
+void fn_grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k) {
+    const fn_plan *pl = &job->plan;
+    const fn_chunks *ch = &pl->gchunks;
+    const int64_t to = slot(pl, ch->count, p, k);
+    void *const w = pl->elem ? job->weight : NULL;
+    const void *center = fn_at(job, job->cf.center, p);
+    if (pl->tile) {
+        const int64_t g = k * ch->size, g1 = fn_min(g + ch->size, pl->nseg);
+        const int64_t at = plane_at(pl, p, g);
+        pl->k->tile_grad_moments(x_at(job, at), dy_at(job, at), tile_of(pl, p, p1, g, g1), center,
+                                 job->mean + to, job->m2 + to);
+    } else if (pl->col) {
+        const int64_t off = chunk_at(pl, p, k);
+        pl->k->col_grad_moments(x_at(job, off), dy_at(job, off), chunk_rows(pl, k), pl->cols,
+                                p1 - p, center, w ? fn_at(job, w, k * ch->size) : NULL,
+                                job->mean + to, job->m2 + to);
+    } else {
+        fn_run run;
+        const int64_t in = chunk_of(ch, plane_run(pl), k, &run), off = p * pl->s + in;
+        if (pl->block) {
+            pl->k->block_grad_moments(x_at(job, off), dy_at(job, off), run, pl->block, center,
+                                      job->mean + to, job->m2 + to);
+            return;
+        }
+        pl->k->row_grad_moments(x_at(job, off), dy_at(job, off), p1 - p, run, center,
+                                w ? fn_at(job, w, in) : NULL, job->mean + to, job->m2 + to);
+    }
+}
+
+/* chunks of domain d, in order, to its mean and m2 */
+void fn_merge_domain(fn_job *job, int64_t d) {
+    const fn_plan *pl = &job->plan;
+    const fn_chunks *ch = &pl->mchunks;
+    const int planes = pl->cols > 1; /* what was reduced; else domains */
+    const int64_t first = planes ? fn_first_plane(pl, d) : d, per = planes ? pl->per_domain : 1;
+    fn_moments m = {0, 0, 0};
+    if (job->mean == job->cf.mean || !fn_needs_moments(pl))
+        return;
+    for (int64_t i = first; i < first + per; i++)
+        for (int64_t k = 0; k < ch->count; k++) {
+            fn_run run = {1, 0, 0};
+            if (pl->col)
+                run.len = chunk_rows(pl, k);
+            else
+                chunk_of(ch, domain_run(pl), k, &run);
+            if (pl->block)
+                run.len /= pl->block;
+            const int64_t from = slot(pl, ch->count, i, k);
+            fn_merge(&m, (double)(run.nseg * run.len), job->mean[from], job->m2[from]);
+        }
+    job->cf.mean[d] = m.mean;
+    job->cf.var[d] = m.m2;
+}
+
+void fn_merge_grad_plane(fn_job *job, int64_t p) {
+    const fn_plan *pl = &job->plan;
+    if (job->mean == job->cf.sum_dy)
+        return;
+    double s1 = 0, s2 = 0;
+    for (int64_t k = 0; k < pl->gchunks.count; k++) {
+        s1 += job->mean[slot(pl, pl->gchunks.count, p, k)];
+        s2 += job->m2[slot(pl, pl->gchunks.count, p, k)];
+    }
+    job->cf.sum_dy[p] = s1;
+    job->cf.sum_dy_xc[p] = s2;
+}
+
+/* ---- apply ---------------------------------------------------------------------------------*/
+
+/* Row and block form: `len` elements of planes or blocks [p, p1) from element `off` of each on, in
+ * the segments [g, g1).  More than one only with whole ones. */
+void fn_row_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, int64_t off,
+                 int64_t len, fn_hints hints) {
+    const fn_plan *pl = &job->plan;
+    const fn_coefs *cf = &job->cf;
+    const int64_t i = plane_at(pl, p, g) + off;
+    const fn_run run = {g1 - g, pl->seg_stride, len};
+    const char *center = fn_at(job, cf->center, p);
+    if (pl->block && job->dy)
+        pl->k->block_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), (p1 - p) / pl->block,
+                                run, pl->block, center, fn_at(job, cf->a, p), fn_at(job, cf->b, p),
+                                fn_at(job, cf->e, p), hints);
+    else if (pl->block)
+        pl->k->block_apply(x_at(job, i), out_at(job, i), (p1 - p) / pl->block, run, pl->block,
+                           center, fn_at(job, cf->scale, p), fn_at(job, cf->shift, p), hints);
+    else if (job->dy)
+        pl->k->row_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), p1 - p, run, center,
+                              fn_at(job, cf->a, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
+                              hints);
+    else if (pl->elem && (job->weight || job->bias))
+        pl->k->row_apply_elem(x_at(job, i), out_at(job, i), p1 - p, pl->s, len, center,
+                              fn_at(job, cf->scale, p), fn_at(job, cf->shift, p),
+                              job->weight ? fn_at(job, job->weight, off) : NULL,
+                              job->bias ? fn_at(job, job->bias, off) : NULL, hints.stream);
+    else
+        pl->k->row_apply(x_at(job, i), out_at(job, i), p1 - p, run, center,
+                         fn_at(job, cf->scale, p), fn_at(job, cf->shift, p), hints);
+}
+
+/* Segments [g, g1) of planes [p, p1). */
+void fn_tile_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, fn_hints hints) {
+    const fn_plan *pl = &job->plan;
+    const fn_coefs *cf = &job->cf;
+    const fn_tile t = tile_of(pl, p, p1, g, g1);
+    const int64_t i = plane_at(pl, p, g);
+    const char *center = fn_at(job, cf->center, p);
+    if (job->dy)
+        pl->k->tile_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), t, center,
+                               fn_at(job, cf->a, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
+                               hints);
+    else
+        pl->k->tile_apply(x_at(job, i), out_at(job, i), t, center, fn_at(job, cf->scale, p),
+                          fn_at(job, cf->shift, p), hints);
+}
+
+/* Column form: rows [r, r1) of segment g of planes [p, p1) of one matrix. */
+void fn_col_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t r, int64_t r1) {
+    const fn_plan *pl = &job->plan;
+    const fn_coefs *cf = &job->cf;
+    const int64_t i = row_at(pl, p, g, r);
+    const char *center = fn_at(job, cf->center, p);
+    if (job->dy)
+        pl->k->col_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), r1 - r, pl->cols, p1 - p,
+                              center, fn_at(job, cf->a, p), fn_at(job, cf->b, p),
+                              fn_at(job, cf->e, p), job->stream);
+    else
+        pl->k->col_apply(x_at(job, i), out_at(job, i), r1 - r, pl->cols, p1 - p, center,
+                         fn_at(job, cf->scale, p), fn_at(job, cf->shift, p),
+                         pl->elem && job->weight ? fn_at(job, job->weight, r) : NULL,
+                         pl->elem && job->bias ? fn_at(job, job->bias, r) : NULL, job->stream);
+}
