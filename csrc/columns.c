@@ -70,7 +70,8 @@ fn_status fn_extremes(fn_dtype dtype, int64_t rows, int64_t cols, const void *x,
 }
 
 /* ---- affine map ----------------------------------------------------------------------------
- * Each piece is read a second time, for infinities, while it is in the L2. */
+ * Each piece is read a second time, for infinities, while it is in the L2: after it was written,
+ * because memory is read and written at once faster than by turns. */
 
 typedef struct {
     fn_job job;
@@ -80,16 +81,24 @@ typedef struct {
 #define AFFINE_PIECE 32768
 static int64_t affine_rows(int64_t cols) { return fn_max(1, AFFINE_PIECE / cols); }
 
+static void look_for_infinity(fn_job *job, int64_t at, int64_t count) {
+    double low, high;
+    job->plan.k->col_extremes(job->x + at, count, 1, 1, &low, &high);
+    if (low == -INFINITY || high == INFINITY)
+        atomic_store_explicit(&((fn_affine_job *)job)->infinite, 1, memory_order_relaxed);
+}
+
 static void task_affine(fn_job *job, int64_t i) {
     const fn_plan *pl = &job->plan;
     const int64_t each = affine_rows(pl->cols), rows = fn_min(each, pl->s - i * each);
     const int64_t at = i * each * pl->cols * (int64_t)pl->esize;
-    double low, high;
-    pl->k->col_extremes(job->x + at, rows * pl->cols, 1, 1, &low, &high);
-    if (low == -INFINITY || high == INFINITY)
-        atomic_store_explicit(&((fn_affine_job *)job)->infinite, 1, memory_order_relaxed);
+    const int in_place = job->x == job->out;
+    if (in_place)
+        look_for_infinity(job, at, rows * pl->cols);
     pl->k->col_apply(job->x + at, job->out + at, rows, pl->cols, pl->cols, job->cf.center,
                      job->cf.scale, job->cf.shift, NULL, NULL, job->stream);
+    if (!in_place)
+        look_for_infinity(job, at, rows * pl->cols);
 }
 
 fn_status fn_affine(fn_dtype dtype, int64_t rows, int64_t cols, const void *x, const double *center,
