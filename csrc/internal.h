@@ -9,7 +9,7 @@
  * set.  `void` stands for an element of x's dtype (x, y, dy, dx), or for the compute type (the
  * coefficients, weight, bias: double for FN_F64, else float).  Contracts: kernels_*.inc. */
 
-/* Which elements a row kernel walks: nseg segments of len contiguous elements. */
+/* Which elements a row or block kernel walks: nseg segments of len contiguous elements. */
 typedef struct {
     int64_t nseg, seg_stride, len;
 } fn_run;
@@ -18,21 +18,19 @@ typedef struct {
  * then a unit has all columns, because the sums depend on it. */
 #define FN_NARROW 64
 
-/* Which elements a tile kernel walks: in each of nseg segments `values` planes of `inner` elements.
+/* Which elements a tile kernel walks: in each of nseg segments `planes` planes of `inner` elements.
  */
 typedef struct {
-    int64_t nseg, seg_stride, values, inner;
+    int64_t nseg, seg_stride, planes, inner;
 } fn_tile;
 
-/* Planes of a block have no more channels; it is a power of two. */
-#define FN_MOST_BLOCK 64
-
-/* Columns that column kernels keep the state of in the L1; values of a tile have no more. */
+/* Columns that column kernels keep the state of in the L1; those of a tile are taken so many at a
+ * time. */
 #define FN_STRIP 1024
 
 /* How a kernel writes: `prefetch` bytes ahead of the element of x that is read, the input of the
- * next unit is fetched into the L2 (0: none), and `prefetch_out` bytes ahead the lines of the
- * output that it writes; `stream` writes past the cache. */
+ * next unit is fetched into the L2 (0: none), and in blocks `prefetch_out` bytes ahead the lines of
+ * the output that it writes; `stream` writes past the cache. */
 typedef struct {
     int64_t prefetch, prefetch_out;
     int stream;
@@ -146,8 +144,9 @@ typedef struct {
 
     fn_chunks mchunks, gchunks; /* of what moments and gradient moments reduce */
     int64_t units, unit_domains;
-    int prefetch;     /* two units fit the L2: fetch the next while this one is written */
-    int prefetch_out; /* with their outputs, too: fetch the lines that the next one writes */
+    /* the next unit is fetched while this one is written: two fit the L2, all do not; and the lines
+     * that it writes, where these fit as well */
+    int prefetch, prefetch_out;
 } fn_plan;
 
 /* the planes of domains [d0, d1) are [fn_first_plane(d0), fn_first_plane(d1)), with the padding

@@ -34,15 +34,15 @@ static char *out_at(const fn_job *job, int64_t i) {
     return job->out + i * (int64_t)job->plan.esize;
 }
 
-/* Column form: row r of segment g of plane p, in elements. */
-static int64_t row_at(const fn_plan *pl, int64_t p, int64_t g, int64_t r) {
-    return g * pl->seg_stride + (p / pl->cols * pl->s + r) * pl->cols + p % pl->cols;
+/* Column form: row r of plane p, in elements. */
+static int64_t row_at(const fn_plan *pl, int64_t p, int64_t r) {
+    return (p / pl->cols * pl->s + r) * pl->cols + p % pl->cols;
 }
 static int64_t chunk_rows(const fn_plan *pl, int64_t k) {
-    return fn_min(pl->mchunks.size, pl->s - k % pl->mchunks.pieces * pl->mchunks.size);
+    return fn_min(pl->mchunks.size, pl->s - k * pl->mchunks.size);
 }
 static int64_t chunk_at(const fn_plan *pl, int64_t p, int64_t k) {
-    return row_at(pl, p, k / pl->mchunks.pieces, k % pl->mchunks.pieces * pl->mchunks.size);
+    return row_at(pl, p, k * pl->mchunks.size);
 }
 
 /* Segments [g, g1) of planes [p, p1). */
@@ -59,8 +59,6 @@ static int64_t slot(const fn_plan *pl, int64_t chunks, int64_t i, int64_t k) {
     return (i / pl->cols * chunks + k) * pl->cols + i % pl->cols;
 }
 
-/* Chunk k of the reductions [i, i1); of one matrix or block, in row form one when there are several
- * chunks. */
 void fn_moments_chunk(fn_job *job, int64_t i, int64_t i1, int64_t k) {
     const fn_plan *pl = &job->plan;
     const fn_chunks *ch = &pl->mchunks;
@@ -87,7 +85,6 @@ void fn_moments_chunk(fn_job *job, int64_t i, int64_t i1, int64_t k) {
     }
 }
 
-/* Sums of dy and dy * (x - center) of planes, as fn_moments_chunk. */
 void fn_grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k) {
     const fn_plan *pl = &job->plan;
     const fn_chunks *ch = &pl->gchunks;
@@ -117,7 +114,6 @@ void fn_grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k) {
     }
 }
 
-/* chunks of domain d, in order, to its mean and m2 */
 void fn_merge_domain(fn_job *job, int64_t d) {
     const fn_plan *pl = &job->plan;
     const fn_chunks *ch = &pl->mchunks;
@@ -157,8 +153,6 @@ void fn_merge_grad_plane(fn_job *job, int64_t p) {
 
 /* ---- apply ---------------------------------------------------------------------------------*/
 
-/* Row and block form: `len` elements of planes or blocks [p, p1) from element `off` of each on, in
- * the segments [g, g1).  More than one only with whole ones. */
 void fn_row_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, int64_t off,
                  int64_t len, fn_hints hints) {
     const fn_plan *pl = &job->plan;
@@ -187,7 +181,6 @@ void fn_row_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, int6
                          fn_at(job, cf->scale, p), fn_at(job, cf->shift, p), hints);
 }
 
-/* Segments [g, g1) of planes [p, p1). */
 void fn_tile_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, fn_hints hints) {
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
@@ -203,11 +196,10 @@ void fn_tile_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, fn_
                           fn_at(job, cf->shift, p), hints);
 }
 
-/* Column form: rows [r, r1) of segment g of planes [p, p1) of one matrix. */
-void fn_col_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t r, int64_t r1) {
+void fn_col_part(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1) {
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
-    const int64_t i = row_at(pl, p, g, r);
+    const int64_t i = row_at(pl, p, r);
     const char *center = fn_at(job, cf->center, p);
     if (job->dy)
         pl->k->col_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), r1 - r, pl->cols, p1 - p,

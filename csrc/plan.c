@@ -50,12 +50,12 @@ static fn_chunks row_chunks(int64_t nseg, int64_t len) {
     return ch;
 }
 
-static fn_chunks col_chunks(int64_t nseg, int64_t rows, int64_t cols) {
+static fn_chunks col_chunks(int64_t rows, int64_t cols) {
     int64_t most = CHUNK_TABLE_BYTES / (16 * fn_max(cols, 1));
     most = most < 16 ? 16 : most > 64 ? 64 : most;
     fn_chunks ch = {0, fn_max(CHUNK_ROWS, fn_ceil_div(fn_ceil_div(rows, most), 64) * 64), 0};
     ch.pieces = fn_ceil_div(rows, ch.size);
-    ch.count = nseg * ch.pieces;
+    ch.count = ch.pieces;
     return ch;
 }
 
@@ -64,7 +64,7 @@ static int64_t l2(void) { return fn_cache_bytes(2) > 0 ? fn_cache_bytes(2) : 1 <
 /* Domains that are neighbours in memory and together fit the L2 with room for the output. */
 static int64_t unit_domains(const fn_plan *plan, int arrays) {
     const int64_t bytes = fn_max(1, plan->count * (int64_t)plan->esize * arrays);
-    if (plan->block && plan->per_domain > 1) /* what groups make of blocks */
+    if (plan->block && plan->per_domain > 1) /* groups cross blocks */
         return plan->sample_domains;
     if (plan->col) {
         const int64_t in_sample = plan->sample_domains;
@@ -127,12 +127,12 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
     plan->domains = plan->n * plan->sample_domains;
     plan->count = plan->per_domain * plan->s * plan->nseg;
 
-    const int row = !plan->col && !plan->block;
-    plan->tile = row && plan->nseg >= LEAST_SEGMENTS && plan->s <= MOST_TILE_ELEMS;
-    if (row && plan->nseg >= LEAST_SEGMENTS / 2 && plan->s > 0 && plan->s <= FN_STRIP / 2)
+    /* column form has one segment */
+    plan->tile = !plan->block && plan->nseg >= LEAST_SEGMENTS && plan->s <= MOST_TILE_ELEMS;
+    if (!plan->block && plan->nseg >= LEAST_SEGMENTS / 2 && plan->s > 0 && plan->s <= FN_STRIP / 2)
         plan->stream_planes = FN_STRIP / plan->s;
     if (plan->col) {
-        plan->mchunks = plan->gchunks = col_chunks(plan->nseg, plan->s, plan->cols);
+        plan->mchunks = plan->gchunks = col_chunks(plan->s, plan->cols);
     } else if (plan->block) {
         plan->mchunks = plan->gchunks = row_chunks(plan->nseg, plan->s * plan->block);
     } else {
@@ -144,8 +144,7 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
     /* contiguous units are what processors prefetch by themselves, and better */
     const int64_t domain = plan->count * (int64_t)plan->esize * arrays;
     const int64_t unit = plan->unit_domains * domain;
-    plan->prefetch =
-        plan->nseg > 1 && !plan->col && unit <= l2() / 2 && plan->domains * domain > l2() / 2;
+    plan->prefetch = plan->nseg > 1 && unit <= l2() / 2 && plan->domains * domain > l2() / 2;
     plan->prefetch_out = plan->prefetch && plan->block && unit <= l2() / 4;
     if (p->norm == FN_SWITCHABLE) { /* all planes depend on one another: no units */
         plan->units = 1;

@@ -4,10 +4,11 @@
  * while it is in its cache.  Otherwise the steps go one by one over the whole array, chunks shared
  * among the threads.  The sums are the same, in the same order, either way. */
 #include "run.h"
-/* Column and block form: how many matrices or blocks there are, and where the planes of that of p
- * end, or p1 if that is before. */
-static int64_t matrices(const fn_plan *pl) { return pl->planes / pl->cols; }
-static int64_t matrix_end(const fn_plan *pl, int64_t p, int64_t p1) {
+
+/* What lies side by side, cols planes: a matrix in column form, a block, a plane in row form.  How
+ * many there are, and where the planes of that of p end, or p1 if that is before. */
+static int64_t groups_of(const fn_plan *pl) { return pl->planes / pl->cols; }
+static int64_t group_end(const fn_plan *pl, int64_t p, int64_t p1) {
     return fn_min(p1, (p / pl->cols + 1) * pl->cols);
 }
 
@@ -17,7 +18,7 @@ static void all_chunks(fn_job *job, int64_t chunks, int64_t i, int64_t i1,
     const fn_plan *pl = &job->plan;
     if (pl->cols > 1) {
         for (int64_t end; i < i1; i = end) {
-            end = matrix_end(pl, i, i1);
+            end = group_end(pl, i, i1);
             for (int64_t k = 0; k < chunks; k++)
                 chunk(job, i, end, k);
         }
@@ -55,9 +56,8 @@ static void apply_unit(fn_job *job, int64_t p, int64_t p1, fn_hints hints) {
         return;
     }
     for (int64_t end; p < p1; p = end) {
-        end = matrix_end(pl, p, p1);
-        for (int64_t g = pl->nseg - 1; g >= 0; g--) /* backwards, as in row_apply */
-            fn_col_part(job, p, end, g, 0, pl->s);
+        end = group_end(pl, p, p1);
+        fn_col_part(job, p, end, 0, pl->s);
     }
 }
 
@@ -70,7 +70,7 @@ static fn_hints unit_hints(const fn_job *job, int64_t u) {
     return (fn_hints){fetch ? next : 0, fetch_out ? next : 0, job->stream};
 }
 
-/* moments, coefficients and apply of domains [d, d1), of one sample in column form */
+/* moments, coefficients and apply of domains [d, d1), of one sample in column and block form */
 static void forward_domains(fn_job *job, int64_t d, int64_t d1, fn_hints hints) {
     const fn_plan *pl = &job->plan;
     const int64_t p = fn_first_plane(pl, d), p1 = fn_first_plane(pl, d1);
@@ -197,8 +197,8 @@ static int64_t piece_count(const fn_job *job) {
     if (tile_planes(job))
         return fn_ceil_div(pl->planes, tile_planes(job));
     if (pl->col)
-        return pl->nseg * matrices(pl) * fn_ceil_div(pl->s, fn_max(1, PIECE / pl->cols));
-    const int64_t len = pl->s * pl->cols, runs = matrices(pl);
+        return groups_of(pl) * fn_ceil_div(pl->s, fn_max(1, PIECE / pl->cols));
+    const int64_t len = pl->s * pl->cols, runs = groups_of(pl);
     if (len > PIECE)
         return pl->nseg * runs * fn_ceil_div(len, PIECE);
     return pl->nseg * fn_ceil_div(runs, PIECE / len);
@@ -206,13 +206,13 @@ static int64_t piece_count(const fn_job *job) {
 static void task_apply_piece(fn_job *job, int64_t i) {
     const fn_plan *pl = &job->plan;
     const fn_hints hints = {0, 0, job->stream};
-    const int64_t together = tile_planes(job), len = pl->s * pl->cols, runs = matrices(pl);
+    const int64_t together = tile_planes(job), len = pl->s * pl->cols, runs = groups_of(pl);
     if (together) {
         fn_tile_part(job, i * together, fn_min((i + 1) * together, pl->planes), 0, pl->nseg, hints);
     } else if (pl->col) {
         const int64_t rows = fn_max(1, PIECE / pl->cols), in_matrix = fn_ceil_div(pl->s, rows);
-        const int64_t p = i / in_matrix % matrices(pl) * pl->cols, r = i % in_matrix * rows;
-        fn_col_part(job, p, p + pl->cols, i / in_matrix / matrices(pl), r, fn_min(r + rows, pl->s));
+        const int64_t p = i / in_matrix * pl->cols, r = i % in_matrix * rows;
+        fn_col_part(job, p, p + pl->cols, r, fn_min(r + rows, pl->s));
     } else if (len > PIECE) {
         const int64_t in_run = fn_ceil_div(len, PIECE), off = i % in_run * PIECE;
         const int64_t run = i / in_run % runs, g = i / in_run / runs, p = run * pl->cols;
@@ -237,7 +237,7 @@ static int64_t domain_blocks(const fn_plan *pl) { return fn_ceil_div(pl->domains
 
 static void measure(fn_job *job) {
     const fn_plan *pl = &job->plan;
-    fn_parallel(job, (pl->cols > 1 ? matrices(pl) : pl->domains) * pl->mchunks.count, task_moments,
+    fn_parallel(job, (pl->cols > 1 ? groups_of(pl) : pl->domains) * pl->mchunks.count, task_moments,
                 0);
 }
 
@@ -270,7 +270,7 @@ void fn_run_forward(fn_job *job) {
 
 void fn_run_measure_grad(fn_job *job) {
     const fn_plan *pl = &job->plan;
-    fn_parallel(job, matrices(pl) * pl->gchunks.count, task_grad_moments, 0);
+    fn_parallel(job, groups_of(pl) * pl->gchunks.count, task_grad_moments, 0);
     by_planes(job, fn_ceil_div(pl->planes, BLOCK), task_grad_merge);
 }
 

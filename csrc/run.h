@@ -1,4 +1,5 @@
-/* A call in progress: what calls.c, run.c, backward_elem.c and threads.c share. */
+/* A call in progress: what calls.c, run.c, parts.c, backward_elem.c, columns.c and threads.c
+ * share. */
 #ifndef FN_RUN_H
 #define FN_RUN_H
 
@@ -30,11 +31,12 @@ void fn_grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k);
 void fn_merge_domain(fn_job *job, int64_t d);
 void fn_merge_grad_plane(fn_job *job, int64_t p);
 /* y, or dx, of a part of planes [p, p1) in segments [g, g1): of `len` elements from `off` on, of
- * each plane or block; of whole planes side by side; in column form of rows [r, r1) */
+ * each plane or block; of whole planes side by side; in column form of rows [r, r1) of planes of
+ * one matrix */
 void fn_row_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, int64_t off,
                  int64_t len, fn_hints hints);
 void fn_tile_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, fn_hints hints);
-void fn_col_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t r, int64_t r1);
+void fn_col_part(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1);
 
 /* ---- run.c ---- */
 /* the steps: moments of all domains, whose m2 is in `var`; coefficients of y, and y; sums over all

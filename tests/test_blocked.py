@@ -8,8 +8,12 @@ import fastnorm
 from fastnorm import from_blocked, to_blocked
 
 CHANNEL_NORMS = [norm for norm in NORMS if norm.channels]
-# full blocks and padded ones, groups across blocks, long and short planes, one sample, one pixel
-SHAPES = [(4, 32, 7, 7), (3, 6, 9, 11), (2, 51, 40, 40), (1, 21, 130, 150), (40, 18, 1, 1)]
+# full blocks and padded ones, groups across blocks, long and short planes, one sample, one pixel,
+# so many samples that short planes are cut into chunks
+SHAPES = [
+    (4, 32, 7, 7), (3, 6, 9, 11), (2, 51, 40, 40), (1, 21, 130, 150), (40, 18, 1, 1),
+    (85, 18, 7, 5),
+]  # fmt: skip
 
 
 def names(block, rank):
@@ -95,6 +99,12 @@ def test_groups_and_padding(channels, groups, threads, isa, rng):
     grads, want_grads = fastnorm.backward(to_blocked(x), ctx), fastnorm.backward(x, want_ctx)
     assert np.abs(from_blocked(grads.x, channels) - want_grads.x).max() < 1e-5
     assert_close(grads.weight, want_grads.weight, 1e-5, "dweight")
+
+
+def test_means_whose_squares_overflow():
+    x = np.full((3, 8, 2, 2), 1e200)
+    y = fastnorm.batch_norm(to_blocked(x, 8), training=True, layout="NCHW8c")
+    np.testing.assert_array_equal(y, 0)
 
 
 @pytest.mark.parametrize("rank", [3, 4, 5])

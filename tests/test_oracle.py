@@ -91,6 +91,17 @@ def test_channel_norms_without_parameters(norm, layout, rng):
     check_against_oracle(norm, x, args, kwargs, rng.standard_normal(x.shape).astype(np.float32))
 
 
+@pytest.mark.parametrize("channels", [2, 4, 8, 16, 32, 64, 128])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", ["bn-train", "in"])
+def test_narrow_channels_last(name, dtype, channels, isa, rng):
+    """Rows that are a part or a multiple of a vector, whatever its width."""
+    norm = next(n for n in NORMS if n.id == name)
+    x = make_input(rng, (3, channels, 9, 11), "NHWC", dtype)
+    args, kwargs = norm.arguments(rng, x, "NHWC")
+    check_against_oracle(norm, x, args, kwargs, rng.standard_normal(x.shape).astype(dtype))
+
+
 @pytest.mark.parametrize("shape", [(3, 20000), (2, 70000), (300, 700), (1, 7), (4, 3)])
 def test_layer_norm_rows(shape, rng):
     norm = next(n for n in NORMS if n.id == "ln")

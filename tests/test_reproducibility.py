@@ -113,11 +113,24 @@ for norm, shape, dtype in itertools.product(NORMS, SHAPES, DTYPES):
         y, grads, own = run(norm, x, args, kwargs, x)
         for a in (y, *grads):
             digest.update(b"" if a is None else a.tobytes())
-    if norm.channels:
-        blocked = fastnorm.to_blocked(make_input(rng, shape, "NCHW", dtype))
-        y, grads, own = run(norm, blocked, args, {**kwargs, "layout": "NCHW16c"}, blocked)
+    for block in (8, 16) if norm.channels else ():
+        blocked = fastnorm.to_blocked(make_input(rng, shape, "NCHW", dtype), block)
+        y, grads, own = run(norm, blocked, args, {**kwargs, "layout": f"NCHW{block}c"}, blocked)
         for a in (y, *grads):
             digest.update(a.tobytes())
+
+# outputs that begin inside a cache line, which short heads come before
+for dtype, layout in itertools.product(DTYPES, ["NCHW8c", "NCHW16c", "NHWC"]):
+    for channels in (8, 64):
+        x = make_input(rng, (9, channels, 7, 7), "NCHW" if "c" in layout else layout, dtype)
+        if "c" in layout:
+            x = fastnorm.to_blocked(x, int(layout[4:-1]))
+        first = np.empty(x.nbytes + 64, np.uint8)
+        start = 3 * x.itemsize - first.ctypes.data % 64 + 64
+        out = first[start % 64 :][: x.nbytes].view(dtype).reshape(x.shape)
+        y, ctx = fastnorm.batch_norm(x, training=True, layout=layout, out=out, return_ctx=True)
+        digest.update(y.tobytes())
+        digest.update(fastnorm.backward(x, ctx, out=out).x.tobytes())
 print(digest.hexdigest())
 """
 
