@@ -114,14 +114,12 @@ void fn_grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k) {
     }
 }
 
-void fn_merge_domain(fn_job *job, int64_t d) {
+static void merge_domain(fn_job *job, int64_t d) {
     const fn_plan *pl = &job->plan;
     const fn_chunks *ch = &pl->mchunks;
     const int planes = pl->cols > 1; /* what was reduced; else domains */
     const int64_t first = planes ? fn_first_plane(pl, d) : d, per = planes ? pl->per_domain : 1;
     fn_moments m = {0, 0, 0};
-    if (job->mean == job->cf.mean || !fn_needs_moments(pl))
-        return;
     for (int64_t i = first; i < first + per; i++)
         for (int64_t k = 0; k < ch->count; k++) {
             fn_run run = {1, 0, 0};
@@ -138,10 +136,14 @@ void fn_merge_domain(fn_job *job, int64_t d) {
     job->cf.var[d] = m.m2;
 }
 
-void fn_merge_grad_plane(fn_job *job, int64_t p) {
+void fn_merge_domains(fn_job *job, int64_t d, int64_t d1) {
+    if (job->mean != job->cf.mean && fn_needs_moments(&job->plan))
+        for (; d < d1; d++)
+            merge_domain(job, d);
+}
+
+static void merge_grad_plane(fn_job *job, int64_t p) {
     const fn_plan *pl = &job->plan;
-    if (job->mean == job->cf.sum_dy)
-        return;
     double s1 = 0, s2 = 0;
     for (int64_t k = 0; k < pl->gchunks.count; k++) {
         s1 += job->mean[slot(pl, pl->gchunks.count, p, k)];
@@ -149,6 +151,12 @@ void fn_merge_grad_plane(fn_job *job, int64_t p) {
     }
     job->cf.sum_dy[p] = s1;
     job->cf.sum_dy_xc[p] = s2;
+}
+
+void fn_merge_grad_planes(fn_job *job, int64_t p, int64_t p1) {
+    if (job->mean != job->cf.sum_dy)
+        for (; p < p1; p++)
+            merge_grad_plane(job, p);
 }
 
 /* ---- apply ---------------------------------------------------------------------------------*/

@@ -76,8 +76,7 @@ static void forward_domains(fn_job *job, int64_t d, int64_t d1, fn_hints hints) 
     const int64_t p = fn_first_plane(pl, d), p1 = fn_first_plane(pl, d1);
     all_chunks(job, pl->mchunks.count, pl->cols > 1 ? p : d, pl->cols > 1 ? p1 : d1,
                fn_moments_chunk);
-    for (int64_t i = d; i < d1; i++)
-        fn_merge_domain(job, i);
+    fn_merge_domains(job, d, d1);
     fn_statistics(&job->cf, d, d1);
     fn_coefficients(&job->cf, d, d1);
     apply_unit(job, p, p1, hints);
@@ -107,8 +106,7 @@ void fn_grad_sums_of(fn_job *job, int64_t d, int64_t d1) {
     const fn_plan *pl = &job->plan;
     const int64_t p = fn_first_plane(pl, d), p1 = fn_first_plane(pl, d1);
     all_chunks(job, pl->gchunks.count, p, p1, fn_grad_chunk);
-    for (int64_t q = p; q < p1; q++)
-        fn_merge_grad_plane(job, q);
+    fn_merge_grad_planes(job, p, p1);
     fn_grad_coefficients(&job->cf, d, d1);
 }
 
@@ -137,20 +135,17 @@ static void task_moments(fn_job *job, int64_t i) {
 #define BLOCK 256
 static void task_statistics(fn_job *job, int64_t i) {
     const int64_t d1 = fn_min((i + 1) * BLOCK, job->plan.domains);
-    for (int64_t d = i * BLOCK; d < d1; d++)
-        fn_merge_domain(job, d);
+    fn_merge_domains(job, i * BLOCK, d1);
     fn_statistics(&job->cf, i * BLOCK, d1);
 }
 static void task_merge(fn_job *job, int64_t i) {
-    for (int64_t d = i * BLOCK; d < fn_min((i + 1) * BLOCK, job->plan.domains); d++)
-        fn_merge_domain(job, d);
+    fn_merge_domains(job, i * BLOCK, fn_min((i + 1) * BLOCK, job->plan.domains));
 }
 static void task_coefficients(fn_job *job, int64_t i) {
     fn_coefficients(&job->cf, i * BLOCK, fn_min((i + 1) * BLOCK, job->plan.domains));
 }
 static void task_grad_merge(fn_job *job, int64_t i) {
-    for (int64_t p = i * BLOCK; p < fn_min((i + 1) * BLOCK, job->plan.planes); p++)
-        fn_merge_grad_plane(job, p);
+    fn_merge_grad_planes(job, i * BLOCK, fn_min((i + 1) * BLOCK, job->plan.planes));
 }
 static void task_grad_coefficients(fn_job *job, int64_t i) {
     fn_grad_coefficients(&job->cf, i * BLOCK, fn_min((i + 1) * BLOCK, job->plan.domains));

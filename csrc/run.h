@@ -27,9 +27,9 @@ static inline char *fn_at(const fn_job *job, void *p, int64_t i) {
  * planes [p, p1).  Of one matrix or block; in row form of one when there are several chunks. */
 void fn_moments_chunk(fn_job *job, int64_t i, int64_t i1, int64_t k);
 void fn_grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k);
-/* the chunks, in order, to the moments of domain d, the sums of plane p */
-void fn_merge_domain(fn_job *job, int64_t d);
-void fn_merge_grad_plane(fn_job *job, int64_t p);
+/* the chunks, in order, to the moments of domains [d, d1), the sums of planes [p, p1) */
+void fn_merge_domains(fn_job *job, int64_t d, int64_t d1);
+void fn_merge_grad_planes(fn_job *job, int64_t p, int64_t p1);
 /* y, or dx, of a part of planes [p, p1) in segments [g, g1): of `len` elements from `off` on, of
  * each plane or block; of whole planes side by side; in column form of rows [r, r1) of planes of
  * one matrix */
