@@ -82,12 +82,8 @@ typedef struct {
       (const void *x, const void *dy, void *dx, int64_t runs, fn_run run, int64_t block,           \
        const void *center, const void *a, const void *b, const void *e, fn_hints hints))           \
     X(tile_moments, (const void *x, fn_tile tile, double *mean, double *m2))                       \
-    X(tile_apply, (const void *x, void *y, fn_tile tile, const void *center, const void *scale,    \
-                   const void *shift, fn_hints hints))                                             \
     X(tile_grad_moments, (const void *x, const void *dy, fn_tile tile, const void *center,         \
                           double *sum_dy, double *sum_dy_xc))                                      \
-    X(tile_grad_apply, (const void *x, const void *dy, void *dx, fn_tile tile, const void *center, \
-                        const void *a, const void *b, const void *e, fn_hints hints))              \
     X(limit, (const void *x, const void *dy, void *y, int64_t len, int stream))
 
 #define FN_KERNEL_FIELD(name, args) void(*name) args;
@@ -138,9 +134,7 @@ typedef struct {
     int64_t planes;           /* number of planes = coefficient triples */
     int64_t per_domain;       /* planes of a domain */
     int64_t nseg, seg_stride; /* segments of a plane */
-    int tile;                 /* many short segments: the tile kernels */
-    int64_t stream_planes; /* planes that they write at once, if it is past the cache, so that all
-                              but the ends of a run is whole lines; 0: none */
+    int tile;                 /* many short segments: moments by the tile kernels */
 
     fn_chunks mchunks, gchunks; /* of what moments and gradient moments reduce */
     int64_t units, unit_domains;

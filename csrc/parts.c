@@ -189,21 +189,6 @@ void fn_row_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, int6
                          fn_at(job, cf->scale, p), fn_at(job, cf->shift, p), hints);
 }
 
-void fn_tile_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, fn_hints hints) {
-    const fn_plan *pl = &job->plan;
-    const fn_coefs *cf = &job->cf;
-    const fn_tile t = tile_of(pl, p, p1, g, g1);
-    const int64_t i = plane_at(pl, p, g);
-    const char *center = fn_at(job, cf->center, p);
-    if (job->dy)
-        pl->k->tile_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), t, center,
-                               fn_at(job, cf->a, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
-                               hints);
-    else
-        pl->k->tile_apply(x_at(job, i), out_at(job, i), t, center, fn_at(job, cf->scale, p),
-                          fn_at(job, cf->shift, p), hints);
-}
-
 void fn_col_part(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1) {
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;

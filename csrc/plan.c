@@ -129,8 +129,6 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
 
     /* column form has one segment */
     plan->tile = !plan->block && plan->nseg >= LEAST_SEGMENTS && plan->s <= MOST_TILE_ELEMS;
-    if (!plan->block && plan->nseg >= LEAST_SEGMENTS / 2 && plan->s > 0 && plan->s <= FN_STRIP / 2)
-        plan->stream_planes = FN_STRIP / plan->s;
     if (plan->col) {
         plan->mchunks = plan->gchunks = col_chunks(plan->s, plan->cols);
     } else if (plan->block) {

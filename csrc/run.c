@@ -49,10 +49,7 @@ static void unit_domains(const fn_plan *pl, int64_t u, int64_t *d0, int64_t *d1)
 static void apply_unit(fn_job *job, int64_t p, int64_t p1, fn_hints hints) {
     const fn_plan *pl = &job->plan;
     if (!pl->col) {
-        if (pl->tile)
-            fn_tile_part(job, p, p1, 0, pl->nseg, hints);
-        else
-            fn_row_part(job, p, p1, 0, pl->nseg, 0, pl->s * pl->cols, hints);
+        fn_row_part(job, p, p1, 0, pl->nseg, 0, pl->s * pl->cols, hints);
         return;
     }
     for (int64_t end; p < p1; p = end) {
@@ -186,11 +183,8 @@ static void task_grad_moments(fn_job *job, int64_t i) {
 
 /* The array in pieces of about PIECE elements, in memory order. */
 #define PIECE 32768
-static int64_t tile_planes(const fn_job *job) { return job->stream ? job->plan.stream_planes : 0; }
 static int64_t piece_count(const fn_job *job) {
     const fn_plan *pl = &job->plan;
-    if (tile_planes(job))
-        return fn_ceil_div(pl->planes, tile_planes(job));
     if (pl->col)
         return groups_of(pl) * fn_ceil_div(pl->s, fn_max(1, PIECE / pl->cols));
     const int64_t len = pl->s * pl->cols, runs = groups_of(pl);
@@ -201,10 +195,8 @@ static int64_t piece_count(const fn_job *job) {
 static void task_apply_piece(fn_job *job, int64_t i) {
     const fn_plan *pl = &job->plan;
     const fn_hints hints = {0, 0, job->stream};
-    const int64_t together = tile_planes(job), len = pl->s * pl->cols, runs = groups_of(pl);
-    if (together) {
-        fn_tile_part(job, i * together, fn_min((i + 1) * together, pl->planes), 0, pl->nseg, hints);
-    } else if (pl->col) {
+    const int64_t len = pl->s * pl->cols, runs = groups_of(pl);
+    if (pl->col) {
         const int64_t rows = fn_max(1, PIECE / pl->cols), in_matrix = fn_ceil_div(pl->s, rows);
         const int64_t p = i / in_matrix * pl->cols, r = i % in_matrix * rows;
         fn_col_part(job, p, p + pl->cols, r, fn_min(r + rows, pl->s));

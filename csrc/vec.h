@@ -95,8 +95,9 @@ FN_INLINE double fn_fold_f32(const fn_vec_f32 *v) {
 #endif
 
 /* fn_load_part: the first n elements (0 < n < width), the rest are zero.  fn_store_part: only the
- * first n elements are written.  fn_stream: p is aligned to FN_VEC_BYTES; the line is not brought
- * into the cache.  fn_least, fn_most: a < b ? a : b, a > b ? a : b; b where one of them is NaN. */
+ * first n elements are written.  fn_seam: the first n elements (0 <= n <= width) of a, the rest of
+ * b.  fn_stream: p is aligned to FN_VEC_BYTES; the line is not brought into the cache.  fn_least,
+ * fn_most: a < b ? a : b, a > b ? a : b; b where one of them is NaN. */
 #if FN_VEC_BYTES == 64
 
 FN_INLINE fn_vec_f32 fn_load_part_f32(const float *p, int n) {
@@ -110,6 +111,12 @@ FN_INLINE void fn_store_part_f32(float *p, fn_vec_f32 v, int n) {
 }
 FN_INLINE void fn_store_part_f64(double *p, fn_vec_f64 v, int n) {
     _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)v);
+}
+FN_INLINE fn_vec_f32 fn_seam_f32(fn_vec_f32 a, fn_vec_f32 b, int n) {
+    return (fn_vec_f32)_mm512_mask_mov_ps((__m512)a, (__mmask16)(~0u << n), (__m512)b);
+}
+FN_INLINE fn_vec_f64 fn_seam_f64(fn_vec_f64 a, fn_vec_f64 b, int n) {
+    return (fn_vec_f64)_mm512_mask_mov_pd((__m512d)a, (__mmask8)(~0u << n), (__m512d)b);
 }
 FN_INLINE void fn_stream_f32(float *p, fn_vec_f32 v) { _mm512_stream_ps(p, (__m512)v); }
 FN_INLINE void fn_stream_f64(double *p, fn_vec_f64 v) { _mm512_stream_pd(p, (__m512d)v); }
@@ -145,6 +152,12 @@ FN_INLINE void fn_store_part_f32(float *p, fn_vec_f32 v, int n) {
 }
 FN_INLINE void fn_store_part_f64(double *p, fn_vec_f64 v, int n) {
     _mm256_maskstore_pd(p, fn_mask64(n), (__m256d)v);
+}
+FN_INLINE fn_vec_f32 fn_seam_f32(fn_vec_f32 a, fn_vec_f32 b, int n) {
+    return (fn_vec_f32)_mm256_blendv_ps((__m256)b, (__m256)a, _mm256_castsi256_ps(fn_mask32(n)));
+}
+FN_INLINE fn_vec_f64 fn_seam_f64(fn_vec_f64 a, fn_vec_f64 b, int n) {
+    return (fn_vec_f64)_mm256_blendv_pd((__m256d)b, (__m256d)a, _mm256_castsi256_pd(fn_mask64(n)));
 }
 FN_INLINE void fn_stream_f32(float *p, fn_vec_f32 v) { _mm256_stream_ps(p, (__m256)v); }
 FN_INLINE void fn_stream_f64(double *p, fn_vec_f64 v) { _mm256_stream_pd(p, (__m256d)v); }
@@ -182,6 +195,16 @@ FN_INLINE void fn_store_part_f32(float *p, fn_vec_f32 v, int n) {
 FN_INLINE void fn_store_part_f64(double *p, fn_vec_f64 v, int n) {
     for (int i = 0; i < n; i++)
         p[i] = v[i];
+}
+FN_INLINE fn_vec_f32 fn_seam_f32(fn_vec_f32 a, fn_vec_f32 b, int n) {
+    for (; n < 4; n++)
+        a[n] = b[n];
+    return a;
+}
+FN_INLINE fn_vec_f64 fn_seam_f64(fn_vec_f64 a, fn_vec_f64 b, int n) {
+    for (; n < 2; n++)
+        a[n] = b[n];
+    return a;
 }
 #define FN_PICK(name, op, t)                                                                       \
     FN_INLINE fn_vec_##t fn_##name##_##t(fn_vec_##t a, fn_vec_##t b) {                             \
