@@ -368,6 +368,18 @@ static void plain_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
     }
 }
 
+void fn_centers(fn_coefs *cf, int64_t d0, int64_t d1) {
+    const fn_plan *plan = cf->plan;
+    if (plan->elem || is_switchable(cf) || plan->c != plan->p.c) {
+        fn_coefficients(cf, d0, d1);
+        return;
+    }
+    void *center = cf->center;
+    for (int64_t d = d0; d < d1; d++)
+        for (int64_t i = 0; i < plan->per_domain; i++)
+            fn_put(plan, center, d * plan->per_domain + i, cf->mean[d]);
+}
+
 void fn_center_sums(fn_coefs *cf, int back) {
     for (int64_t p = 0; p < cf->plan->planes; p++) {
         const double shift = low_of(cf, p, cf->mean[p]) * cf->sum_dy[p];

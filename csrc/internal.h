@@ -202,8 +202,9 @@ void fn_layer_statistics(fn_coefs *cf, int64_t n);
 void fn_batch_statistics(fn_coefs *cf, int64_t c0, int64_t c1);
 void fn_layer_grad_sums(fn_coefs *cf, int64_t n);
 void fn_batch_grad_sums(fn_coefs *cf, int64_t c0, int64_t c1);
-/* statistics of domains [d0, d1) to center, scale and shift */
+/* statistics of domains [d0, d1) to center, scale and shift; to what of these backward takes */
 void fn_coefficients(fn_coefs *cf, int64_t d0, int64_t d1);
+void fn_centers(fn_coefs *cf, int64_t d0, int64_t d1);
 /* sum dy * (x - center) of plane p, where each domain is one plane, to sum dy * (x - mean), or back
  */
 void fn_center_sums(fn_coefs *cf, int back);

@@ -141,6 +141,9 @@ static void task_merge(fn_job *job, int64_t i) {
 static void task_coefficients(fn_job *job, int64_t i) {
     fn_coefficients(&job->cf, i * BLOCK, fn_min((i + 1) * BLOCK, job->plan.domains));
 }
+static void task_centers(fn_job *job, int64_t i) {
+    fn_centers(&job->cf, i * BLOCK, fn_min((i + 1) * BLOCK, job->plan.domains));
+}
 static void task_grad_merge(fn_job *job, int64_t i) {
     fn_merge_grad_planes(job, i * BLOCK, fn_min((i + 1) * BLOCK, job->plan.planes));
 }
@@ -279,7 +282,7 @@ void fn_run_apply_grad(fn_job *job) {
 
 void fn_run_backward(fn_job *job) {
     const fn_plan *pl = &job->plan;
-    by_planes(job, domain_blocks(pl), task_coefficients);
+    by_planes(job, domain_blocks(pl), task_centers);
     if (pl->elem && (job->weight || job->bias)) {
         fn_backward_elem(job);
         return;
