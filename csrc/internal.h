@@ -151,6 +151,12 @@ static inline int64_t fn_first_plane(const fn_plan *plan, int64_t d) {
     return d / plan->sample_domains * plan->c + d % plan->sample_domains * plan->per_domain;
 }
 
+/* how many pieces of so many bytes, behind one another, are whole cache lines */
+static inline int64_t fn_whole_lines(int64_t bytes) {
+    const int64_t power = bytes & -bytes;
+    return power < 64 ? 64 / power : 1;
+}
+
 fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params *params,
                        int backward);
 

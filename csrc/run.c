@@ -80,13 +80,17 @@ static void forward_domains(fn_job *job, int64_t d, int64_t d1, fn_hints hints) 
 }
 
 /* Writes to memory overlap with the reads of what comes next only while they fit the processor's
- * store queue: of arrays larger than the cache, small domains go by a few kilobytes at a time. */
+ * store queue: of arrays larger than the cache, small domains go by a few kilobytes at a time, and
+ * by whole lines: one of which a part is written has to be read. */
 #define BATCH_BYTES 8192
 static int64_t domains_at_once(const fn_job *job, int64_t unit_domains) {
     const fn_plan *pl = &job->plan;
     const int64_t bytes = pl->count * (int64_t)pl->esize * (job->dy ? 2 : 1);
     const int small = pl->cols == 1 && pl->nseg == 1 && 0 < bytes && bytes <= BATCH_BYTES / 2;
-    return job->stream && small ? BATCH_BYTES / bytes : unit_domains;
+    if (!job->stream || !small)
+        return unit_domains;
+    const int64_t whole = fn_whole_lines(pl->count * (int64_t)pl->esize);
+    return fn_max(1, BATCH_BYTES / bytes / whole) * whole;
 }
 
 static void task_forward_unit(fn_job *job, int64_t u) {
