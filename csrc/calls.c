@@ -82,7 +82,8 @@ static fn_status start(fn_job *job, const fn_problem *problem, const fn_params *
     job->bias = (void *)params->bias;
     const int64_t bytes = problem->n * problem->c * problem->s * (int64_t)job->plan.esize;
     job->threads = fn_threads_for(bytes);
-    job->stream = (dy ? 3 : 2) * bytes >= fn_stream_bytes();
+    /* what backward writes has to share the cache with two arrays: it goes past it a bit earlier */
+    job->stream = (dy ? 4 : 2) * bytes >= fn_stream_bytes();
     return FN_OK;
 }
 
