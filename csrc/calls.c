@@ -189,7 +189,7 @@ fn_status fn_measure_grad(const fn_problem *problem, const fn_params *params, co
     fn_status status = start_step(&job, problem, params, (double *)saved, x, dy, NULL, &w);
     const size_t size = (size_t)job.plan.planes * sizeof *sums;
     if (w) {
-        fn_coefficients(&job.cf, 0, job.plan.domains);
+        fn_centers(&job.cf, 0, job.plan.domains);
         fn_run_measure_grad(&job);
         fn_center_sums(&job.cf, 0);
         memcpy(sums, job.cf.sum_dy, size);
@@ -211,7 +211,7 @@ fn_status fn_apply_grad(const fn_problem *problem, const fn_params *params, cons
         job.cf.count = count;
         memcpy(job.cf.sum_dy, sums, size);
         memcpy(job.cf.sum_dy_xc, sums + job.plan.planes, size);
-        fn_coefficients(&job.cf, 0, job.plan.domains);
+        fn_centers(&job.cf, 0, job.plan.domains);
         fn_center_sums(&job.cf, 1);
         fn_run_apply_grad(&job);
     }

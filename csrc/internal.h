@@ -208,7 +208,8 @@ void fn_layer_statistics(fn_coefs *cf, int64_t n);
 void fn_batch_statistics(fn_coefs *cf, int64_t c0, int64_t c1);
 void fn_layer_grad_sums(fn_coefs *cf, int64_t n);
 void fn_batch_grad_sums(fn_coefs *cf, int64_t c0, int64_t c1);
-/* statistics of domains [d0, d1) to center, scale and shift; to what of these backward takes */
+/* statistics of domains [d0, d1) to center, scale and shift; for backward, which takes the center
+ * alone but in layer and RMS norm, at least to that */
 void fn_coefficients(fn_coefs *cf, int64_t d0, int64_t d1);
 void fn_centers(fn_coefs *cf, int64_t d0, int64_t d1);
 /* sum dy * (x - center) of plane p, where each domain is one plane, to sum dy * (x - mean), or back

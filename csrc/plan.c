@@ -81,7 +81,9 @@ static int64_t unit_domains(const fn_plan *plan, int arrays) {
     if (plan->nseg > 1 || plan->block) {
         const int64_t run = fn_max(1, plan->s * plan->cols * (int64_t)plan->esize);
         const int64_t fit = l2() / 4 / (bytes * plan->cols), whole = fn_whole_lines(run);
-        const int64_t wanted = fn_ceil_div(UNIT_RUN_BYTES, run * whole) * whole;
+        int64_t wanted = fn_ceil_div(UNIT_RUN_BYTES, run);
+        if (whole <= wanted)
+            wanted = fn_ceil_div(wanted, whole) * whole;
         return plan->cols * fn_max(1, fn_min(wanted, fit));
     }
     const int64_t even = bytes * plan->domains / UNITS;

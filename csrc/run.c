@@ -89,8 +89,9 @@ static int64_t domains_at_once(const fn_job *job, int64_t unit_domains) {
     const int small = pl->cols == 1 && pl->nseg == 1 && 0 < bytes && bytes <= BATCH_BYTES / 2;
     if (!job->stream || !small)
         return unit_domains;
-    const int64_t whole = fn_whole_lines(pl->count * (int64_t)pl->esize);
-    return fn_max(1, BATCH_BYTES / bytes / whole) * whole;
+    const int64_t some = BATCH_BYTES / bytes,
+                  whole = fn_whole_lines(pl->count * (int64_t)pl->esize);
+    return some < whole ? some : some / whole * whole;
 }
 
 static void task_forward_unit(fn_job *job, int64_t u) {

@@ -31,8 +31,7 @@ void fn_grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k);
 void fn_merge_domains(fn_job *job, int64_t d, int64_t d1);
 void fn_merge_grad_planes(fn_job *job, int64_t p, int64_t p1);
 /* y, or dx, of a part of planes [p, p1) in segments [g, g1): of `len` elements from `off` on, of
- * each plane or block; in column form of rows [r, r1) of planes of
- * one matrix */
+ * each plane or block; in column form of rows [r, r1) of planes of one matrix */
 void fn_row_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, int64_t off,
                  int64_t len, fn_hints hints);
 void fn_col_part(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1);

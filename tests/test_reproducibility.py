@@ -119,10 +119,10 @@ for norm, shape, dtype in itertools.product(NORMS, SHAPES, DTYPES):
         for a in (y, *grads):
             digest.update(a.tobytes())
 
-# outputs that begin inside a cache line, which short heads come before
-for dtype, layout in itertools.product(DTYPES, ["NCHW8c", "NCHW16c", "NHWC"]):
-    for channels in (8, 64):
-        x = make_input(rng, (9, channels, 7, 7), "NCHW" if "c" in layout else layout, dtype)
+# outputs that begin inside a cache line, which short heads come before; planes that share lines
+for dtype, layout in itertools.product(DTYPES, ["NCHW8c", "NCHW16c", "NHWC", "NCHW"]):
+    for channels, size in itertools.product((8, 64), [(7, 7), (3, 1)]):
+        x = make_input(rng, (9, channels, *size), "NCHW" if "c" in layout else layout, dtype)
         if "c" in layout:
             x = fastnorm.to_blocked(x, int(layout[4:-1]))
         first = np.empty(x.nbytes + 64, np.uint8)
