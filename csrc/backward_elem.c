@@ -56,7 +56,8 @@ static double *part_sums(const fn_job *job, int64_t part) {
     return (double *)job->elem_work + part * 2 * job->plan.s;
 }
 static char *block_sums(const fn_job *job, const elem_grid *g, int64_t task) {
-    return (char *)part_sums(job, g->parts) + task * 2 * g->piece * (int64_t)job->plan.asize;
+    char *end = (char *)part_sums(job, g->parts);
+    return fn_line(end) + task * 2 * g->piece * (int64_t)job->plan.asize;
 }
 
 fn_status fn_elem_workspace(fn_job *job) {
@@ -65,8 +66,8 @@ fn_status fn_elem_workspace(fn_job *job) {
         return FN_OK;
     const elem_grid g = grid_of(pl);
     const int64_t blocks = pl->col ? 0 : g.parts * g.pieces * 2 * g.piece;
-    job->elem_work =
-        calloc(1, (size_t)(g.parts * 2 * pl->s) * sizeof(double) + (size_t)blocks * pl->asize);
+    job->elem_work = calloc(1, (size_t)(g.parts * 2 * pl->s) * sizeof(double) + FN_LINE_BYTES +
+                                   (size_t)blocks * pl->asize);
     return job->elem_work ? FN_OK : FN_NO_MEMORY;
 }
 

@@ -37,7 +37,9 @@ static void *workspace(fn_job *job, double *saved, int grad) {
     const int64_t own = saved ? 0 : saved_size(pl);
     const int64_t mixed = pl->p.norm == FN_SWITCHABLE && grad ? 2 * P + 8 * pl->n + 2 * pl->c : 0;
     const int64_t doubles = 2 * slots + own + (grad ? 2 * P : 0) + mixed;
-    double *w = malloc((size_t)doubles * sizeof *w + (size_t)(P * (grad ? 6 : 3)) * pl->asize);
+    const int64_t stride = fn_ceil_div(P, FN_LINE_BYTES) * FN_LINE_BYTES;
+    double *w = malloc((size_t)doubles * sizeof *w + FN_LINE_BYTES +
+                       (size_t)(stride * (grad ? 6 : 3)) * pl->asize);
     if (!w)
         return NULL;
     job->mean = w;
@@ -66,7 +68,7 @@ static void *workspace(fn_job *job, double *saved, int grad) {
     }
     void **fields[6] = {&cf->center, &cf->scale, &cf->shift, &cf->a, &cf->b, &cf->e};
     for (int i = 0; i < (grad ? 6 : 3); i++)
-        *fields[i] = fn_at(job, next, i * P);
+        *fields[i] = fn_at(job, fn_line((char *)next), i * stride);
     return w;
 }
 

@@ -14,6 +14,7 @@
 #define CPUID7_AVX2 (1u << 5)
 #define CPUID7_AVX512 ((1u << 16) | (1u << 17) | (1u << 30) | (1u << 31)) /* F, DQ, BW, VL */
 /* CPUID leaf 1, ECX */
+#define CPUID1_FMA (1u << 12)
 #define CPUID1_OSXSAVE (1u << 27)
 #define CPUID1_F16C (1u << 29)
 /* XCR0: what the operating system saves: SSE and AVX; and opmask and ZMM */
@@ -29,7 +30,7 @@ static unsigned xcr0(void) {
 
 static int cpu_has(unsigned xcr0_bits, unsigned cpuid7_bits) {
     unsigned eax, ebx, ecx, edx;
-    const unsigned wanted = CPUID1_OSXSAVE | CPUID1_F16C;
+    const unsigned wanted = CPUID1_FMA | CPUID1_OSXSAVE | CPUID1_F16C;
     if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || (ecx & wanted) != wanted)
         return 0;
     if ((xcr0() & xcr0_bits) != xcr0_bits)

@@ -22,6 +22,10 @@ static inline char *fn_at(const fn_job *job, void *p, int64_t i) {
     return (char *)p + i * (int64_t)job->plan.asize;
 }
 
+/* the next cache line: where coefficients and sums begin, as a vector in two lines is two loads */
+#define FN_LINE_BYTES 64
+static inline char *fn_line(char *p) { return p + -(uintptr_t)p % FN_LINE_BYTES; }
+
 /* ---- parts.c ---- */
 /* Chunk k of the reductions [i, i1), domains in row form, else planes: moments; gradient sums of
  * planes [p, p1).  Of one matrix or block; in row form of one when there are several chunks. */

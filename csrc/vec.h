@@ -30,6 +30,27 @@ FN_INLINE fn_vec_f64 fn_load_f64(const double *p) { return *(const fn_vec_f64_an
 FN_INLINE void fn_store_f32(float *p, fn_vec_f32 v) { *(fn_vec_f32_any *)p = v; }
 FN_INLINE void fn_store_f64(double *p, fn_vec_f64 v) { *(fn_vec_f64_any *)p = v; }
 
+/* a - b by the multiplier: the product by one is exact, so it rounds as the adder does.  Sums of
+ * squares are three additions and a product; so they are two operations for each of the units. */
+#if FN_VEC_BYTES == 64
+FN_INLINE fn_vec_f32 fn_minus_f32(fn_vec_f32 a, fn_vec_f32 b) {
+    return (fn_vec_f32)_mm512_fmsub_ps((__m512)a, _mm512_set1_ps(1), (__m512)b);
+}
+FN_INLINE fn_vec_f64 fn_minus_f64(fn_vec_f64 a, fn_vec_f64 b) {
+    return (fn_vec_f64)_mm512_fmsub_pd((__m512d)a, _mm512_set1_pd(1), (__m512d)b);
+}
+#elif FN_VEC_BYTES == 32
+FN_INLINE fn_vec_f32 fn_minus_f32(fn_vec_f32 a, fn_vec_f32 b) {
+    return (fn_vec_f32)_mm256_fmsub_ps((__m256)a, _mm256_set1_ps(1), (__m256)b);
+}
+FN_INLINE fn_vec_f64 fn_minus_f64(fn_vec_f64 a, fn_vec_f64 b) {
+    return (fn_vec_f64)_mm256_fmsub_pd((__m256d)a, _mm256_set1_pd(1), (__m256d)b);
+}
+#else
+FN_INLINE fn_vec_f32 fn_minus_f32(fn_vec_f32 a, fn_vec_f32 b) { return a - b; }
+FN_INLINE fn_vec_f64 fn_minus_f64(fn_vec_f64 a, fn_vec_f64 b) { return a - b; }
+#endif
+
 /* lanes of the compute type as doubles, one vector of doubles at a time */
 FN_INLINE fn_vec_f64 fn_widen_f64(const double *p) { return fn_load_f64(p); }
 #if FN_VEC_BYTES == 64
