@@ -37,6 +37,7 @@ static void *workspace(fn_job *job, double *saved, int grad) {
     const int64_t own = saved ? 0 : saved_size(pl);
     const int64_t mixed = pl->p.norm == FN_SWITCHABLE && grad ? 2 * P + 8 * pl->n + 2 * pl->c : 0;
     const int64_t doubles = 2 * slots + own + (grad ? 2 * P : 0) + mixed;
+    /* in elements, so whole lines of any type */
     const int64_t stride = fn_ceil_div(P, FN_LINE_BYTES) * FN_LINE_BYTES;
     double *w = malloc((size_t)doubles * sizeof *w + FN_LINE_BYTES +
                        (size_t)(stride * (grad ? 6 : 3)) * pl->asize);
