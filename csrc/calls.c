@@ -25,8 +25,27 @@ static void point_saved(fn_coefs *cf, const fn_plan *pl, double *saved) {
     }
 }
 
+/* Rows of layer and RMS norm share weight and bias, which the caller has anywhere, and a vector
+ * that lies in two lines is two loads: several rows of whole lines take copies that lie in their
+ * lines as the output does in its own. */
+#define LEAST_ROWS 16
+static size_t copy_bytes(const fn_plan *pl) {
+    const int shared = pl->elem && !pl->col && pl->planes >= LEAST_ROWS;
+    return shared && pl->s * (int64_t)pl->esize % FN_LINE_BYTES == 0 ? (size_t)pl->s * pl->asize
+                                                                     : 0;
+}
+static void copy_params(fn_job *job, char *to) {
+    const size_t size = copy_bytes(&job->plan);
+    const size_t head = -(uintptr_t)job->out % FN_LINE_BYTES / job->plan.esize * job->plan.asize;
+    void **params[2] = {&job->weight, job->dy ? NULL : &job->bias}; /* backward: only whether */
+    to = fn_line(to + head) - head;
+    for (int i = 0; i < 2 && size; i++, to += size)
+        if (params[i] && *params[i] && ((uintptr_t)*params[i] + head) % FN_LINE_BYTES)
+            *params[i] = memcpy(to, *params[i], size);
+}
+
 /* One allocation for all that a call needs: moments of the chunks, statistics (when the caller does
- * not want them), sums, coefficients. */
+ * not want them), sums, coefficients, weight and bias. */
 static void *workspace(fn_job *job, double *saved, int grad) {
     const fn_plan *pl = &job->plan;
     fn_coefs *cf = &job->cf;
@@ -39,8 +58,9 @@ static void *workspace(fn_job *job, double *saved, int grad) {
     const int64_t doubles = 2 * slots + own + (grad ? 2 * P : 0) + mixed;
     /* in elements, so whole lines of any type */
     const int64_t stride = fn_ceil_div(P, FN_LINE_BYTES) * FN_LINE_BYTES;
-    double *w = malloc((size_t)doubles * sizeof *w + FN_LINE_BYTES +
-                       (size_t)(stride * (grad ? 6 : 3)) * pl->asize);
+    const size_t coefs = (size_t)(stride * (grad ? 6 : 3)) * pl->asize;
+    double *w =
+        malloc((size_t)doubles * sizeof *w + coefs + 2 * copy_bytes(pl) + 2 * FN_LINE_BYTES);
     if (!w)
         return NULL;
     job->mean = w;
@@ -70,6 +90,7 @@ static void *workspace(fn_job *job, double *saved, int grad) {
     void **fields[6] = {&cf->center, &cf->scale, &cf->shift, &cf->a, &cf->b, &cf->e};
     for (int i = 0; i < (grad ? 6 : 3); i++)
         *fields[i] = fn_at(job, fn_line((char *)next), i * stride);
+    copy_params(job, fn_line((char *)next) + coefs);
     return w;
 }
 

@@ -1,6 +1,8 @@
 /* One step on one part of the arrays: where the part lies, and which kernel takes it. */
 #include "run.h"
 
+#include <string.h>
+
 /* ---- moments -------------------------------------------------------------------------------*/
 
 /* Chunk k of a reduction over `run`: its offset in elements, and its own run. */
@@ -114,49 +116,82 @@ void fn_grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k) {
     }
 }
 
-static void merge_domain(fn_job *job, int64_t d) {
+/* elements of a reduction that are in chunk k */
+static double chunk_count(const fn_plan *pl, int64_t k) {
+    fn_run run = {1, 0, 0};
+    if (pl->col)
+        run.len = chunk_rows(pl, k);
+    else
+        chunk_of(&pl->mchunks, domain_run(pl), k, &run);
+    return (double)(run.nseg * run.len / (pl->block ? pl->block : 1));
+}
+
+/* fn_merge for `count` reductions side by side */
+static void merge_side_by_side(double *restrict mean, double *restrict m2, double n,
+                               const double *restrict mean_k, const double *restrict m2_k,
+                               double n_k, int64_t count) {
+    const double part = n_k / (n + n_k), cross = n * part;
+    for (int64_t j = 0; j < count; j++) {
+        const double delta = mean_k[j] - mean[j];
+        mean[j] += delta * part;
+        m2[j] += m2_k[j] + delta * delta * cross;
+    }
+}
+
+/* the chunks of reductions [i, i1), in order, to the first */
+static void merge_chunks(fn_job *job, int64_t i, int64_t i1) {
     const fn_plan *pl = &job->plan;
-    const fn_chunks *ch = &pl->mchunks;
-    const int planes = pl->cols > 1; /* what was reduced; else domains */
-    const int64_t first = planes ? fn_first_plane(pl, d) : d, per = planes ? pl->per_domain : 1;
-    fn_moments m = {0, 0, 0};
-    for (int64_t i = first; i < first + per; i++)
-        for (int64_t k = 0; k < ch->count; k++) {
-            fn_run run = {1, 0, 0};
-            if (pl->col)
-                run.len = chunk_rows(pl, k);
-            else
-                chunk_of(ch, domain_run(pl), k, &run);
-            if (pl->block)
-                run.len /= pl->block;
-            const int64_t from = slot(pl, ch->count, i, k);
-            fn_merge(&m, (double)(run.nseg * run.len), job->mean[from], job->m2[from]);
+    const int64_t chunks = pl->mchunks.count;
+    for (int64_t end; i < i1; i = end) {
+        end = fn_group_end(pl, i, i1);
+        const int64_t to = slot(pl, chunks, i, 0);
+        double n = chunk_count(pl, 0);
+        for (int64_t k = 1; k < chunks; k++) {
+            const int64_t from = slot(pl, chunks, i, k);
+            const double n_k = chunk_count(pl, k);
+            merge_side_by_side(job->mean + to, job->m2 + to, n, job->mean + from, job->m2 + from,
+                               n_k, end - i);
+            n += n_k;
         }
-    job->cf.mean[d] = m.mean;
-    job->cf.var[d] = m.m2;
+    }
 }
 
 void fn_merge_domains(fn_job *job, int64_t d, int64_t d1) {
-    if (job->mean != job->cf.mean && fn_needs_moments(&job->plan))
-        for (; d < d1; d++)
-            merge_domain(job, d);
-}
-
-static void merge_grad_plane(fn_job *job, int64_t p) {
     const fn_plan *pl = &job->plan;
-    double s1 = 0, s2 = 0;
-    for (int64_t k = 0; k < pl->gchunks.count; k++) {
-        s1 += job->mean[slot(pl, pl->gchunks.count, p, k)];
-        s2 += job->m2[slot(pl, pl->gchunks.count, p, k)];
+    if (job->mean == job->cf.mean || !fn_needs_moments(pl))
+        return;
+    const int planes = pl->cols > 1; /* what was reduced; else domains */
+    const int64_t per = planes ? pl->per_domain : 1;
+    merge_chunks(job, planes ? fn_first_plane(pl, d) : d, planes ? fn_first_plane(pl, d1) : d1);
+    for (; d < d1; d++) {
+        const int64_t first = planes ? fn_first_plane(pl, d) : d;
+        fn_moments m = {0, 0, 0};
+        for (int64_t i = first; i < first + per; i++) {
+            const int64_t from = slot(pl, pl->mchunks.count, i, 0);
+            fn_merge(&m, (double)(pl->count / per), job->mean[from], job->m2[from]);
+        }
+        job->cf.mean[d] = m.mean;
+        job->cf.var[d] = m.m2;
     }
-    job->cf.sum_dy[p] = s1;
-    job->cf.sum_dy_xc[p] = s2;
 }
 
 void fn_merge_grad_planes(fn_job *job, int64_t p, int64_t p1) {
-    if (job->mean != job->cf.sum_dy)
-        for (; p < p1; p++)
-            merge_grad_plane(job, p);
+    const fn_plan *pl = &job->plan;
+    if (job->mean == job->cf.sum_dy)
+        return;
+    for (int64_t end; p < p1; p = end) {
+        end = fn_group_end(pl, p, p1);
+        double *s1 = job->cf.sum_dy + p, *s2 = job->cf.sum_dy_xc + p;
+        memset(s1, 0, (size_t)(end - p) * sizeof *s1);
+        memset(s2, 0, (size_t)(end - p) * sizeof *s2);
+        for (int64_t k = 0; k < pl->gchunks.count; k++) {
+            const int64_t from = slot(pl, pl->gchunks.count, p, k);
+            for (int64_t j = 0; j < end - p; j++) {
+                s1[j] += job->mean[from + j];
+                s2[j] += job->m2[from + j];
+            }
+        }
+    }
 }
 
 /* ---- apply ---------------------------------------------------------------------------------*/

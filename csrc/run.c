@@ -5,12 +5,7 @@
  * among the threads.  The sums are the same, in the same order, either way. */
 #include "run.h"
 
-/* What lies side by side, cols planes: a matrix in column form, a block, a plane in row form.  How
- * many there are, and where the planes of that of p end, or p1 if that is before. */
 static int64_t groups_of(const fn_plan *pl) { return pl->planes / pl->cols; }
-static int64_t group_end(const fn_plan *pl, int64_t p, int64_t p1) {
-    return fn_min(p1, (p / pl->cols + 1) * pl->cols);
-}
 
 /* all chunks of the reductions [i, i1) */
 static void all_chunks(fn_job *job, int64_t chunks, int64_t i, int64_t i1,
@@ -18,7 +13,7 @@ static void all_chunks(fn_job *job, int64_t chunks, int64_t i, int64_t i1,
     const fn_plan *pl = &job->plan;
     if (pl->cols > 1) {
         for (int64_t end; i < i1; i = end) {
-            end = group_end(pl, i, i1);
+            end = fn_group_end(pl, i, i1);
             for (int64_t k = 0; k < chunks; k++)
                 chunk(job, i, end, k);
         }
@@ -53,7 +48,7 @@ static void apply_unit(fn_job *job, int64_t p, int64_t p1, fn_hints hints) {
         return;
     }
     for (int64_t end; p < p1; p = end) {
-        end = group_end(pl, p, p1);
+        end = fn_group_end(pl, p, p1);
         fn_col_part(job, p, end, 0, pl->s);
     }
 }

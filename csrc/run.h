@@ -26,6 +26,12 @@ static inline char *fn_at(const fn_job *job, void *p, int64_t i) {
 #define FN_LINE_BYTES 64
 static inline char *fn_line(char *p) { return p + -(uintptr_t)p % FN_LINE_BYTES; }
 
+/* What lies side by side, cols planes, is a group: a matrix in column form, a block, a plane
+ * (domain) in row form.  Where that of p ends, or p1 if that is before. */
+static inline int64_t fn_group_end(const fn_plan *pl, int64_t p, int64_t p1) {
+    return fn_min(p1, (p / pl->cols + 1) * pl->cols);
+}
+
 /* ---- parts.c ---- */
 /* Chunk k of the reductions [i, i1), domains in row form, else planes: moments; gradient sums of
  * planes [p, p1).  Of one matrix or block; in row form of one when there are several chunks. */
