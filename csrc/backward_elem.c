@@ -168,11 +168,14 @@ void fn_backward_elem(fn_job *job) {
     else
         fn_parallel(job, g.parts, task_units, 0);
     void *const out[2] = {job->grads->weight, job->grads->bias};
-    for (int half = 0; half < 2; half++)
-        for (int64_t i = 0; i < pl->s && out[half]; i++) {
-            double sum = 0;
-            for (int64_t part = 0; part < g.parts; part++)
-                sum += part_sums(job, part)[half * pl->s + i];
-            fn_put(pl, out[half], i, sum);
+    for (int half = 0; half < 2; half++) {
+        double *sum = part_sums(job, 0) + half * pl->s;
+        for (int64_t part = 1; part < g.parts; part++) {
+            const double *more = part_sums(job, part) + half * pl->s;
+            for (int64_t i = 0; i < pl->s; i++)
+                sum[i] += more[i];
         }
+        if (out[half])
+            fn_put_all(pl, out[half], sum, pl->s);
+    }
 }

@@ -106,8 +106,9 @@ static fn_status start(fn_job *job, const fn_problem *problem, const fn_params *
     job->bias = (void *)params->bias;
     const int64_t bytes = problem->n * problem->c * problem->s * (int64_t)job->plan.esize;
     job->threads = fn_threads_for(bytes);
-    /* what backward writes has to share the cache with two arrays: it goes past it a bit earlier */
-    job->stream = (dy ? 4 : 2) * bytes >= fn_stream_bytes();
+    /* what backward writes has to share the cache with two arrays: it goes past it a bit earlier,
+     * and earlier still in rows, whose sums over the rows need the caches too */
+    job->stream = (!dy ? 2 : job->plan.elem ? 6 : 4) * bytes >= fn_stream_bytes();
     return FN_OK;
 }
 

@@ -374,10 +374,13 @@ void fn_centers(fn_coefs *cf, int64_t d0, int64_t d1) {
         fn_coefficients(cf, d0, d1);
         return;
     }
-    void *center = cf->center;
+    if (plan->per_domain == 1) {
+        fn_put_all(plan, (char *)cf->center + d0 * (int64_t)plan->asize, cf->mean + d0, d1 - d0);
+        return;
+    }
     for (int64_t d = d0; d < d1; d++)
         for (int64_t i = 0; i < plan->per_domain; i++)
-            fn_put(plan, center, d * plan->per_domain + i, cf->mean[d]);
+            fn_put(plan, cf->center, d * plan->per_domain + i, cf->mean[d]);
 }
 
 void fn_center_sums(fn_coefs *cf, int back) {

@@ -4,6 +4,8 @@
 
 #include "fastnorm.h"
 
+#include <string.h>
+
 /* ---- kernels -------------------------------------------------------------------------------
  * One list: every entry is a kernel of the table, instantiated for each dtype and instruction
  * set.  `void` stands for an element of x's dtype (x, y, dy, dx), or for the compute type (the
@@ -234,6 +236,13 @@ static inline void fn_put(const fn_plan *plan, void *p, int64_t i, double v) {
         ((float *)p)[i] = (float)v;
     else
         ((double *)p)[i] = v;
+}
+static inline void fn_put_all(const fn_plan *plan, void *p, const double *v, int64_t n) {
+    if (plan->asize == 8)
+        memcpy(p, v, (size_t)n * sizeof *v);
+    else
+        for (int64_t i = 0; i < n; i++)
+            ((float *)p)[i] = (float)v[i];
 }
 static inline int64_t fn_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t fn_max(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -75,17 +75,17 @@ static void forward_domains(fn_job *job, int64_t d, int64_t d1, fn_hints hints) 
 }
 
 /* Writes to memory overlap with the reads of what comes next only while they fit the processor's
- * store queue: of arrays larger than the cache, small domains go by a few kilobytes at a time, and
- * by whole lines: one of which a part is written has to be read. */
+ * store queue: of arrays larger than the cache, one thread takes small domains a few kilobytes at a
+ * time, and by whole lines: one of which a part is written has to be read.  Several threads fill
+ * each other's pauses. */
 #define BATCH_BYTES 8192
 static int64_t domains_at_once(const fn_job *job, int64_t unit_domains) {
     const fn_plan *pl = &job->plan;
-    const int64_t bytes = pl->count * (int64_t)pl->esize * (job->dy ? 2 : 1);
+    const int64_t bytes = pl->count * (int64_t)pl->esize;
     const int small = pl->cols == 1 && pl->nseg == 1 && 0 < bytes && bytes <= BATCH_BYTES / 2;
-    if (!job->stream || !small)
+    if (!job->stream || job->threads > 1 || !small)
         return unit_domains;
-    const int64_t some = BATCH_BYTES / bytes,
-                  whole = fn_whole_lines(pl->count * (int64_t)pl->esize);
+    const int64_t some = BATCH_BYTES / bytes, whole = fn_whole_lines(bytes);
     return some < whole ? some : some / whole * whole;
 }
 
@@ -111,12 +111,8 @@ static void task_backward_unit(fn_job *job, int64_t u) {
     const fn_plan *pl = &job->plan;
     int64_t d0, d1;
     unit_domains(pl, u, &d0, &d1);
-    const int64_t step = domains_at_once(job, d1 - d0);
-    for (int64_t d = d0; d < d1; d += step) {
-        const int64_t end = fn_min(d + step, d1);
-        fn_grad_sums_of(job, d, end);
-        apply_unit(job, fn_first_plane(pl, d), fn_first_plane(pl, end), unit_hints(job, u));
-    }
+    fn_grad_sums_of(job, d0, d1);
+    apply_unit(job, fn_first_plane(pl, d0), fn_first_plane(pl, d1), unit_hints(job, u));
 }
 
 /* steps of the walk over the whole array */
