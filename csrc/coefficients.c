@@ -431,39 +431,39 @@ void fn_logit_grads(const fn_coefs *cf, const fn_grads *grads) {
 
 /* ---- running statistics --------------------------------------------------------------------*/
 
-/* What the running statistics take of channel c: batch moments; for instance norm the means over
- * the samples, as in torch. */
-static void batch_statistics(const fn_coefs *cf, int64_t c, double *mean, double *var) {
+/* What the running statistics take of channels [c0, c1): batch moments, by fn_merge for planes of
+ * equal size; for instance norm the means over the samples, as in torch. */
+static void running_moments(const fn_coefs *cf, int64_t c0, int64_t c1, double *mean, double *var) {
     const fn_plan *plan = cf->plan;
-    const double ddof = plan->p.ddof, s = (double)plan->s;
-    if (plan->p.norm == FN_INSTANCE) {
-        *mean = *var = 0;
-        for (int64_t p = c; p < plan->planes; p += plan->c) {
-            *mean += cf->mean[p] / (double)plan->n;
-            *var += cf->var[p] / (double)plan->n * (s / (s - ddof));
+    const double ddof = plan->p.ddof, count = (double)(plan->s * plan->nseg);
+    const double N = (double)plan->n;
+    const int means = plan->p.norm == FN_INSTANCE;
+    for (int64_t n = 0, p = c0; n < plan->n; n++, p += plan->c) {
+        const double part = 1 / (double)(n + 1), cross = means ? 0 : (double)n * part;
+        for (int64_t c = 0; c < c1 - c0; c++) {
+            const double before = n ? mean[c] : cf->mean[p + c], delta = cf->mean[p + c] - before;
+            mean[c] = before + delta * part;
+            var[c] = (n ? var[c] : 0) + cf->var[p + c] + delta * delta * cross;
         }
-        return;
     }
-    fn_moments m = {0, 0, 0};
-    for (int64_t p = c; p < plan->planes; p += plan->c) {
-        const double count = (double)(plan->s * plan->nseg);
-        fn_merge(&m, count, cf->mean[p], cf->var[p] * count);
-    }
-    *mean = m.mean;
-    *var = m.m2 / (m.n - ddof);
+    const double each = means ? count / (count - ddof) / N : count / (count * N - ddof);
+    for (int64_t c = 0; c < c1 - c0; c++)
+        var[c] *= each;
 }
 
-void fn_update_running(const fn_coefs *cf) {
+void fn_update_running(const fn_coefs *cf, int64_t c0, int64_t c1) {
     const fn_plan *plan = cf->plan;
     const fn_params *q = cf->params;
     const int has_none = plan->elem || plan->p.norm == FN_GROUP;
     if (has_none || !plan->p.training || !q->running_mean || !q->running_var)
         return;
     const double keep = 1 - plan->p.momentum, take = plan->p.momentum;
-    for (int64_t c = 0; c < plan->p.c; c++) {
-        double mean, var;
-        batch_statistics(cf, c, &mean, &var);
-        fn_put(plan, q->running_mean, c, keep * fn_get(plan, q->running_mean, c) + take * mean);
-        fn_put(plan, q->running_var, c, keep * fn_get(plan, q->running_var, c) + take * var);
+    double mean[FN_CHANNELS], var[FN_CHANNELS];
+    running_moments(cf, c0, c1, mean, var);
+    for (int64_t c = c0; c < fn_min(c1, plan->p.c); c++) {
+        void *const to[2] = {q->running_mean, q->running_var};
+        const double moments[2] = {mean[c - c0], var[c - c0]};
+        for (int i = 0; i < 2; i++)
+            fn_put(plan, to[i], c, keep * fn_get(plan, to[i], c) + take * moments[i]);
     }
 }

@@ -224,8 +224,9 @@ void fn_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1);
 void fn_param_grads(const fn_coefs *cf, const fn_grads *grads, int64_t c0, int64_t c1);
 /* switchable: gradients of the logits */
 void fn_logit_grads(const fn_coefs *cf, const fn_grads *grads);
-/* running statistics; the last thing a successful forward does */
-void fn_update_running(const fn_coefs *cf);
+/* running statistics of channels [c0, c1), at most FN_CHANNELS of them; the last thing a successful
+ * forward does */
+void fn_update_running(const fn_coefs *cf, int64_t c0, int64_t c1);
 
 /* an element of the compute type */
 static inline double fn_get(const fn_plan *plan, const void *p, int64_t i) {

@@ -116,13 +116,20 @@ static void task_backward_unit(fn_job *job, int64_t u) {
 }
 
 /* steps of the walk over the whole array */
+/* reductions that are worth a task: a group, or in row form several that are small */
+#define TASK_ELEMS 8192
+static int64_t at_once(const fn_plan *pl, const fn_chunks *ch, int64_t elems) {
+    return pl->cols > 1 || ch->count > 1 ? pl->cols : fn_max(1, TASK_ELEMS / fn_max(elems, 1));
+}
+static int64_t moment_tasks(const fn_plan *pl) {
+    const int64_t all = pl->cols > 1 ? pl->planes : pl->domains;
+    return fn_ceil_div(all, at_once(pl, &pl->mchunks, pl->count)) * pl->mchunks.count;
+}
 static void task_moments(fn_job *job, int64_t i) {
     const fn_plan *pl = &job->plan;
-    const int64_t K = pl->mchunks.count;
-    if (pl->cols > 1)
-        fn_moments_chunk(job, i / K * pl->cols, (i / K + 1) * pl->cols, i % K);
-    else
-        fn_moments_chunk(job, i / K, i / K + 1, i % K);
+    const int64_t K = pl->mchunks.count, each = at_once(pl, &pl->mchunks, pl->count);
+    const int64_t all = pl->cols > 1 ? pl->planes : pl->domains;
+    fn_moments_chunk(job, i / K * each, fn_min((i / K + 1) * each, all), i % K);
 }
 /* what is done for each domain, each plane, by blocks that are worth a task */
 #define BLOCK 256
@@ -167,17 +174,21 @@ static void task_batch_statistics(fn_job *job, int64_t i) {
 static void task_batch_grad_sums(fn_job *job, int64_t i) {
     fn_batch_grad_sums(&job->cf, i * FN_CHANNELS, fn_min((i + 1) * FN_CHANNELS, job->plan.c));
 }
+static void task_update_running(fn_job *job, int64_t i) {
+    fn_update_running(&job->cf, i * FN_CHANNELS, fn_min((i + 1) * FN_CHANNELS, job->plan.c));
+}
 static void task_param_grads(fn_job *job, int64_t i) {
     fn_param_grads(&job->cf, job->grads, i * FN_CHANNELS,
                    fn_min((i + 1) * FN_CHANNELS, job->plan.c));
 }
+static int64_t grad_tasks(const fn_plan *pl) {
+    const int64_t elems = pl->s * pl->nseg;
+    return fn_ceil_div(pl->planes, at_once(pl, &pl->gchunks, elems)) * pl->gchunks.count;
+}
 static void task_grad_moments(fn_job *job, int64_t i) {
     const fn_plan *pl = &job->plan;
-    const int64_t K = pl->gchunks.count;
-    if (pl->cols > 1)
-        fn_grad_chunk(job, i / K * pl->cols, (i / K + 1) * pl->cols, i % K);
-    else
-        fn_grad_chunk(job, i / K, i / K + 1, i % K);
+    const int64_t K = pl->gchunks.count, each = at_once(pl, &pl->gchunks, pl->s * pl->nseg);
+    fn_grad_chunk(job, i / K * each, fn_min((i / K + 1) * each, pl->planes), i % K);
 }
 
 /* The array in pieces of about PIECE elements, in memory order. */
@@ -223,8 +234,7 @@ static int64_t domain_blocks(const fn_plan *pl) { return fn_ceil_div(pl->domains
 
 static void measure(fn_job *job) {
     const fn_plan *pl = &job->plan;
-    fn_parallel(job, (pl->cols > 1 ? groups_of(pl) : pl->domains) * pl->mchunks.count, task_moments,
-                0);
+    fn_parallel(job, moment_tasks(pl), task_moments, 0);
 }
 
 void fn_run_measure(fn_job *job) {
@@ -251,12 +261,12 @@ void fn_run_forward(fn_job *job) {
         }
         fn_run_apply(job);
     }
-    fn_update_running(&job->cf);
+    by_planes(job, channel_blocks(pl), task_update_running);
 }
 
 void fn_run_measure_grad(fn_job *job) {
     const fn_plan *pl = &job->plan;
-    fn_parallel(job, groups_of(pl) * pl->gchunks.count, task_grad_moments, 0);
+    fn_parallel(job, grad_tasks(pl), task_grad_moments, 0);
     by_planes(job, fn_ceil_div(pl->planes, BLOCK), task_grad_merge);
 }
 
