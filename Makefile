@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*) $(wildcard fastnorm/*.pyx fastnorm/*.pxi) setup.py pyproject.toml
 
-.PHONY: demo test bench kernels lint format ctest clean
+.PHONY: demo test bench kernels floor lint format ctest clean
 
 demo: $(VENV)/demo
 	$(BIN)/python examples/train_digits.py
@@ -25,6 +25,14 @@ kernels:
 	$(CC) -std=c11 -O3 -ffp-contract=off -fno-math-errno -Wall -Wextra -Icsrc \
 	    csrc/isa_*.c csrc/dispatch.c bench/kernels.c -lm -o build/kernels
 	build/kernels
+
+# What passes over memory cost that compute nothing.
+floor:
+	mkdir -p build
+	$(CC) -std=c11 -O3 -ffp-contract=off -fno-math-errno -fopenmp -Wall -Wextra -Icsrc \
+	    csrc/isa_*.c csrc/dispatch.c bench/floor.c -lm -o build/floor
+	build/floor 1
+	build/floor 2
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

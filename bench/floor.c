@@ -1,0 +1,83 @@
+/* What is left of a pass over memory when nothing is computed: the times of reading a domain, then
+ * of reading it again and writing it past the cache, against the limit, which reads and writes
+ * once.  `make floor`, or build/floor THREADS MEGABYTES [ISA]. */
+#include "internal.h"
+
+#include <omp.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define ROUNDS 15
+#define FITS 65536 /* floats of a domain that fits the L2 */
+
+typedef struct {
+    const fn_kernels *k;
+    float *x, *dy, *y;
+    int64_t len, domain; /* domain: elements that are read before they are written; 0: the limit */
+    int backward;
+} pass;
+
+static void domain_pass(const pass *p, int64_t at, int64_t len) {
+    double mean, squares;
+    const fn_run run = {1, 0, len};
+    const float *dy = p->backward ? p->dy + at : NULL;
+    if (p->domain)
+        p->k->row_squares(p->x + at, 1, run, &mean, &squares);
+    if (p->domain && dy)
+        p->k->row_squares(dy, 1, run, &mean, &squares);
+    p->k->limit(p->x + at, dy, p->y + at, len, 1);
+}
+
+/* each thread has its own part of the arrays */
+static double seconds(const pass *p, int threads) {
+    const double start = omp_get_wtime();
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t t = omp_get_thread_num(), lo = p->len * t / threads,
+                      hi = p->len * (t + 1) / threads;
+        const int64_t step = p->domain ? fn_min(p->domain, hi - lo) : hi - lo;
+        for (int64_t at = lo; at < hi; at += step)
+            domain_pass(p, at, fn_min(step, hi - at));
+    }
+    return omp_get_wtime() - start;
+}
+
+static int ascending(const void *a, const void *b) {
+    const double d = *(const double *)a - *(const double *)b;
+    return (d > 0) - (d < 0);
+}
+
+int main(int argc, char **argv) {
+    const int threads = argc > 1 ? atoi(argv[1]) : 1, mb = argc > 2 ? atoi(argv[2]) : 100;
+    if (threads < 1 || mb < 1 || (argc > 3 && fn_set_isa(argv[3]) != 0)) {
+        fprintf(stderr, "usage: floor THREADS MEGABYTES [%s]\n", fn_isas_built());
+        return 2;
+    }
+    const int64_t len = (int64_t)mb * 250000 / 1024 * 1024;
+    const fn_kernels *k = fn_active_kernels(FN_F32);
+    float *arrays[3];
+    for (int i = 0; i < 3; i++) {
+        arrays[i] = aligned_alloc(4096, (size_t)len * sizeof(float));
+        for (int64_t j = 0; arrays[i] && j < len; j++)
+            arrays[i][j] = (float)(j % 1000) * 1e-3f;
+        if (!arrays[i])
+            return 1;
+    }
+    const char *what[] = {"limit", "a domain fits the L2", "no domain fits"};
+    printf("%s, %d threads, arrays of %d MB: times the limit\n", fn_get_isa(), threads, mb);
+    for (int backward = 0; backward < 2; backward++) {
+        double all[3][ROUNDS];
+        for (int round = 0; round < ROUNDS; round++)
+            for (int i = 0; i < 3; i++) {
+                const int64_t domain = i == 0 ? 0 : i == 1 ? FITS / (1 + backward) : len;
+                const pass p = {k, arrays[0], arrays[1], arrays[2], len, domain, backward};
+                all[i][round] = seconds(&p, threads);
+            }
+        for (int i = 0; i < 3; i++)
+            qsort(all[i], ROUNDS, sizeof all[i][0], ascending);
+        for (int i = 1; i < 3; i++)
+            printf("  %-8s %-22s %5.2f\n", backward ? "backward" : "forward", what[i],
+                   all[i][ROUNDS / 2] / all[0][ROUNDS / 2]);
+    }
+    return 0;
+}
