@@ -438,12 +438,14 @@ static void running_moments(const fn_coefs *cf, int64_t c0, int64_t c1, double *
     const double ddof = plan->p.ddof, count = (double)(plan->s * plan->nseg);
     const double N = (double)plan->n;
     const int means = plan->p.norm == FN_INSTANCE;
-    for (int64_t n = 0, p = c0; n < plan->n; n++, p += plan->c) {
+    memcpy(mean, cf->mean + c0, (size_t)(c1 - c0) * sizeof *mean);
+    memcpy(var, cf->var + c0, (size_t)(c1 - c0) * sizeof *var);
+    for (int64_t n = 1, p = c0 + plan->c; n < plan->n; n++, p += plan->c) {
         const double part = 1 / (double)(n + 1), cross = means ? 0 : (double)n * part;
         for (int64_t c = 0; c < c1 - c0; c++) {
-            const double before = n ? mean[c] : cf->mean[p + c], delta = cf->mean[p + c] - before;
-            mean[c] = before + delta * part;
-            var[c] = (n ? var[c] : 0) + cf->var[p + c] + delta * delta * cross;
+            const double delta = cf->mean[p + c] - mean[c];
+            mean[c] += delta * part;
+            var[c] += cf->var[p + c] + delta * delta * cross;
         }
     }
     const double each = means ? count / (count - ddof) / N : count / (count * N - ddof);

@@ -115,21 +115,21 @@ static void task_backward_unit(fn_job *job, int64_t u) {
     apply_unit(job, fn_first_plane(pl, d0), fn_first_plane(pl, d1), unit_hints(job, u));
 }
 
-/* steps of the walk over the whole array */
+/* ---- steps of the walk over the whole array ------------------------------------------------*/
+
 /* reductions that are worth a task: a group, or in row form several that are small */
 #define TASK_ELEMS 8192
 static int64_t at_once(const fn_plan *pl, const fn_chunks *ch, int64_t elems) {
     return pl->cols > 1 || ch->count > 1 ? pl->cols : fn_max(1, TASK_ELEMS / fn_max(elems, 1));
 }
+static int64_t reductions(const fn_plan *pl) { return pl->cols > 1 ? pl->planes : pl->domains; }
 static int64_t moment_tasks(const fn_plan *pl) {
-    const int64_t all = pl->cols > 1 ? pl->planes : pl->domains;
-    return fn_ceil_div(all, at_once(pl, &pl->mchunks, pl->count)) * pl->mchunks.count;
+    return fn_ceil_div(reductions(pl), at_once(pl, &pl->mchunks, pl->count)) * pl->mchunks.count;
 }
 static void task_moments(fn_job *job, int64_t i) {
     const fn_plan *pl = &job->plan;
     const int64_t K = pl->mchunks.count, each = at_once(pl, &pl->mchunks, pl->count);
-    const int64_t all = pl->cols > 1 ? pl->planes : pl->domains;
-    fn_moments_chunk(job, i / K * each, fn_min((i / K + 1) * each, all), i % K);
+    fn_moments_chunk(job, i / K * each, fn_min((i / K + 1) * each, reductions(pl)), i % K);
 }
 /* what is done for each domain, each plane, by blocks that are worth a task */
 #define BLOCK 256
