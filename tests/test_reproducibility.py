@@ -1,5 +1,6 @@
 """Same input, same bits: threads, instruction sets, alignment, streaming stores, run to run."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -96,6 +97,22 @@ def test_long_rows(shape):
             fastnorm.set_num_threads(threads)
             y, ctx = fastnorm.layer_norm(x, weight, bias, return_ctx=True)
             results.add((y.tobytes(), *(g.tobytes() for g in fastnorm.backward(dy, ctx))))
+    assert len(results) == 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_weight_and_bias_anywhere(dtype):
+    """Many rows take copies of them that lie in cache lines as the output does."""
+    rng = np.random.default_rng(5)
+    x, dy = (rng.standard_normal((40, 96)).astype(dtype) for _ in range(2))
+    parameters = np.float64 if dtype == np.float64 else np.float32
+    weight, bias = (rng.standard_normal(96).astype(parameters) for _ in range(2))
+    results = set()
+    for offset, out_offset in itertools.product((0, 3, 4, 7), (0, 1, 6)):
+        out, dx = (unaligned(x, out_offset) for _ in range(2))
+        w, b = unaligned(weight, offset), unaligned(bias, 7 - offset)
+        y, ctx = fastnorm.layer_norm(x, w, b, out=out, return_ctx=True)
+        results.add((y.tobytes(), *(g.tobytes() for g in fastnorm.backward(dy, ctx, out=dx))))
     assert len(results) == 1
 
 
