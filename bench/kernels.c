@@ -65,9 +65,9 @@ int main(int argc, char **argv) {
     TIME("row_grad_apply", k->row_grad_apply(x, dy, y, rows, run, c, a, b, e, none));
     TIME("row_grad_apply_elem",
          k->row_grad_apply_elem(x, dy, y, rows, len, len, c, a, b, e, e, w, dw, db, 0));
-    TIME("col_moments", k->col_moments(x, rows, len, len, s1, s2));
+    TIME("col_moments", k->col_moments(x, rows, len, len, 0, s1, s2));
     TIME("col_apply", k->col_apply(x, y, rows, len, len, c, a, b, NULL, NULL, 0));
-    TIME("col_grad_moments", k->col_grad_moments(x, dy, rows, len, len, c, NULL, s1, s2));
+    TIME("col_grad_moments", k->col_grad_moments(x, dy, rows, len, len, 0, c, NULL, s1, s2));
     TIME("col_grad_apply", k->col_grad_apply(x, dy, y, rows, len, len, c, a, b, e, 0));
     return 0;
 }

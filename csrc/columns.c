@@ -17,6 +17,7 @@ static fn_job job_of(fn_dtype dtype, int64_t rows, int64_t cols, const void *x, 
     const int64_t bytes = rows * cols * (int64_t)job.plan.esize;
     job.threads = fn_threads_for(bytes);
     job.stream = y && 2 * bytes >= fn_stream_bytes();
+    job.fetch = fn_fetched(bytes);
     return job;
 }
 
@@ -40,7 +41,7 @@ static void task_extremes(fn_job *job, int64_t i) {
     const int64_t c = i % strips(pl->cols) * FN_STRIP, to = k * pl->cols + c;
     pl->k->col_extremes(job->x + (k * rows * pl->cols + c) * (int64_t)pl->esize,
                         fn_min(rows, pl->s - k * rows), pl->cols, fn_min(FN_STRIP, pl->cols - c),
-                        job->mean + to, job->m2 + to);
+                        job->fetch, job->mean + to, job->m2 + to);
 }
 
 fn_status fn_extremes(fn_dtype dtype, int64_t rows, int64_t cols, const void *x, double *extremes) {
@@ -83,7 +84,7 @@ static int64_t affine_rows(int64_t cols) { return fn_max(1, AFFINE_PIECE / cols)
 
 static void look_for_infinity(fn_job *job, int64_t at, int64_t count) {
     double low, high;
-    job->plan.k->col_extremes(job->x + at, count, 1, 1, &low, &high);
+    job->plan.k->col_extremes(job->x + at, count, 1, 1, 0, &low, &high);
     if (low == -INFINITY || high == INFINITY)
         atomic_store_explicit(&((fn_affine_job *)job)->infinite, 1, memory_order_relaxed);
 }

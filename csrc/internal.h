@@ -56,18 +56,18 @@ typedef struct {
       (const void *x, const void *dy, void *dx, int64_t rows, int64_t stride, int64_t len,         \
        const void *center, const void *scale, const void *shift, const void *b, const void *e,     \
        const void *weight, void *dweight, void *dbias, int stream))                                \
-    X(col_moments,                                                                                 \
-      (const void *x, int64_t rows, int64_t ld, int64_t cols, double *mean, double *m2))           \
-    X(col_squares,                                                                                 \
-      (const void *x, int64_t rows, int64_t ld, int64_t cols, double *mean, double *m2))           \
-    X(col_extremes,                                                                                \
-      (const void *x, int64_t rows, int64_t ld, int64_t cols, double *low, double *high))          \
+    X(col_moments, (const void *x, int64_t rows, int64_t ld, int64_t cols, int fetch,              \
+                    double *mean, double *m2))                                                     \
+    X(col_squares, (const void *x, int64_t rows, int64_t ld, int64_t cols, int fetch,              \
+                    double *mean, double *m2))                                                     \
+    X(col_extremes, (const void *x, int64_t rows, int64_t ld, int64_t cols, int fetch,             \
+                     double *low, double *high))                                                   \
     X(col_apply,                                                                                   \
       (const void *x, void *y, int64_t rows, int64_t ld, int64_t cols, const void *center,         \
        const void *scale, const void *shift, const void *weight, const void *bias, int stream))    \
     X(col_grad_moments,                                                                            \
-      (const void *x, const void *dy, int64_t rows, int64_t ld, int64_t cols, const void *center,  \
-       const void *weight, double *sum_dy, double *sum_dy_xc))                                     \
+      (const void *x, const void *dy, int64_t rows, int64_t ld, int64_t cols, int fetch,           \
+       const void *center, const void *weight, double *sum_dy, double *sum_dy_xc))                 \
     X(col_grad_apply,                                                                              \
       (const void *x, const void *dy, void *dx, int64_t rows, int64_t ld, int64_t cols,            \
        const void *center, const void *a, const void *b, const void *e, int stream))               \
@@ -83,9 +83,9 @@ typedef struct {
     X(block_grad_apply,                                                                            \
       (const void *x, const void *dy, void *dx, int64_t runs, fn_run run, int64_t block,           \
        const void *center, const void *a, const void *b, const void *e, fn_hints hints))           \
-    X(tile_moments, (const void *x, fn_tile tile, double *mean, double *m2))                       \
-    X(tile_grad_moments, (const void *x, const void *dy, fn_tile tile, const void *center,         \
-                          double *sum_dy, double *sum_dy_xc))                                      \
+    X(tile_moments, (const void *x, fn_tile tile, int fetch, double *mean, double *m2))            \
+    X(tile_grad_moments, (const void *x, const void *dy, fn_tile tile, int fetch,                  \
+                          const void *center, double *sum_dy, double *sum_dy_xc))                  \
     X(limit, (const void *x, const void *dy, void *y, int64_t len, int stream))
 
 #define FN_KERNEL_FIELD(name, args) void(*name) args;
@@ -103,6 +103,8 @@ extern const fn_kernels fn_kernels_avx512[FN_DTYPE_COUNT];
 const fn_kernels *fn_active_kernels(fn_dtype dtype);
 /* calls whose arrays have at least as many bytes write past the cache */
 int64_t fn_stream_bytes(void);
+/* whether so many bytes are read from memory rather than from the caches */
+static inline int fn_fetched(int64_t bytes) { return bytes > fn_stream_bytes() / 3; }
 
 /* ---- plan: shapes to domains ---------------------------------------------------------------
  * plane   the smallest set of elements with common coefficients: a channel of a sample, or, when

@@ -68,12 +68,12 @@ void fn_moments_chunk(fn_job *job, int64_t i, int64_t i1, int64_t k) {
     const int rms = pl->p.norm == FN_RMS;
     if (pl->tile) {
         const int64_t g = k * ch->size, g1 = fn_min(g + ch->size, pl->nseg);
-        pl->k->tile_moments(x_at(job, plane_at(pl, i, g)), tile_of(pl, i, i1, g, g1),
+        pl->k->tile_moments(x_at(job, plane_at(pl, i, g)), tile_of(pl, i, i1, g, g1), job->fetch,
                             job->mean + to, job->m2 + to);
     } else if (pl->col) {
         (rms ? pl->k->col_squares : pl->k->col_moments)(x_at(job, chunk_at(pl, i, k)),
                                                         chunk_rows(pl, k), pl->cols, i1 - i,
-                                                        job->mean + to, job->m2 + to);
+                                                        job->fetch, job->mean + to, job->m2 + to);
     } else if (pl->block) {
         fn_run run;
         const int64_t off = chunk_of(ch, domain_run(pl), k, &run);
@@ -96,12 +96,12 @@ void fn_grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k) {
     if (pl->tile) {
         const int64_t g = k * ch->size, g1 = fn_min(g + ch->size, pl->nseg);
         const int64_t at = plane_at(pl, p, g);
-        pl->k->tile_grad_moments(x_at(job, at), dy_at(job, at), tile_of(pl, p, p1, g, g1), center,
-                                 job->mean + to, job->m2 + to);
+        pl->k->tile_grad_moments(x_at(job, at), dy_at(job, at), tile_of(pl, p, p1, g, g1),
+                                 job->fetch, center, job->mean + to, job->m2 + to);
     } else if (pl->col) {
         const int64_t off = chunk_at(pl, p, k);
         pl->k->col_grad_moments(x_at(job, off), dy_at(job, off), chunk_rows(pl, k), pl->cols,
-                                p1 - p, center, w ? fn_at(job, w, k * ch->size) : NULL,
+                                p1 - p, job->fetch, center, w ? fn_at(job, w, k * ch->size) : NULL,
                                 job->mean + to, job->m2 + to);
     } else {
         fn_run run;

@@ -14,7 +14,8 @@ typedef struct {
     const fn_grads *grads; /* backward */
     double *mean, *m2;     /* moments, or gradient sums, of each chunk */
     void *elem_work;       /* backward of layer and RMS norm: sums of dweight and dbias */
-    int threads, stream;
+    int threads;
+    int stream, fetch; /* y or dx is written past the cache; rows of columns are fetched ahead */
 } fn_job;
 
 /* element i of coefficients or parameters */

@@ -19,6 +19,12 @@
 
 #define FN_INLINE static inline __attribute__((always_inline))
 #define FN_LINE 64 /* bytes in a cache line, and in a virtual vector */
+/* vectors of a wide tile, with three registers each: 8 where there are 32 registers */
+#if FN_VEC_BYTES == 64 || defined(__aarch64__)
+#define FN_WIDE 8
+#else
+#define FN_WIDE 4
+#endif
 
 typedef float fn_vec_f32 __attribute__((vector_size(FN_VEC_BYTES)));
 typedef double fn_vec_f64 __attribute__((vector_size(FN_VEC_BYTES)));
