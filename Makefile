@@ -31,8 +31,7 @@ floor:
 	mkdir -p build
 	$(CC) -std=c11 -O3 -ffp-contract=off -fno-math-errno -fopenmp -Wall -Wextra -Icsrc \
 	    csrc/isa_*.c csrc/dispatch.c bench/floor.c -lm -o build/floor
-	build/floor 1
-	build/floor 2
+	for mb in 0.2 4 100; do build/floor 1 $$mb && build/floor 2 $$mb || exit 1; done
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

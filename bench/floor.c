@@ -1,6 +1,6 @@
-/* What is left of a pass over memory when nothing is computed: the times of reading a domain, then
- * of reading it again and writing it past the cache, against the limit, which reads and writes
- * once.  `make floor`, or build/floor THREADS MEGABYTES [ISA]. */
+/* What is left of a pass when nothing is computed: the times of reading a domain, then of reading
+ * it again and writing it, against the limit, which reads and writes once.  Large arrays are
+ * written past the cache.  `make floor`, or build/floor THREADS MEGABYTES [ISA]. */
 #include "internal.h"
 
 #include <omp.h>
@@ -8,13 +8,15 @@
 #include <stdlib.h>
 
 #define ROUNDS 15
+#define TIMED                                                                                      \
+    (100LL << 20)  /* bytes of an array that are taken for one time, small ones repeatedly */
 #define FITS 65536 /* floats of a domain that fits the L2 */
 
 typedef struct {
     const fn_kernels *k;
     float *x, *dy, *y;
     int64_t len, domain; /* domain: elements that are read before they are written; 0: the limit */
-    int backward;
+    int backward, stream;
 } pass;
 
 static void domain_pass(const pass *p, int64_t at, int64_t len) {
@@ -25,21 +27,22 @@ static void domain_pass(const pass *p, int64_t at, int64_t len) {
         p->k->row_squares(p->x + at, 1, run, &mean, &squares);
     if (p->domain && dy)
         p->k->row_squares(dy, 1, run, &mean, &squares);
-    p->k->limit(p->x + at, dy, p->y + at, len, 1);
+    p->k->limit(p->x + at, dy, p->y + at, len, p->stream);
 }
 
-/* each thread has its own part of the arrays */
+/* of one pass; each thread has its own part of the arrays */
 static double seconds(const pass *p, int threads) {
+    const int64_t repeats = fn_max(1, TIMED / (p->len * (int64_t)sizeof *p->x));
     const double start = omp_get_wtime();
 #pragma omp parallel num_threads(threads)
-    {
+    for (int64_t i = 0; i < repeats; i++) {
         const int64_t t = omp_get_thread_num(), lo = p->len * t / threads,
                       hi = p->len * (t + 1) / threads;
         const int64_t step = p->domain ? fn_min(p->domain, hi - lo) : hi - lo;
         for (int64_t at = lo; at < hi; at += step)
             domain_pass(p, at, fn_min(step, hi - at));
     }
-    return omp_get_wtime() - start;
+    return (omp_get_wtime() - start) / (double)repeats;
 }
 
 static int ascending(const void *a, const void *b) {
@@ -48,12 +51,14 @@ static int ascending(const void *a, const void *b) {
 }
 
 int main(int argc, char **argv) {
-    const int threads = argc > 1 ? atoi(argv[1]) : 1, mb = argc > 2 ? atoi(argv[2]) : 100;
-    if (threads < 1 || mb < 1 || (argc > 3 && fn_set_isa(argv[3]) != 0)) {
+    const int threads = argc > 1 ? atoi(argv[1]) : 1;
+    const double mb = argc > 2 ? atof(argv[2]) : 100;
+    if (threads < 1 || !(mb >= 0.1) || (argc > 3 && fn_set_isa(argv[3]) != 0)) {
         fprintf(stderr, "usage: floor THREADS MEGABYTES [%s]\n", fn_isas_built());
         return 2;
     }
-    const int64_t len = (int64_t)mb * 250000 / 1024 * 1024;
+    const int64_t len = (int64_t)(mb * 250000) / 1024 * 1024;
+    const int stream = 2 * len * (int64_t)sizeof(float) >= fn_stream_bytes();
     const fn_kernels *k = fn_active_kernels(FN_F32);
     float *arrays[3];
     for (int i = 0; i < 3; i++) {
@@ -64,13 +69,13 @@ int main(int argc, char **argv) {
             return 1;
     }
     const char *what[] = {"limit", "a domain fits the L2", "no domain fits"};
-    printf("%s, %d threads, arrays of %d MB: times the limit\n", fn_get_isa(), threads, mb);
+    printf("%s, %d threads, arrays of %g MB: times the limit\n", fn_get_isa(), threads, mb);
     for (int backward = 0; backward < 2; backward++) {
         double all[3][ROUNDS];
         for (int round = 0; round < ROUNDS; round++)
             for (int i = 0; i < 3; i++) {
                 const int64_t domain = i == 0 ? 0 : i == 1 ? FITS / (1 + backward) : len;
-                const pass p = {k, arrays[0], arrays[1], arrays[2], len, domain, backward};
+                const pass p = {k, arrays[0], arrays[1], arrays[2], len, domain, backward, stream};
                 all[i][round] = seconds(&p, threads);
             }
         for (int i = 0; i < 3; i++)

@@ -17,7 +17,7 @@
 /* memory for the sums of all parts */
 #define PART_BYTES (1 << 20)
 #define MAX_PARTS 32
-/* rows that are worth a part of their own */
+/* rows that are worth a part of their own; half of them, if that makes two parts of one */
 #define PART_ROWS 64
 
 /* Column form: columns of a unit, and what is too tall to keep a sum for each row and part */
@@ -46,7 +46,8 @@ static elem_grid grid_of(const fn_plan *pl) {
         int64_t most = MAX_PARTS;
         while (most > 4 && most * each > PART_BYTES)
             most /= 2;
-        g.parts = fn_min(most, fn_ceil_div(pl->planes, PART_ROWS));
+        g.parts = fn_min(most, fn_max(fn_ceil_div(pl->planes, PART_ROWS),
+                                      fn_min(2, pl->planes / (PART_ROWS / 2))));
     }
     return g;
 }
@@ -176,6 +177,6 @@ void fn_backward_elem(fn_job *job) {
                 sum[i] += more[i];
         }
         if (out[half])
-            fn_put_all(pl, out[half], sum, pl->s);
+            fn_put_all(pl, out[half], 0, sum, pl->s);
     }
 }

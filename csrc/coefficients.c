@@ -15,10 +15,19 @@ static double weight_of(const fn_coefs *cf, int64_t channel) {
         return 0;
     return cf->params->weight ? fn_get(cf->plan, cf->params->weight, channel) : 1;
 }
-static double bias_of(const fn_coefs *cf, int64_t channel) {
-    if (is_padding(cf, channel))
-        return 0;
-    return cf->params->bias ? fn_get(cf->plan, cf->params->bias, channel) : 0;
+/* weight or bias of channels [c, c + n); `none` where there is no such parameter, or it belongs to
+ * the elements and not to the channels */
+static void params_of(const fn_coefs *cf, const void *param, double none, int64_t c, int64_t n,
+                      double *v) {
+    if (!param || cf->plan->elem) {
+        for (int64_t i = 0; i < n; i++)
+            v[i] = none;
+        return;
+    }
+    const int64_t real = fn_max(0, fn_min(n, cf->plan->p.c - c));
+    fn_get_all(cf->plan, param, c, v, real);
+    for (int64_t i = real; i < n; i++)
+        v[i] = 0;
 }
 static double clip(double v, double lo, double hi) { return v < lo ? lo : v > hi ? hi : v; }
 static int is_switchable(const fn_coefs *cf) { return cf->plan->p.norm == FN_SWITCHABLE; }
@@ -158,30 +167,84 @@ static void mix_plane(const fn_coefs *cf, switchable_mix *mix, int64_t plane, in
 
 /* ---- forward -------------------------------------------------------------------------------*/
 
+/* At most BLOCK planes of neighbouring channels that are taken together: planes [plane, plane + n)
+ * with channels from c on, which are domains [d, d + domains), or a part of a single one. */
+#define BLOCK 64
+typedef struct {
+    int64_t plane, c, n, d, domains;
+} piece;
+
+/* the piece that begins with plane i of domain d, of domains up to d1 */
+static piece piece_at(const fn_plan *plan, int64_t d, int64_t d1, int64_t i) {
+    const int64_t per = plan->per_domain, plane = fn_first_plane(plan, d) + i;
+    if (plan->elem) /* rows have no channel */
+        return (piece){plane, 0, fn_min(BLOCK, d1 - d), d, fn_min(BLOCK, d1 - d)};
+    if (per > BLOCK)
+        return (piece){plane, plane % plan->c, fn_min(BLOCK, per - i), d, 1};
+    const int64_t in_sample = plan->sample_domains - d % plan->sample_domains;
+    const int64_t domains = fn_min(fn_min(d1 - d, in_sample), BLOCK / per);
+    return (piece){plane, plane % plan->c, domains * per, d, domains};
+}
+
+/* v[i] for the planes of a piece, from[k] of its domains */
+static void spread(piece at, const double *from, double *v) {
+    const int64_t each = at.n / at.domains;
+    if (each == 1)
+        memcpy(v, from, (size_t)at.n * sizeof *v);
+    else
+        for (int64_t k = 0; k < at.domains; k++)
+            for (int64_t i = 0; i < each; i++)
+                v[k * each + i] = from[k];
+}
+/* where there is no such statistic: `none` */
+static void of_domains(piece at, const double *from, double none, double *v) {
+    if (from)
+        spread(at, from + at.d, v);
+    for (int64_t i = 0; i < at.n && !from; i++)
+        v[i] = none;
+}
+static void rstd_of(const fn_coefs *cf, piece at, double *v) {
+    const double eps = cf->plan->p.eps, *var = cf->var + at.d;
+    double rstd[BLOCK];
+    for (int64_t k = 0; k < at.domains; k++)
+        rstd[k] = 1 / sqrt(var[k] + eps);
+    spread(at, rstd, v);
+}
+
 /* y = ((x - mean) * scale + shift) * weight + bias as (x - center) * scale + shift */
-static void put_plane(fn_coefs *cf, int64_t plane, int64_t c, double mean, double scale,
-                      double shift) {
+static void put_planes(fn_coefs *cf, piece at, const double *mean, double *scale, double *shift) {
     const fn_plan *plan = cf->plan;
-    if (!plan->elem) {
-        scale *= weight_of(cf, c);
-        shift = shift * weight_of(cf, c) + bias_of(cf, c);
+    double weight[BLOCK], bias[BLOCK], center[BLOCK];
+    params_of(cf, cf->params->weight, 1, at.c, at.n, weight);
+    params_of(cf, cf->params->bias, 0, at.c, at.n, bias);
+    fn_put_all(plan, cf->center, at.plane, mean, at.n);
+    fn_get_all(plan, cf->center, at.plane, center, at.n);
+    for (int64_t i = 0; i < at.n; i++) {
+        scale[i] *= weight[i];
+        const double whole = shift[i] * weight[i] + bias[i], low = mean[i] - center[i];
+        const double less = whole - low * scale[i];
+        shift[i] = low == 0 ? whole : less;
     }
-    fn_put(plan, cf->center, plane, mean);
-    const double low = mean - fn_get(plan, cf->center, plane);
-    fn_put(plan, cf->scale, plane, scale);
-    fn_put(plan, cf->shift, plane, low == 0 ? shift : shift - low * scale);
+    fn_put_all(plan, cf->scale, at.plane, scale, at.n);
+    fn_put_all(plan, cf->shift, at.plane, shift, at.n);
 }
 
 static void switchable_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
     switchable_mix mix = mix_weights(cf);
     const int64_t C = cf->plan->c;
-    for (int64_t plane = p0, n = p0 / C, c = p0 % C; plane < p1; plane++) {
-        mix_plane(cf, &mix, plane, n, c);
-        put_plane(cf, plane, c, mix.mean, 1 / sqrt(mix.var + cf->plan->p.eps), 0);
-        if (++c == C) {
-            c = 0;
-            n++;
+    for (int64_t p = p0, n = p0 / C, c = p0 % C, count; p < p1; p += count) {
+        double mean[BLOCK], scale[BLOCK], shift[BLOCK];
+        count = fn_min(BLOCK, fn_min(C - c, p1 - p));
+        for (int64_t i = 0; i < count; i++) {
+            mix_plane(cf, &mix, p + i, n, c + i);
+            mean[i] = mix.mean;
+            scale[i] = 1 / sqrt(mix.var + cf->plan->p.eps);
+            shift[i] = 0;
         }
+        put_planes(cf, (piece){p, c, count, p, count}, mean, scale, shift);
+        c += count;
+        n += c == C;
+        c = c == C ? 0 : c;
     }
 }
 
@@ -196,44 +259,26 @@ static void zero_padding(const fn_coefs *cf, int64_t d0, int64_t d1, void *const
             fn_put(plan, arrays[i], p, 0);
 }
 
-/* the first planes of domain after domain, without a division for each */
-typedef struct {
-    int64_t plane, c; /* c: its channel */
-} position;
-
-static position position_of(const fn_plan *plan, int64_t d) {
-    const int64_t plane = fn_first_plane(plan, d);
-    return (position){plane, plan->c == 1 ? 0 : plane % plan->c};
-}
-static void next_domain(const fn_plan *plan, position *at) {
-    const int64_t channels = plan->sample_domains * plan->per_domain;
-    at->plane += plan->per_domain;
-    at->c += plan->per_domain;
-    if (at->c == channels) {
-        at->plane += plan->c - channels;
-        at->c = 0;
-    }
-}
-
-/* 1 / sigma of domains [d0, d1), at most BLOCK */
-#define BLOCK 64
-static void rstd_block(const fn_coefs *cf, int64_t d0, int64_t d1, double *rstd) {
-    const double eps = cf->plan->p.eps;
-    for (int64_t d = d0; d < d1; d++)
-        rstd[d - d0] = 1 / sqrt(cf->var[d] + eps);
+static void plain_piece(fn_coefs *cf, piece at) {
+    double mean[BLOCK], scale[BLOCK], shift[BLOCK], r[BLOCK];
+    of_domains(at, cf->mean, 0, mean);
+    of_domains(at, cf->r, 1, r);
+    of_domains(at, cf->d, 0, shift);
+    rstd_of(cf, at, scale);
+    for (int64_t i = 0; i < at.n; i++)
+        scale[i] *= r[i];
+    put_planes(cf, at, mean, scale, shift);
 }
 
 static void plain_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
-    const fn_plan *plan = cf->plan;
-    position at = position_of(plan, d0);
-    double rstd[BLOCK];
-    for (int64_t d = d0; d < d1; d++, next_domain(plan, &at)) {
-        const int64_t k = (d - d0) % BLOCK;
-        if (k == 0)
-            rstd_block(cf, d, fn_min(d + BLOCK, d1), rstd);
-        const double r = cf->r ? cf->r[d] : 1, shift = cf->r ? cf->d[d] : 0;
-        for (int64_t i = 0; i < plan->per_domain; i++)
-            put_plane(cf, at.plane + i, at.c + i, cf->mean[d], rstd[k] * r, shift);
+    piece at;
+    for (int64_t d = d0; d < d1; d += at.domains) {
+        int64_t i = 0;
+        do {
+            at = piece_at(cf->plan, d, d1, i);
+            plain_piece(cf, at);
+            i += at.n;
+        } while (i < cf->plan->per_domain);
     }
 }
 
@@ -259,12 +304,6 @@ static double low_of(const fn_coefs *cf, int64_t plane, double mean) {
 static double centered_sum(const fn_coefs *cf, int64_t plane, double mean) {
     return cf->sum_dy_xc[plane] - low_of(cf, plane, mean) * cf->sum_dy[plane];
 }
-static void put_grad_plane(fn_coefs *cf, int64_t plane, double a, double b, double e) {
-    fn_put(cf->plan, cf->a, plane, a);
-    fn_put(cf->plan, cf->b, plane, b);
-    fn_put(cf->plan, cf->e, plane, e);
-}
-
 /* The paths through the three means and variances: with mu and v mixed for each plane,
  *     dmu = -weight/sigma * sum dy,  dv = -weight/(2 sigma^3) * sum dy*(x - mu)
  * and each component k passes w[k]*dmu and wv[k]*dv, summed over its domain, on to x. */
@@ -336,35 +375,93 @@ static void switchable_grad_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
     }
 }
 
-static void plain_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
+/* what backward makes its coefficients of, for the planes of a piece */
+typedef struct {
+    double weight[BLOCK], rstd[BLOCK], scale[BLOCK], low[BLOCK];
+    double s1[BLOCK], s2[BLOCK]; /* S1 and S2 of the planes, then of their domains */
+} grad_piece;
+
+static void take_grad_piece(const fn_coefs *cf, piece at, grad_piece *g) {
+    double mean[BLOCK], center[BLOCK], r[BLOCK];
+    params_of(cf, cf->params->weight, 1, at.c, at.n, g->weight); /* elem: it is in the sums */
+    rstd_of(cf, at, g->rstd);
+    of_domains(at, cf->r, 1, r);
+    of_domains(at, cf->mean, 0, mean);
+    fn_get_all(cf->plan, cf->center, at.plane, center, at.n);
+    const double *s1 = cf->sum_dy + at.plane, *s2 = cf->sum_dy_xc + at.plane;
+    for (int64_t i = 0; i < at.n; i++) {
+        g->scale[i] = r[i] * g->rstd[i];
+        g->low[i] = mean[i] - center[i];
+        g->s1[i] = g->weight[i] * s1[i];
+        g->s2[i] = g->weight[i] * (s2[i] - g->low[i] * s1[i]);
+    }
+}
+
+/* the sum over a domain, for each of its planes */
+static void sum_domains(piece at, double *v) {
+    const int64_t each = at.n / at.domains;
+    double sums[BLOCK] = {0};
+    if (each == 1)
+        return;
+    for (int64_t k = 0; k < at.domains; k++)
+        for (int64_t i = 0; i < each; i++)
+            sums[k] += v[k * each + i];
+    spread(at, sums, v);
+}
+
+/* a, b, e of a piece, and sum dy * xhat */
+static void put_grad_piece(fn_coefs *cf, piece at, grad_piece *g) {
     const fn_plan *plan = cf->plan;
-    const int64_t per = plan->per_domain;
-    const int constant = constant_stats(plan), norm = plan->p.norm == FN_WEIGHT;
-    const int uncentered = norm || plan->p.norm == FN_RMS;
+    const int norm = plan->p.norm == FN_WEIGHT, constant = constant_stats(plan);
+    const int uncentered = constant || norm || plan->p.norm == FN_RMS;
     const double part = norm ? 1 : 1 / cf->count;
-    double rstds[BLOCK];
-    position at = position_of(plan, d0);
-    for (int64_t d = d0; d < d1; d++, next_domain(plan, &at)) {
-        const int64_t k = (d - d0) % BLOCK;
-        if (k == 0)
-            rstd_block(cf, d, fn_min(d + BLOCK, d1), rstds);
-        const double mean = cf->mean[d], r = cf->r ? cf->r[d] : 1, shift = cf->r ? cf->d[d] : 0;
-        const double rstd = rstds[k], scale = r * rstd;
-        double s1 = 0, s2 = 0;
-        for (int64_t i = 0; i < per; i++) {
-            const int64_t p = at.plane + i;
-            const double w = plan->elem ? 1 : weight_of(cf, at.c + i); /* elem: in the sums */
-            const double centered = centered_sum(cf, p, mean);
-            s1 += w * cf->sum_dy[p];
-            s2 += w * centered;
-            cf->sum_dy_xc[p] = scale * centered + shift * cf->sum_dy[p]; /* now of xhat */
+    double a[BLOCK], b[BLOCK], e[BLOCK], shift[BLOCK];
+    of_domains(at, cf->d, 0, shift);
+    const double *sum_dy = cf->sum_dy + at.plane;
+    double *sum_dy_xc = cf->sum_dy_xc + at.plane;
+    for (int64_t i = 0; i < at.n; i++) {
+        const double centered = sum_dy_xc[i] - g->low[i] * sum_dy[i], scale = g->scale[i];
+        sum_dy_xc[i] = scale * centered + shift[i] * sum_dy[i];
+        a[i] = g->weight[i] * scale;
+        b[i] = constant ? 0 : -scale * g->rstd[i] * g->rstd[i] * g->s2[i] * part;
+        e[i] = (uncentered ? 0 : -scale * g->s1[i] * part) - g->low[i] * b[i];
+    }
+    fn_put_all(plan, cf->a, at.plane, a, at.n);
+    fn_put_all(plan, cf->b, at.plane, b, at.n);
+    fn_put_all(plan, cf->e, at.plane, e, at.n);
+}
+
+static void plain_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
+    grad_piece g;
+    piece at;
+    for (int64_t d = d0; d < d1; d += at.domains) {
+        at = piece_at(cf->plan, d, d1, 0);
+        take_grad_piece(cf, at, &g);
+        sum_domains(at, g.s1);
+        sum_domains(at, g.s2);
+        put_grad_piece(cf, at, &g);
+    }
+}
+
+/* a domain of several pieces */
+static void long_grad_coefficients(fn_coefs *cf, int64_t d) {
+    const int64_t per = cf->plan->per_domain;
+    double s1 = 0, s2 = 0;
+    grad_piece g;
+    for (int64_t i = 0; i < per; i += BLOCK) {
+        const piece at = piece_at(cf->plan, d, d + 1, i);
+        take_grad_piece(cf, at, &g);
+        for (int64_t k = 0; k < at.n; k++) {
+            s1 += g.s1[k];
+            s2 += g.s2[k];
         }
-        const double b = constant ? 0 : -scale * rstd * rstd * s2 * part;
-        const double e = constant || uncentered ? 0 : -scale * s1 * part;
-        for (int64_t i = 0; i < per; i++) {
-            const double w = plan->elem ? 1 : weight_of(cf, at.c + i);
-            put_grad_plane(cf, at.plane + i, w * scale, b, e - low_of(cf, at.plane + i, mean) * b);
-        }
+    }
+    for (int64_t i = 0; i < per; i += BLOCK) {
+        const piece at = piece_at(cf->plan, d, d + 1, i);
+        take_grad_piece(cf, at, &g);
+        spread(at, &s1, g.s1);
+        spread(at, &s2, g.s2);
+        put_grad_piece(cf, at, &g);
     }
 }
 
@@ -375,7 +472,7 @@ void fn_centers(fn_coefs *cf, int64_t d0, int64_t d1) {
         return;
     }
     if (plan->per_domain == 1) {
-        fn_put_all(plan, (char *)cf->center + d0 * (int64_t)plan->asize, cf->mean + d0, d1 - d0);
+        fn_put_all(plan, cf->center, d0, cf->mean + d0, d1 - d0);
         return;
     }
     for (int64_t d = d0; d < d1; d++)
@@ -394,78 +491,10 @@ void fn_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
     void *const arrays[] = {cf->a, cf->b, cf->e};
     if (is_switchable(cf))
         switchable_grad_coefficients(cf, d0, d1);
-    else
+    else if (cf->plan->per_domain <= BLOCK)
         plain_grad_coefficients(cf, d0, d1);
+    else
+        for (int64_t d = d0; d < d1; d++)
+            long_grad_coefficients(cf, d);
     zero_padding(cf, d0, d1, arrays);
-}
-
-/* dweight = sum dy * xhat and dbias = sum dy of channels [c0, c1): over the samples, in order */
-void fn_param_grads(const fn_coefs *cf, const fn_grads *grads, int64_t c0, int64_t c1) {
-    const fn_plan *plan = cf->plan;
-    double dweight[FN_CHANNELS], dbias[FN_CHANNELS];
-    for (int64_t c = c0; c < c1; c++)
-        dweight[c - c0] = dbias[c - c0] = 0;
-    for (int64_t p = 0; p < plan->planes; p += plan->c)
-        for (int64_t c = c0; c < c1; c++) {
-            dweight[c - c0] += cf->sum_dy_xc[p + c];
-            dbias[c - c0] += cf->sum_dy[p + c];
-        }
-    for (int64_t c = c0; c < fn_min(c1, plan->p.c); c++) {
-        if (grads->weight)
-            fn_put(plan, grads->weight, c, dweight[c - c0]);
-        if (grads->bias)
-            fn_put(plan, grads->bias, c, dbias[c - c0]);
-    }
-}
-
-void fn_logit_grads(const fn_coefs *cf, const fn_grads *grads) {
-    for (int k = 0; k < 6; k++) {
-        void *to = k < 3 ? grads->mean_logits : grads->var_logits;
-        double sum = 0;
-        for (int64_t n = 0; n < cf->plan->n; n++)
-            sum += cf->dlogits[6 * n + k];
-        if (to)
-            fn_put(cf->plan, to, k % 3, sum);
-    }
-}
-
-/* ---- running statistics --------------------------------------------------------------------*/
-
-/* What the running statistics take of channels [c0, c1): batch moments, by fn_merge for planes of
- * equal size; for instance norm the means over the samples, as in torch. */
-static void running_moments(const fn_coefs *cf, int64_t c0, int64_t c1, double *mean, double *var) {
-    const fn_plan *plan = cf->plan;
-    const double ddof = plan->p.ddof, count = (double)(plan->s * plan->nseg);
-    const double N = (double)plan->n;
-    const int means = plan->p.norm == FN_INSTANCE;
-    memcpy(mean, cf->mean + c0, (size_t)(c1 - c0) * sizeof *mean);
-    memcpy(var, cf->var + c0, (size_t)(c1 - c0) * sizeof *var);
-    for (int64_t n = 1, p = c0 + plan->c; n < plan->n; n++, p += plan->c) {
-        const double part = 1 / (double)(n + 1), cross = means ? 0 : (double)n * part;
-        for (int64_t c = 0; c < c1 - c0; c++) {
-            const double delta = cf->mean[p + c] - mean[c];
-            mean[c] += delta * part;
-            var[c] += cf->var[p + c] + delta * delta * cross;
-        }
-    }
-    const double each = means ? count / (count - ddof) / N : count / (count * N - ddof);
-    for (int64_t c = 0; c < c1 - c0; c++)
-        var[c] *= each;
-}
-
-void fn_update_running(const fn_coefs *cf, int64_t c0, int64_t c1) {
-    const fn_plan *plan = cf->plan;
-    const fn_params *q = cf->params;
-    const int has_none = plan->elem || plan->p.norm == FN_GROUP;
-    if (has_none || !plan->p.training || !q->running_mean || !q->running_var)
-        return;
-    const double keep = 1 - plan->p.momentum, take = plan->p.momentum;
-    double mean[FN_CHANNELS], var[FN_CHANNELS];
-    running_moments(cf, c0, c1, mean, var);
-    for (int64_t c = c0; c < fn_min(c1, plan->p.c); c++) {
-        void *const to[2] = {q->running_mean, q->running_var};
-        const double moments[2] = {mean[c - c0], var[c - c0]};
-        for (int i = 0; i < 2; i++)
-            fn_put(plan, to[i], c, keep * fn_get(plan, to[i], c) + take * moments[i]);
-    }
 }

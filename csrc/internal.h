@@ -240,12 +240,20 @@ static inline void fn_put(const fn_plan *plan, void *p, int64_t i, double v) {
     else
         ((double *)p)[i] = v;
 }
-static inline void fn_put_all(const fn_plan *plan, void *p, const double *v, int64_t n) {
+/* n of them, from element i on */
+static inline void fn_get_all(const fn_plan *plan, const void *p, int64_t i, double *v, int64_t n) {
     if (plan->asize == 8)
-        memcpy(p, v, (size_t)n * sizeof *v);
+        memcpy(v, (const double *)p + i, (size_t)n * sizeof *v);
     else
-        for (int64_t i = 0; i < n; i++)
-            ((float *)p)[i] = (float)v[i];
+        for (int64_t k = 0; k < n; k++)
+            v[k] = ((const float *)p)[i + k];
+}
+static inline void fn_put_all(const fn_plan *plan, void *p, int64_t i, const double *v, int64_t n) {
+    if (plan->asize == 8)
+        memcpy((double *)p + i, v, (size_t)n * sizeof *v);
+    else
+        for (int64_t k = 0; k < n; k++)
+            ((float *)p)[i + k] = (float)v[k];
 }
 static inline int64_t fn_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t fn_max(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -3,7 +3,7 @@
 
 /* Elements of a chunk in row form; a multiple of every block, so that a chunk ends with one. */
 #define CHUNK_ELEMS 32768
-/* Column form: at least so many rows, and chunks so few, that their moments stay small. */
+/* Column form: about so many rows, or so many that the moments of all chunks stay small. */
 #define CHUNK_ROWS 256
 #define CHUNK_TABLE_BYTES (512 * 1024)
 /* Small domains side by side: in a unit that fits the L2 with ease, so that memory is read and
@@ -53,7 +53,10 @@ static fn_chunks row_chunks(int64_t nseg, int64_t len) {
 static fn_chunks col_chunks(int64_t rows, int64_t cols) {
     int64_t most = CHUNK_TABLE_BYTES / (16 * fn_max(cols, 1));
     most = most < 16 ? 16 : most > 64 ? 64 : most;
-    fn_chunks ch = {0, fn_max(CHUNK_ROWS, fn_ceil_div(fn_ceil_div(rows, most), 64) * 64), 0};
+    const int64_t some = fn_min(most, fn_ceil_div(rows, CHUNK_ROWS));
+    /* of equal size, and an even number of them, for two threads */
+    const int64_t even = fn_ceil_div(rows, some + (some > 1 && some % 2));
+    fn_chunks ch = {0, fn_max(1, fn_ceil_div(even, 16) * 16), 0};
     ch.pieces = fn_ceil_div(rows, ch.size);
     ch.count = ch.pieces;
     return ch;
