@@ -196,37 +196,50 @@ static void spread(piece at, const double *from, double *v) {
             for (int64_t i = 0; i < each; i++)
                 v[k * each + i] = from[k];
 }
-/* where there is no such statistic: `none` */
-static void of_domains(piece at, const double *from, double none, double *v) {
-    if (from)
-        spread(at, from + at.d, v);
-    for (int64_t i = 0; i < at.n && !from; i++)
-        v[i] = none;
-}
-static void rstd_of(const fn_coefs *cf, piece at, double *v) {
+/* 1 / sigma of the domains of a piece; of its planes r / sigma, and what renorm adds to it */
+static void scales_of(const fn_coefs *cf, piece at, double *rstd, double *scale, double *shift) {
     const double eps = cf->plan->p.eps, *var = cf->var + at.d;
-    double rstd[BLOCK];
-    for (int64_t k = 0; k < at.domains; k++)
+    double scales[BLOCK];
+    for (int64_t k = 0; k < at.domains; k++) {
         rstd[k] = 1 / sqrt(var[k] + eps);
-    spread(at, rstd, v);
+        scales[k] = cf->r ? cf->r[at.d + k] * rstd[k] : rstd[k];
+    }
+    spread(at, scales, scale);
+    if (cf->d)
+        spread(at, cf->d + at.d, shift);
+    else
+        memset(shift, 0, (size_t)at.n * sizeof *shift);
 }
 
+/* The coefficients of a piece in the compute type, from element 0 on.  Its size is a constant where
+ * these are called, as only then compilers make vectors of it. */
+#define FN_TYPED static inline __attribute__((always_inline)) void
+#define FN_BY_TYPE(cf, function, ...)                                                              \
+    ((cf)->plan->asize == 4 ? function(4, __VA_ARGS__) : function(8, __VA_ARGS__))
+
 /* y = ((x - mean) * scale + shift) * weight + bias as (x - center) * scale + shift */
-static void put_planes(fn_coefs *cf, piece at, const double *mean, double *scale, double *shift) {
-    const fn_plan *plan = cf->plan;
-    double weight[BLOCK], bias[BLOCK], center[BLOCK];
+FN_TYPED put_typed(size_t asize, int64_t n, const double *restrict mean,
+                   const double *restrict scale, const double *restrict shift,
+                   const double *restrict weight, const double *restrict bias, void *restrict to0,
+                   void *restrict to1, void *restrict to2) {
+    for (int64_t i = 0; i < n; i++) {
+        const double center = asize == 4 ? (double)(float)mean[i] : mean[i], low = mean[i] - center;
+        const double a = scale[i] * weight[i], whole = shift[i] * weight[i] + bias[i];
+        const double less = whole - low * a;
+        fn_put_as(asize, to0, i, center);
+        fn_put_as(asize, to1, i, a);
+        fn_put_as(asize, to2, i, low == 0 ? whole : less);
+    }
+}
+static void put_planes(fn_coefs *cf, piece at, const double *mean, const double *scale,
+                       const double *shift) {
+    double weight[BLOCK], bias[BLOCK];
     params_of(cf, cf->params->weight, 1, at.c, at.n, weight);
     params_of(cf, cf->params->bias, 0, at.c, at.n, bias);
-    fn_put_all(plan, cf->center, at.plane, mean, at.n);
-    fn_get_all(plan, cf->center, at.plane, center, at.n);
-    for (int64_t i = 0; i < at.n; i++) {
-        scale[i] *= weight[i];
-        const double whole = shift[i] * weight[i] + bias[i], low = mean[i] - center[i];
-        const double less = whole - low * scale[i];
-        shift[i] = low == 0 ? whole : less;
-    }
-    fn_put_all(plan, cf->scale, at.plane, scale, at.n);
-    fn_put_all(plan, cf->shift, at.plane, shift, at.n);
+    FN_BY_TYPE(cf, put_typed, at.n, mean, scale, shift, weight, bias,
+               fn_element(cf->plan, cf->center, at.plane),
+               fn_element(cf->plan, cf->scale, at.plane),
+               fn_element(cf->plan, cf->shift, at.plane));
 }
 
 static void switchable_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
@@ -260,13 +273,9 @@ static void zero_padding(const fn_coefs *cf, int64_t d0, int64_t d1, void *const
 }
 
 static void plain_piece(fn_coefs *cf, piece at) {
-    double mean[BLOCK], scale[BLOCK], shift[BLOCK], r[BLOCK];
-    of_domains(at, cf->mean, 0, mean);
-    of_domains(at, cf->r, 1, r);
-    of_domains(at, cf->d, 0, shift);
-    rstd_of(cf, at, scale);
-    for (int64_t i = 0; i < at.n; i++)
-        scale[i] *= r[i];
+    double mean[BLOCK], rstd[BLOCK], scale[BLOCK], shift[BLOCK];
+    scales_of(cf, at, rstd, scale, shift);
+    spread(at, cf->mean + at.d, mean);
     put_planes(cf, at, mean, scale, shift);
 }
 
@@ -375,60 +384,74 @@ static void switchable_grad_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
     }
 }
 
-/* what backward makes its coefficients of, for the planes of a piece */
+/* what backward makes its coefficients of: of the planes of a piece, and of its domains */
 typedef struct {
-    double weight[BLOCK], rstd[BLOCK], scale[BLOCK], low[BLOCK];
-    double s1[BLOCK], s2[BLOCK]; /* S1 and S2 of the planes, then of their domains */
+    double weight[BLOCK], scale[BLOCK], shift[BLOCK], low[BLOCK], s1[BLOCK], s2[BLOCK];
+    double rstd[BLOCK], sum1[BLOCK], sum2[BLOCK];
 } grad_piece;
 
+FN_TYPED take_typed(size_t asize, int64_t n, const double *restrict mean,
+                    const void *restrict center, const double *restrict weight,
+                    const double *restrict sum_dy, const double *restrict sum_dy_xc,
+                    double *restrict low, double *restrict s1, double *restrict s2) {
+    for (int64_t i = 0; i < n; i++) {
+        low[i] = mean[i] - fn_get_as(asize, center, i);
+        s1[i] = weight[i] * sum_dy[i];
+        s2[i] = weight[i] * (sum_dy_xc[i] - low[i] * sum_dy[i]);
+    }
+}
 static void take_grad_piece(const fn_coefs *cf, piece at, grad_piece *g) {
-    double mean[BLOCK], center[BLOCK], r[BLOCK];
+    double mean[BLOCK];
+    scales_of(cf, at, g->rstd, g->scale, g->shift);
+    spread(at, cf->mean + at.d, mean);
     params_of(cf, cf->params->weight, 1, at.c, at.n, g->weight); /* elem: it is in the sums */
-    rstd_of(cf, at, g->rstd);
-    of_domains(at, cf->r, 1, r);
-    of_domains(at, cf->mean, 0, mean);
-    fn_get_all(cf->plan, cf->center, at.plane, center, at.n);
-    const double *s1 = cf->sum_dy + at.plane, *s2 = cf->sum_dy_xc + at.plane;
-    for (int64_t i = 0; i < at.n; i++) {
-        g->scale[i] = r[i] * g->rstd[i];
-        g->low[i] = mean[i] - center[i];
-        g->s1[i] = g->weight[i] * s1[i];
-        g->s2[i] = g->weight[i] * (s2[i] - g->low[i] * s1[i]);
+    FN_BY_TYPE(cf, take_typed, at.n, mean, fn_element(cf->plan, cf->center, at.plane), g->weight,
+               cf->sum_dy + at.plane, cf->sum_dy_xc + at.plane, g->low, g->s1, g->s2);
+}
+
+/* the sums of the planes of each domain */
+static void sum_domains(piece at, const double *v, double *sum) {
+    const int64_t each = at.n / at.domains;
+    for (int64_t k = 0; k < at.domains; k++) {
+        sum[k] = v[k * each];
+        for (int64_t i = 1; i < each; i++)
+            sum[k] += v[k * each + i];
     }
 }
 
-/* the sum over a domain, for each of its planes */
-static void sum_domains(piece at, double *v) {
-    const int64_t each = at.n / at.domains;
-    double sums[BLOCK] = {0};
-    if (each == 1)
-        return;
-    for (int64_t k = 0; k < at.domains; k++)
-        for (int64_t i = 0; i < each; i++)
-            sums[k] += v[k * each + i];
-    spread(at, sums, v);
+FN_TYPED put_grad_typed(size_t asize, int64_t n, const double *restrict scale,
+                        const double *restrict shift, const double *restrict weight,
+                        const double *restrict low, const double *restrict b,
+                        const double *restrict e, const double *restrict sum_dy,
+                        double *restrict sum_dy_xc, void *restrict to0, void *restrict to1,
+                        void *restrict to2) {
+    for (int64_t i = 0; i < n; i++) {
+        const double centered = sum_dy_xc[i] - low[i] * sum_dy[i];
+        sum_dy_xc[i] = scale[i] * centered + shift[i] * sum_dy[i];
+        fn_put_as(asize, to0, i, weight[i] * scale[i]);
+        fn_put_as(asize, to1, i, b[i]);
+        fn_put_as(asize, to2, i, e[i] - low[i] * b[i]);
+    }
 }
-
-/* a, b, e of a piece, and sum dy * xhat */
+/* a, b, e of a piece, from the sums of its domains, and sum dy * xhat */
 static void put_grad_piece(fn_coefs *cf, piece at, grad_piece *g) {
     const fn_plan *plan = cf->plan;
     const int norm = plan->p.norm == FN_WEIGHT, constant = constant_stats(plan);
     const int uncentered = constant || norm || plan->p.norm == FN_RMS;
     const double part = norm ? 1 : 1 / cf->count;
-    double a[BLOCK], b[BLOCK], e[BLOCK], shift[BLOCK];
-    of_domains(at, cf->d, 0, shift);
-    const double *sum_dy = cf->sum_dy + at.plane;
-    double *sum_dy_xc = cf->sum_dy_xc + at.plane;
-    for (int64_t i = 0; i < at.n; i++) {
-        const double centered = sum_dy_xc[i] - g->low[i] * sum_dy[i], scale = g->scale[i];
-        sum_dy_xc[i] = scale * centered + shift[i] * sum_dy[i];
-        a[i] = g->weight[i] * scale;
-        b[i] = constant ? 0 : -scale * g->rstd[i] * g->rstd[i] * g->s2[i] * part;
-        e[i] = (uncentered ? 0 : -scale * g->s1[i] * part) - g->low[i] * b[i];
+    const int64_t each = at.n / at.domains;
+    double b[BLOCK], e[BLOCK];
+    for (int64_t k = 0; k < at.domains; k++) {
+        const double scale = g->scale[k * each], rstd = g->rstd[k];
+        b[k] = constant ? 0 : -scale * rstd * rstd * g->sum2[k] * part;
+        e[k] = uncentered ? 0 : -scale * g->sum1[k] * part;
     }
-    fn_put_all(plan, cf->a, at.plane, a, at.n);
-    fn_put_all(plan, cf->b, at.plane, b, at.n);
-    fn_put_all(plan, cf->e, at.plane, e, at.n);
+    spread(at, b, g->s1);
+    spread(at, e, g->s2);
+    FN_BY_TYPE(cf, put_grad_typed, at.n, g->scale, g->shift, g->weight, g->low, g->s1, g->s2,
+               cf->sum_dy + at.plane, cf->sum_dy_xc + at.plane,
+               fn_element(cf->plan, cf->a, at.plane), fn_element(cf->plan, cf->b, at.plane),
+               fn_element(cf->plan, cf->e, at.plane));
 }
 
 static void plain_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
@@ -437,8 +460,8 @@ static void plain_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
     for (int64_t d = d0; d < d1; d += at.domains) {
         at = piece_at(cf->plan, d, d1, 0);
         take_grad_piece(cf, at, &g);
-        sum_domains(at, g.s1);
-        sum_domains(at, g.s2);
+        sum_domains(at, g.s1, g.sum1);
+        sum_domains(at, g.s2, g.sum2);
         put_grad_piece(cf, at, &g);
     }
 }
@@ -451,16 +474,16 @@ static void long_grad_coefficients(fn_coefs *cf, int64_t d) {
     for (int64_t i = 0; i < per; i += BLOCK) {
         const piece at = piece_at(cf->plan, d, d + 1, i);
         take_grad_piece(cf, at, &g);
-        for (int64_t k = 0; k < at.n; k++) {
-            s1 += g.s1[k];
-            s2 += g.s2[k];
-        }
+        sum_domains(at, g.s1, g.sum1);
+        sum_domains(at, g.s2, g.sum2);
+        s1 += g.sum1[0];
+        s2 += g.sum2[0];
     }
     for (int64_t i = 0; i < per; i += BLOCK) {
         const piece at = piece_at(cf->plan, d, d + 1, i);
         take_grad_piece(cf, at, &g);
-        spread(at, &s1, g.s1);
-        spread(at, &s2, g.s2);
+        g.sum1[0] = s1;
+        g.sum2[0] = s2;
         put_grad_piece(cf, at, &g);
     }
 }

@@ -230,15 +230,24 @@ void fn_logit_grads(const fn_coefs *cf, const fn_grads *grads);
  * forward does */
 void fn_update_running(const fn_coefs *cf, int64_t c0, int64_t c1);
 
-/* an element of the compute type */
-static inline double fn_get(const fn_plan *plan, const void *p, int64_t i) {
-    return plan->asize == 4 ? ((const float *)p)[i] : ((const double *)p)[i];
+/* an element of the compute type, whose size is asize */
+static inline double fn_get_as(size_t asize, const void *p, int64_t i) {
+    return asize == 4 ? ((const float *)p)[i] : ((const double *)p)[i];
 }
-static inline void fn_put(const fn_plan *plan, void *p, int64_t i, double v) {
-    if (plan->asize == 4)
+static inline void fn_put_as(size_t asize, void *p, int64_t i, double v) {
+    if (asize == 4)
         ((float *)p)[i] = (float)v;
     else
         ((double *)p)[i] = v;
+}
+static inline double fn_get(const fn_plan *plan, const void *p, int64_t i) {
+    return fn_get_as(plan->asize, p, i);
+}
+static inline void fn_put(const fn_plan *plan, void *p, int64_t i, double v) {
+    fn_put_as(plan->asize, p, i, v);
+}
+static inline char *fn_element(const fn_plan *plan, void *p, int64_t i) {
+    return (char *)p + i * (int64_t)plan->asize;
 }
 /* n of them, from element i on */
 static inline void fn_get_all(const fn_plan *plan, const void *p, int64_t i, double *v, int64_t n) {

@@ -20,7 +20,7 @@ typedef struct {
 
 /* element i of coefficients or parameters */
 static inline char *fn_at(const fn_job *job, void *p, int64_t i) {
-    return (char *)p + i * (int64_t)job->plan.asize;
+    return fn_element(&job->plan, p, i);
 }
 
 /* the next cache line: where coefficients and sums begin, as a vector in two lines is two loads */
