@@ -58,7 +58,6 @@ int main(int argc, char **argv) {
         return 2;
     }
     const int64_t len = (int64_t)(mb * 250000) / 1024 * 1024;
-    const int stream = 2 * len * (int64_t)sizeof(float) >= fn_stream_bytes();
     const fn_kernels *k = fn_active_kernels(FN_F32);
     float *arrays[3];
     for (int i = 0; i < 3; i++) {
@@ -71,16 +70,19 @@ int main(int argc, char **argv) {
     const char *what[] = {"limit", "a domain fits the L2", "no domain fits"};
     printf("%s, %d threads, arrays of %g MB: times the limit\n", fn_get_isa(), threads, mb);
     for (int backward = 0; backward < 2; backward++) {
+        const int64_t fits = FITS / (1 + backward);
+        const int stream = (backward ? 4 : 2) * len * (int64_t)sizeof(float) >= fn_stream_bytes();
+        const int cases = len / threads > FITS ? 3 : 2; /* all of a small array fits */
         double all[3][ROUNDS];
         for (int round = 0; round < ROUNDS; round++)
-            for (int i = 0; i < 3; i++) {
-                const int64_t domain = i == 0 ? 0 : i == 1 ? FITS / (1 + backward) : len;
+            for (int i = 0; i < cases; i++) {
+                const int64_t domain = i == 0 ? 0 : i == 1 ? fits : len;
                 const pass p = {k, arrays[0], arrays[1], arrays[2], len, domain, backward, stream};
                 all[i][round] = seconds(&p, threads);
             }
-        for (int i = 0; i < 3; i++)
+        for (int i = 0; i < cases; i++)
             qsort(all[i], ROUNDS, sizeof all[i][0], ascending);
-        for (int i = 1; i < 3; i++)
+        for (int i = 1; i < cases; i++)
             printf("  %-8s %-22s %5.2f\n", backward ? "backward" : "forward", what[i],
                    all[i][ROUNDS / 2] / all[0][ROUNDS / 2]);
     }

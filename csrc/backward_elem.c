@@ -17,8 +17,9 @@
 /* memory for the sums of all parts */
 #define PART_BYTES (1 << 20)
 #define MAX_PARTS 32
-/* rows that are worth a part of their own; half of them, if that makes two parts of one */
+/* rows that are worth a part of their own, and rows that are worth two parts */
 #define PART_ROWS 64
+#define TWO_PARTS_ROWS 32
 
 /* Column form: columns of a unit, and what is too tall to keep a sum for each row and part */
 #define TILE_COLS 256
@@ -46,8 +47,8 @@ static elem_grid grid_of(const fn_plan *pl) {
         int64_t most = MAX_PARTS;
         while (most > 4 && most * each > PART_BYTES)
             most /= 2;
-        g.parts = fn_min(most, fn_max(fn_ceil_div(pl->planes, PART_ROWS),
-                                      fn_min(2, pl->planes / (PART_ROWS / 2))));
+        g.parts = fn_max(fn_ceil_div(pl->planes, PART_ROWS), 1 + (pl->planes > TWO_PARTS_ROWS));
+        g.parts = fn_min(most, g.parts);
     }
     return g;
 }

@@ -10,13 +10,8 @@
 
 /* the channels of a blocked layout that fill up the last block, and have no parameters */
 static int is_padding(const fn_coefs *cf, int64_t channel) { return channel >= cf->plan->p.c; }
-static double weight_of(const fn_coefs *cf, int64_t channel) {
-    if (is_padding(cf, channel))
-        return 0;
-    return cf->params->weight ? fn_get(cf->plan, cf->params->weight, channel) : 1;
-}
-/* weight or bias of channels [c, c + n); `none` where there is no such parameter, or it belongs to
- * the elements and not to the channels */
+/* weight or bias of channels [c, c + n), for padding only not beyond the array; `none` where there
+ * is no such parameter, or it belongs to the elements and not to the channels */
 static void params_of(const fn_coefs *cf, const void *param, double none, int64_t c, int64_t n,
                       double *v) {
     if (!param || cf->plan->elem) {
@@ -211,24 +206,24 @@ static void scales_of(const fn_coefs *cf, piece at, double *rstd, double *scale,
         memset(shift, 0, (size_t)at.n * sizeof *shift);
 }
 
-/* The coefficients of a piece in the compute type, from element 0 on.  Its size is a constant where
- * these are called, as only then compilers make vectors of it. */
-#define FN_TYPED static inline __attribute__((always_inline)) void
+/* Call function(asize, ...), on coefficients of a piece from element 0 on: with a constant, as only
+ * then compilers make vectors of it. */
 #define FN_BY_TYPE(cf, function, ...)                                                              \
     ((cf)->plan->asize == 4 ? function(4, __VA_ARGS__) : function(8, __VA_ARGS__))
 
 /* y = ((x - mean) * scale + shift) * weight + bias as (x - center) * scale + shift */
-FN_TYPED put_typed(size_t asize, int64_t n, const double *restrict mean,
-                   const double *restrict scale, const double *restrict shift,
-                   const double *restrict weight, const double *restrict bias, void *restrict to0,
-                   void *restrict to1, void *restrict to2) {
+FN_INLINE void put_typed(size_t asize, int64_t n, const double *restrict mean,
+                         const double *restrict scale, const double *restrict shift,
+                         const double *restrict weight, const double *restrict bias,
+                         void *restrict center_to, void *restrict scale_to,
+                         void *restrict shift_to) {
     for (int64_t i = 0; i < n; i++) {
         const double center = asize == 4 ? (double)(float)mean[i] : mean[i], low = mean[i] - center;
         const double a = scale[i] * weight[i], whole = shift[i] * weight[i] + bias[i];
         const double less = whole - low * a;
-        fn_put_as(asize, to0, i, center);
-        fn_put_as(asize, to1, i, a);
-        fn_put_as(asize, to2, i, low == 0 ? whole : less);
+        fn_put_as(asize, center_to, i, center);
+        fn_put_as(asize, scale_to, i, a);
+        fn_put_as(asize, shift_to, i, low == 0 ? whole : less);
     }
 }
 static void put_planes(fn_coefs *cf, piece at, const double *mean, const double *scale,
@@ -244,20 +239,16 @@ static void put_planes(fn_coefs *cf, piece at, const double *mean, const double 
 
 static void switchable_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
     switchable_mix mix = mix_weights(cf);
-    const int64_t C = cf->plan->c;
-    for (int64_t p = p0, n = p0 / C, c = p0 % C, count; p < p1; p += count) {
-        double mean[BLOCK], scale[BLOCK], shift[BLOCK];
-        count = fn_min(BLOCK, fn_min(C - c, p1 - p));
-        for (int64_t i = 0; i < count; i++) {
-            mix_plane(cf, &mix, p + i, n, c + i);
+    piece at;
+    for (int64_t p = p0; p < p1; p += at.n) {
+        double mean[BLOCK], scale[BLOCK], shift[BLOCK] = {0};
+        at = piece_at(cf->plan, p, p1, 0); /* a plane is a domain */
+        for (int64_t i = 0; i < at.n; i++) {
+            mix_plane(cf, &mix, p + i, p / cf->plan->c, at.c + i);
             mean[i] = mix.mean;
             scale[i] = 1 / sqrt(mix.var + cf->plan->p.eps);
-            shift[i] = 0;
         }
-        put_planes(cf, (piece){p, c, count, p, count}, mean, scale, shift);
-        c += count;
-        n += c == C;
-        c = c == C ? 0 : c;
+        put_planes(cf, at, mean, scale, shift);
     }
 }
 
@@ -328,7 +319,8 @@ void fn_layer_grad_sums(fn_coefs *cf, int64_t n) {
     for (int64_t c = 0; c < C; c++) {
         const int64_t plane = n * cf->plan->c + c;
         mix_plane(cf, &mix, plane, n, c);
-        const double rstd = 1 / sqrt(mix.var + cf->plan->p.eps), w = weight_of(cf, c);
+        const double rstd = 1 / sqrt(mix.var + cf->plan->p.eps);
+        const double w = cf->params->weight ? fn_get(cf->plan, cf->params->weight, c) : 1;
         const double sum_dy_xhat = rstd * centered_sum(cf, plane, mix.mean);
         const double dmu = -w * rstd * cf->sum_dy[plane];
         const double dv = -0.5 * w * rstd * rstd * sum_dy_xhat;
@@ -365,35 +357,39 @@ static void switchable_grad_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
     const double part[3] = {1 / s, 1 / (s * (double)plan->p.c),
                             plan->p.training ? 1 / (s * (double)plan->n) : 0};
     switchable_mix mix = mix_weights(cf);
-    for (int64_t plane = p0; plane < p1; plane++) {
-        const int64_t n = plane / C, c = plane % C;
-        if (is_padding(cf, c))
-            continue;
-        const double center = fn_get(plan, cf->center, plane);
-        const double means[3] = {cf->mean[plane], cf->lmean[n], cf->bmean[c]};
-        const double dmu[3] = {cf->dmu[plane], cf->dlmean[n], cf->dbmean[c]};
-        const double dv[3] = {cf->dv[plane], cf->dlvar[n], cf->dbvar[c]};
-        double b = 0, e = 0;
-        for (int k = 0; k < 3; k++) {
-            const double to_x = 2 * mix.wv[k] * dv[k] * part[k];
-            b += to_x;
-            e += mix.w[k] * dmu[k] * part[k] + to_x * (center - means[k]);
+    piece at;
+    for (int64_t p = p0; p < p1; p += at.n) {
+        at = piece_at(plan, p, p1, 0);
+        const int64_t n = p / C, real = fn_min(at.n, plan->p.c - at.c);
+        for (int64_t i = 0; i < real; i++) {
+            const int64_t plane = p + i, c = at.c + i;
+            const double center = fn_get(plan, cf->center, plane);
+            const double means[3] = {cf->mean[plane], cf->lmean[n], cf->bmean[c]};
+            const double dmu[3] = {cf->dmu[plane], cf->dlmean[n], cf->dbmean[c]};
+            const double dv[3] = {cf->dv[plane], cf->dlvar[n], cf->dbvar[c]};
+            double b = 0, e = 0;
+            for (int k = 0; k < 3; k++) {
+                const double to_x = 2 * mix.wv[k] * dv[k] * part[k];
+                b += to_x;
+                e += mix.w[k] * dmu[k] * part[k] + to_x * (center - means[k]);
+            }
+            fn_put(plan, cf->b, plane, b);
+            fn_put(plan, cf->e, plane, e);
         }
-        fn_put(plan, cf->b, plane, b);
-        fn_put(plan, cf->e, plane, e);
     }
 }
 
 /* what backward makes its coefficients of: of the planes of a piece, and of its domains */
 typedef struct {
-    double weight[BLOCK], scale[BLOCK], shift[BLOCK], low[BLOCK], s1[BLOCK], s2[BLOCK];
+    double weight[BLOCK], scale[BLOCK], shift[BLOCK], low[BLOCK];
+    double s1[BLOCK], s2[BLOCK], b[BLOCK], e[BLOCK];
     double rstd[BLOCK], sum1[BLOCK], sum2[BLOCK];
 } grad_piece;
 
-FN_TYPED take_typed(size_t asize, int64_t n, const double *restrict mean,
-                    const void *restrict center, const double *restrict weight,
-                    const double *restrict sum_dy, const double *restrict sum_dy_xc,
-                    double *restrict low, double *restrict s1, double *restrict s2) {
+FN_INLINE void take_typed(size_t asize, int64_t n, const double *restrict mean,
+                          const void *restrict center, const double *restrict weight,
+                          const double *restrict sum_dy, const double *restrict sum_dy_xc,
+                          double *restrict low, double *restrict s1, double *restrict s2) {
     for (int64_t i = 0; i < n; i++) {
         low[i] = mean[i] - fn_get_as(asize, center, i);
         s1[i] = weight[i] * sum_dy[i];
@@ -419,18 +415,18 @@ static void sum_domains(piece at, const double *v, double *sum) {
     }
 }
 
-FN_TYPED put_grad_typed(size_t asize, int64_t n, const double *restrict scale,
-                        const double *restrict shift, const double *restrict weight,
-                        const double *restrict low, const double *restrict b,
-                        const double *restrict e, const double *restrict sum_dy,
-                        double *restrict sum_dy_xc, void *restrict to0, void *restrict to1,
-                        void *restrict to2) {
+FN_INLINE void put_grad_typed(size_t asize, int64_t n, const double *restrict scale,
+                              const double *restrict shift, const double *restrict weight,
+                              const double *restrict low, const double *restrict b,
+                              const double *restrict e, const double *restrict sum_dy,
+                              double *restrict sum_dy_xc, void *restrict a_to, void *restrict b_to,
+                              void *restrict e_to) {
     for (int64_t i = 0; i < n; i++) {
         const double centered = sum_dy_xc[i] - low[i] * sum_dy[i];
         sum_dy_xc[i] = scale[i] * centered + shift[i] * sum_dy[i];
-        fn_put_as(asize, to0, i, weight[i] * scale[i]);
-        fn_put_as(asize, to1, i, b[i]);
-        fn_put_as(asize, to2, i, e[i] - low[i] * b[i]);
+        fn_put_as(asize, a_to, i, weight[i] * scale[i]);
+        fn_put_as(asize, b_to, i, b[i]);
+        fn_put_as(asize, e_to, i, e[i] - low[i] * b[i]);
     }
 }
 /* a, b, e of a piece, from the sums of its domains, and sum dy * xhat */
@@ -440,15 +436,15 @@ static void put_grad_piece(fn_coefs *cf, piece at, grad_piece *g) {
     const int uncentered = constant || norm || plan->p.norm == FN_RMS;
     const double part = norm ? 1 : 1 / cf->count;
     const int64_t each = at.n / at.domains;
-    double b[BLOCK], e[BLOCK];
+    double domain_b[BLOCK], domain_e[BLOCK];
     for (int64_t k = 0; k < at.domains; k++) {
         const double scale = g->scale[k * each], rstd = g->rstd[k];
-        b[k] = constant ? 0 : -scale * rstd * rstd * g->sum2[k] * part;
-        e[k] = uncentered ? 0 : -scale * g->sum1[k] * part;
+        domain_b[k] = constant ? 0 : -scale * rstd * rstd * g->sum2[k] * part;
+        domain_e[k] = uncentered ? 0 : -scale * g->sum1[k] * part;
     }
-    spread(at, b, g->s1);
-    spread(at, e, g->s2);
-    FN_BY_TYPE(cf, put_grad_typed, at.n, g->scale, g->shift, g->weight, g->low, g->s1, g->s2,
+    spread(at, domain_b, g->b);
+    spread(at, domain_e, g->e);
+    FN_BY_TYPE(cf, put_grad_typed, at.n, g->scale, g->shift, g->weight, g->low, g->b, g->e,
                cf->sum_dy + at.plane, cf->sum_dy_xc + at.plane,
                fn_element(cf->plan, cf->a, at.plane), fn_element(cf->plan, cf->b, at.plane),
                fn_element(cf->plan, cf->e, at.plane));

@@ -6,6 +6,9 @@
 
 #include <string.h>
 
+/* for what compilers make better code of where its arguments are constants */
+#define FN_INLINE static inline __attribute__((always_inline))
+
 /* ---- kernels -------------------------------------------------------------------------------
  * One list: every entry is a kernel of the table, instantiated for each dtype and instruction
  * set.  `void` stands for an element of x's dtype (x, y, dy, dx), or for the compute type (the
@@ -103,8 +106,9 @@ extern const fn_kernels fn_kernels_avx512[FN_DTYPE_COUNT];
 const fn_kernels *fn_active_kernels(fn_dtype dtype);
 /* calls whose arrays have at least as many bytes write past the cache */
 int64_t fn_stream_bytes(void);
-/* whether so many bytes are read from memory rather than from the caches */
-static inline int fn_fetched(int64_t bytes) { return bytes > fn_stream_bytes() / 3; }
+/* whether so many bytes are read from memory rather than from the caches: more than a quarter of
+ * the L3, of which arrays that are written past the cache fill three */
+static inline int fn_from_memory(int64_t bytes) { return bytes > fn_stream_bytes() / 3; }
 
 /* ---- plan: shapes to domains ---------------------------------------------------------------
  * plane   the smallest set of elements with common coefficients: a channel of a sample, or, when

@@ -1,4 +1,5 @@
-/* What goes back to the parameters of the channels: their gradients, and the running statistics. */
+/* What goes back to the parameters of the channels, in double: their gradients, and the running
+ * statistics. */
 #include "internal.h"
 
 /* ---- gradients -----------------------------------------------------------------------------*/

@@ -53,10 +53,9 @@ static fn_chunks row_chunks(int64_t nseg, int64_t len) {
 static fn_chunks col_chunks(int64_t rows, int64_t cols) {
     int64_t most = CHUNK_TABLE_BYTES / (16 * fn_max(cols, 1));
     most = most < 16 ? 16 : most > 64 ? 64 : most;
-    const int64_t some = fn_min(most, fn_ceil_div(rows, CHUNK_ROWS));
+    const int64_t some = fn_max(1, fn_min(most, fn_ceil_div(rows, CHUNK_ROWS)));
     /* of equal size, and an even number of them, for two threads */
-    const int64_t even = fn_ceil_div(rows, some + (some > 1 && some % 2));
-    fn_chunks ch = {0, fn_max(1, fn_ceil_div(even, 16) * 16), 0};
+    fn_chunks ch = {0, fn_max(1, fn_ceil_div(rows, some + (some > 1 && some % 2))), 0};
     ch.pieces = fn_ceil_div(rows, ch.size);
     ch.count = ch.pieces;
     return ch;

@@ -17,7 +17,6 @@
 #include <immintrin.h>
 #endif
 
-#define FN_INLINE static inline __attribute__((always_inline))
 #define FN_LINE 64 /* bytes in a cache line, and in a virtual vector */
 /* vectors of a wide tile, with three registers each: 8 where there are 32 registers */
 #if FN_VEC_BYTES == 64 || defined(__aarch64__)
