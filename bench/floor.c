@@ -9,8 +9,9 @@
 
 #define ROUNDS 15
 #define TIMED                                                                                      \
-    (100LL << 20)  /* bytes of an array that are taken for one time, small ones repeatedly */
-#define FITS 65536 /* floats of a domain that fits the L2 */
+    (100LL << 20)     /* bytes of an array that are taken for one time, small ones repeatedly */
+#define FITS_L1 2048  /* floats of a domain that fits the L1 */
+#define FITS_L2 65536 /* the L2 */
 
 typedef struct {
     const fn_kernels *k;
@@ -67,17 +68,18 @@ int main(int argc, char **argv) {
         if (!arrays[i])
             return 1;
     }
-    const char *what[] = {"limit", "a domain fits the L2", "no domain fits"};
+    const char *what[] = {"limit", "a domain fits the L1", "a domain fits the L2",
+                          "no domain fits"};
     printf("%s, %d threads, arrays of %g MB: times the limit\n", fn_get_isa(), threads, mb);
     for (int backward = 0; backward < 2; backward++) {
-        const int64_t fits = FITS / (1 + backward);
+        const int64_t domains[] = {0, FITS_L1, FITS_L2 / (1 + backward), len};
         const int stream = (backward ? 4 : 2) * len * (int64_t)sizeof(float) >= fn_stream_bytes();
-        const int cases = len / threads > FITS ? 3 : 2; /* all of a small array fits */
-        double all[3][ROUNDS];
+        const int cases = len / threads > FITS_L2 ? 4 : 3; /* all of a small array fits the L2 */
+        double all[4][ROUNDS];
         for (int round = 0; round < ROUNDS; round++)
             for (int i = 0; i < cases; i++) {
-                const int64_t domain = i == 0 ? 0 : i == 1 ? fits : len;
-                const pass p = {k, arrays[0], arrays[1], arrays[2], len, domain, backward, stream};
+                const pass p = {k,   arrays[0],  arrays[1], arrays[2],
+                                len, domains[i], backward,  stream};
                 all[i][round] = seconds(&p, threads);
             }
         for (int i = 0; i < cases; i++)
