@@ -54,6 +54,8 @@ cdef double _number(object value, str name, double low, double high) except? -1:
 
 
 cdef int _flag(object value, str name) except -1:
+    if type(value) is bool:  # the usual case, at once
+        return value is True
     if not isinstance(value, (bool, np.bool_, int)):
         raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
     return 1 if value else 0

@@ -177,9 +177,11 @@ cdef int _set_axis(Context ctx, object axis) except -1:
     others between them are brought to the end, by a copy."""
     cdef Py_ssize_t rank = cnp.PyArray_NDIM(ctx.x), i, first, last
     cdef tuple axes = _axes(axis, rank)
-    ctx.param_shape = tuple([ctx.shape[i] for i in axes])
     first = axes[0]
     last = axes[len(axes) - 1]
+    # one axis, as usual, without a list
+    ctx.param_shape = (ctx.shape[first],) if first == last else tuple(
+        [ctx.shape[i] for i in axes])
     if last - first + 1 != len(axes):
         kept = tuple([i for i in range(rank) if i not in axes])
         ctx.axes = kept + axes
@@ -236,7 +238,7 @@ cdef int _set_running(Context ctx, object mean, object var, object momentum, obj
         raise TypeError("momentum: expected a number, got None (the cumulative average belongs to "
                         "the layers, which count batches)")
     ctx.p.momentum = _number(momentum, "momentum", 0, 1)
-    if not isinstance(ddof, (int, np.integer)) or ddof not in (0, 1):
+    if not (type(ddof) is int or isinstance(ddof, (int, np.integer))) or ddof not in (0, 1):
         raise ValueError(f"ddof: expected 0 or 1, got {ddof!r}")
     ctx.p.ddof = ddof
     return 0
@@ -312,12 +314,17 @@ cdef int _write_back(Context ctx) except -1:
     return 0
 
 
+cdef inline bint _is_read(object param):
+    """Whether the C library reads the parameter itself: those of 16 bits it has as copies."""
+    return param is not None and cnp.PyArray_ITEMSIZE(<cnp.ndarray>param) > 2
+
+
 cdef int _detach(Context ctx, cnp.ndarray y) except -1:
-    """Copy parameters that lie in the memory that will be written; those of 16 bits are copies."""
-    if ctx.weight is not None and ctx.weight.itemsize > 2 and _overlap(y, ctx.weight):
+    """Copy parameters that lie in the memory that will be written."""
+    if _is_read(ctx.weight) and _overlap(y, ctx.weight):
         ctx.weight = ctx.weight.copy()
         ctx.q.weight = _pointer(ctx, ctx.weight)
-    if ctx.bias is not None and ctx.bias.itemsize > 2 and _overlap(y, ctx.bias):
+    if _is_read(ctx.bias) and _overlap(y, ctx.bias):
         ctx.bias = ctx.bias.copy()
         ctx.q.bias = _pointer(ctx, ctx.bias)
     if ctx.running_mean is None:
@@ -460,7 +467,10 @@ def weight_norm(v, g, axis, out, return_ctx):
 cdef object _grad_like(object param):
     if param is None:
         return None
-    return np.empty(param.shape, np.float32 if param.itemsize == 2 else param.dtype)
+    cdef cnp.ndarray p = param
+    return cnp.PyArray_EMPTY(
+        cnp.PyArray_NDIM(p), cnp.PyArray_DIMS(p),
+        cnp.NPY_FLOAT32 if cnp.PyArray_ITEMSIZE(p) == 2 else cnp.PyArray_TYPE(p), 0)
 
 
 cdef object _as_param(object grad, object param):
@@ -485,7 +495,7 @@ cdef Context _context(object ctx):
 cdef cnp.ndarray _gradient(object dy, Context c):
     """dy as the C library reads it."""
     cdef cnp.ndarray g = _dense_input(dy, "dy")
-    if (<object>g).shape != c.shape:
+    if not _has_shape(g, c.shape):
         raise ValueError(f"dy: expected x's shape {c.shape}, got {(<object>g).shape}")
     if cnp.PyArray_TYPE(g) != cnp.PyArray_TYPE(c.x):
         raise TypeError(f"dy: expected x's dtype {c.x.dtype}, got {g.dtype}")
@@ -498,10 +508,14 @@ cdef int _check_grad_out(object out, cnp.ndarray g, Context c) except -1:
     if out is None:
         return 0
     _check_out(out, g, c.shape)
-    for name, array in (("x", c.x), ("weight", c.weight)):
-        if array is not None and _overlap(out, array):
-            raise ValueError(f"out: expected an array apart from the {name} of the forward "
-                             "call, got one that shares memory with it")
+    shared = None
+    if _overlap(out, c.x):
+        shared = "x"
+    elif c.weight is not None and _overlap(out, c.weight):
+        shared = "weight"
+    if shared is not None:
+        raise ValueError(f"out: expected an array apart from the {shared} of the forward call, "
+                         "got one that shares memory with it")
     return 0
 
 
