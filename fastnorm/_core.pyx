@@ -513,6 +513,10 @@ cdef int _check_grad_out(object out, cnp.ndarray g, Context c) except -1:
         shared = "x"
     elif c.weight is not None and _overlap(out, c.weight):
         shared = "weight"
+    elif c.mean_logits is not None and _overlap(out, c.mean_logits):
+        shared = "mean_logits"
+    elif c.var_logits is not None and _overlap(out, c.var_logits):
+        shared = "var_logits"
     if shared is not None:
         raise ValueError(f"out: expected an array apart from the {shared} of the forward call, "
                          "got one that shares memory with it")

@@ -264,6 +264,19 @@ def test_backward():
         fastnorm.backward(memory.copy(), backward_of(memory.copy(), memory[0]), out=memory)
 
 
+@pytest.mark.parametrize("name", ["mean_logits", "var_logits"])
+def test_backward_leaves_the_logits(name):
+    memory = np.ones((2, 4), np.float32)
+    logits = {"mean_logits": np.ones(3, np.float32), "var_logits": np.ones(3, np.float32)}
+    logits[name] = memory.reshape(-1)[1:4]
+    _, ctx = fastnorm.switchable_norm(
+        memory.copy(), None, None, **logits, training=True, layout="NC", return_ctx=True
+    )
+    with pytest.raises(ValueError, match=f"out: expected an array apart from the {name}"):
+        fastnorm.backward(memory.copy(), ctx, out=memory)
+    np.testing.assert_array_equal(memory, 1)
+
+
 def test_a_context_cannot_be_made_by_hand():
     with pytest.raises(TypeError, match="ctx: expected the Context of a forward call"):
         fastnorm.backward(X, fastnorm.Context())
