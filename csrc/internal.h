@@ -146,8 +146,8 @@ typedef struct {
 
     fn_chunks mchunks, gchunks; /* of what moments and gradient moments reduce */
     int64_t units, unit_domains;
-    /* the next unit is fetched while this one is written: two fit the L2, all do not; and the lines
-     * that it writes, where these fit as well */
+    /* the next unit is fetched while this one is written: two fit the L2, all come from memory; and
+     * the lines that it writes, where these fit as well */
     int prefetch, prefetch_out;
 } fn_plan;
 

@@ -144,10 +144,11 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
     }
     const int arrays = backward ? 2 : 1;
     plan->unit_domains = fn_max(1, unit_domains(plan, arrays));
-    /* contiguous units are what processors prefetch by themselves, and better */
+    /* contiguous units are what processors fetch by themselves, and better, as they do all from the
+     * caches */
     const int64_t domain = plan->count * (int64_t)plan->esize * arrays;
     const int64_t unit = plan->unit_domains * domain;
-    plan->prefetch = plan->nseg > 1 && unit <= l2() / 2 && plan->domains * domain > l2() / 2;
+    plan->prefetch = plan->nseg > 1 && unit <= l2() / 2 && fn_from_memory(plan->domains * domain);
     plan->prefetch_out = plan->prefetch && plan->block && unit <= l2() / 4;
     if (p->norm == FN_SWITCHABLE) { /* all planes depend on one another: no units */
         plan->units = 1;
