@@ -109,7 +109,7 @@ static fn_status start(fn_job *job, const fn_problem *problem, const fn_params *
     /* what backward writes has to share the cache with two arrays: it goes past it a bit earlier,
      * and earlier still in rows, whose sums over the rows need the caches too */
     job->stream = (!dy ? 2 : job->plan.elem ? 6 : 4) * bytes >= fn_stream_bytes();
-    job->fetch = fn_from_memory((dy ? 2 : 1) * bytes);
+    job->fetch = fn_fetch((dy ? 2 : 1) * bytes);
     return FN_OK;
 }
 

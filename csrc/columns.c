@@ -17,7 +17,7 @@ static fn_job job_of(fn_dtype dtype, int64_t rows, int64_t cols, const void *x, 
     const int64_t bytes = rows * cols * (int64_t)job.plan.esize;
     job.threads = fn_threads_for(bytes);
     job.stream = y && 2 * bytes >= fn_stream_bytes();
-    job.fetch = fn_from_memory(bytes);
+    job.fetch = fn_fetch(bytes);
     return job;
 }
 

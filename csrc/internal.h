@@ -109,6 +109,11 @@ int64_t fn_stream_bytes(void);
 /* whether so many bytes are read from memory rather than from the caches: more than a quarter of
  * the L3, of which arrays that are written past the cache fill three */
 static inline int fn_from_memory(int64_t bytes) { return bytes > fn_stream_bytes() / 3; }
+/* what column kernels have to fetch of so many bytes: nothing (0), some (1), all, which is far */
+enum { FN_FAR = 2 };
+static inline int fn_fetch(int64_t bytes) {
+    return fn_from_memory(bytes / 2) ? FN_FAR : fn_from_memory(bytes);
+}
 
 /* ---- plan: shapes to domains ---------------------------------------------------------------
  * plane   the smallest set of elements with common coefficients: a channel of a sample, or, when
