@@ -16,6 +16,7 @@
 #define BYTES_PER_SPINNER (64 << 10)
 static int64_t bytes_per_thread = BYTES_PER_SLEEPER;
 
+#define MOST_THREADS 256
 static atomic_int wanted = 0; /* 0: the default */
 
 void fn_set_num_threads(int num_threads) {
@@ -78,19 +79,41 @@ static void after_streaming(const fn_job *job) {
         atomic_thread_fence(memory_order_seq_cst);
 }
 
+#ifdef _OPENMP
+/* How far a thread's range is taken, in a cache line of its own. */
+typedef struct {
+    _Alignas(FN_LINE_BYTES) atomic_llong next;
+} range;
+
+/* Each thread takes its range, then what is left of the others': cores are not all as fast, and
+ * other programs run on them. */
+static void take_ranges(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t), int backwards,
+                        range *ranges, int T) {
+    const int first = omp_get_thread_num();
+    for (int k = 0; k < T; k++) {
+        const int64_t t = (first + k) % T, lo = count * t / T, hi = count * (t + 1) / T;
+        atomic_llong *next = &ranges[t].next;
+        while (atomic_load_explicit(next, memory_order_relaxed) < hi) {
+            const int64_t i = atomic_fetch_add_explicit(next, 1, memory_order_relaxed);
+            if (i < hi)
+                task(job, backwards ? hi - 1 - (i - lo) : i);
+        }
+    }
+    after_streaming(job);
+}
+#endif
+
 /* task(job, i) for all i in [0, count): each thread a contiguous range, taken backwards when the
  * step before went forwards over the same data (the last read is still in the cache). */
 void fn_parallel(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t), int backwards) {
 #ifdef _OPENMP
     if (job->threads > 1 && count > 1) {
-#pragma omp parallel num_threads(job->threads)
-        {
-            const int64_t T = omp_get_num_threads(), t = omp_get_thread_num();
-            const int64_t lo = count * t / T, hi = count * (t + 1) / T;
-            for (int64_t i = lo; i < hi; i++)
-                task(job, backwards ? hi - 1 - (i - lo) : i);
-            after_streaming(job);
-        }
+        const int T = (int)fn_min(job->threads, fn_min(count, MOST_THREADS));
+        range ranges[MOST_THREADS];
+        for (int t = 0; t < T; t++)
+            atomic_init(&ranges[t].next, count * t / T);
+#pragma omp parallel num_threads(T)
+        take_ranges(job, count, task, backwards, ranges, T);
         return;
     }
 #endif
