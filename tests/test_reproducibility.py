@@ -120,7 +120,7 @@ PROGRAM = """
 import hashlib, itertools, ml_dtypes, numpy as np, fastnorm
 from cases import NORMS, make_input, run
 digest = hashlib.sha256()
-SHAPES = [(6, 24, 40, 40), (3, 33, 61, 31), (16, 24, 9, 7)]
+SHAPES = [(6, 24, 40, 40), (3, 33, 61, 31), (16, 24, 9, 7), (4, 1056, 3, 1)]
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
 for norm, shape, dtype in itertools.product(NORMS, SHAPES, DTYPES):
     for layout in ["channels_first", "channels_last"] if norm.channels else ["channels_first"]:
