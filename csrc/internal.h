@@ -14,9 +14,11 @@
  * set.  `void` stands for an element of x's dtype (x, y, dy, dx), or for the compute type (the
  * coefficients, weight, bias: double for FN_F64, else float).  Contracts: kernels_*.inc. */
 
-/* Which elements a row or block kernel walks: nseg segments of len contiguous elements. */
+/* Which elements a row or block kernel walks: nseg segments of len contiguous elements.  `fetch`:
+ * moments and sums fetch ahead what they read, as it comes from memory. */
 typedef struct {
     int64_t nseg, seg_stride, len;
+    int fetch;
 } fn_run;
 
 /* Column kernels fill their registers with several rows when there are fewer columns than this;

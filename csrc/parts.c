@@ -19,11 +19,14 @@ static int64_t chunk_of(const fn_chunks *ch, fn_run run, int64_t k, fn_run *out)
 }
 
 /* what row and block kernels reduce: a domain or block, and for gradients a plane or block */
-static fn_run domain_run(const fn_plan *pl) {
-    return (fn_run){pl->nseg, pl->seg_stride, pl->s * (pl->block ? pl->block : pl->per_domain)};
+static fn_run domain_run(const fn_job *job) {
+    const fn_plan *pl = &job->plan;
+    const int64_t planes = pl->block ? pl->block : pl->per_domain;
+    return (fn_run){pl->nseg, pl->seg_stride, pl->s * planes, job->fetch};
 }
-static fn_run plane_run(const fn_plan *pl) {
-    return (fn_run){pl->nseg, pl->seg_stride, pl->s * pl->cols};
+static fn_run plane_run(const fn_job *job) {
+    const fn_plan *pl = &job->plan;
+    return (fn_run){pl->nseg, pl->seg_stride, pl->s * pl->cols, job->fetch};
 }
 
 static const char *x_at(const fn_job *job, int64_t i) {
@@ -76,12 +79,12 @@ void fn_moments_chunk(fn_job *job, int64_t i, int64_t i1, int64_t k) {
                                                         job->fetch, job->mean + to, job->m2 + to);
     } else if (pl->block) {
         fn_run run;
-        const int64_t off = chunk_of(ch, domain_run(pl), k, &run);
+        const int64_t off = chunk_of(ch, domain_run(job), k, &run);
         pl->k->block_moments(x_at(job, i * pl->s + off), run, pl->block, job->mean + to,
                              job->m2 + to);
     } else {
         fn_run run;
-        const int64_t off = chunk_of(ch, domain_run(pl), k, &run);
+        const int64_t off = chunk_of(ch, domain_run(job), k, &run);
         (rms ? pl->k->row_squares : pl->k->row_moments)(x_at(job, i * pl->s * pl->per_domain + off),
                                                         i1 - i, run, job->mean + to, job->m2 + to);
     }
@@ -105,7 +108,7 @@ void fn_grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k) {
                                 job->mean + to, job->m2 + to);
     } else {
         fn_run run;
-        const int64_t in = chunk_of(ch, plane_run(pl), k, &run), off = p * pl->s + in;
+        const int64_t in = chunk_of(ch, plane_run(job), k, &run), off = p * pl->s + in;
         if (pl->block) {
             pl->k->block_grad_moments(x_at(job, off), dy_at(job, off), run, pl->block, center,
                                       job->mean + to, job->m2 + to);
@@ -117,12 +120,13 @@ void fn_grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k) {
 }
 
 /* elements of a reduction that are in chunk k */
-static double chunk_count(const fn_plan *pl, int64_t k) {
-    fn_run run = {1, 0, 0};
+static double chunk_count(const fn_job *job, int64_t k) {
+    const fn_plan *pl = &job->plan;
+    fn_run run = {1, 0, 0, 0};
     if (pl->col)
         run.len = chunk_rows(pl, k);
     else
-        chunk_of(&pl->mchunks, domain_run(pl), k, &run);
+        chunk_of(&pl->mchunks, domain_run(job), k, &run);
     return (double)(run.nseg * run.len / (pl->block ? pl->block : 1));
 }
 
@@ -145,10 +149,10 @@ static void merge_chunks(fn_job *job, int64_t i, int64_t i1) {
     for (int64_t end; i < i1; i = end) {
         end = fn_group_end(pl, i, i1);
         const int64_t to = slot(pl, chunks, i, 0);
-        double n = chunk_count(pl, 0);
+        double n = chunk_count(job, 0);
         for (int64_t k = 1; k < chunks; k++) {
             const int64_t from = slot(pl, chunks, i, k);
-            const double n_k = chunk_count(pl, k);
+            const double n_k = chunk_count(job, k);
             merge_side_by_side(job->mean + to, job->m2 + to, n, job->mean + from, job->m2 + from,
                                n_k, end - i);
             n += n_k;
@@ -201,7 +205,7 @@ void fn_row_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, int6
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
     const int64_t i = plane_at(pl, p, g) + off;
-    const fn_run run = {g1 - g, pl->seg_stride, len};
+    const fn_run run = {g1 - g, pl->seg_stride, len, 0};
     const char *center = fn_at(job, cf->center, p);
     if (pl->block && job->dy)
         pl->k->block_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), (p1 - p) / pl->block,
