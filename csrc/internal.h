@@ -36,7 +36,7 @@ typedef struct {
 #define FN_STRIP 1024
 
 /* How a kernel writes: `prefetch` bytes ahead of the element of x that is read, the input of the
- * next unit is fetched into the L2 (0: none), and in blocks `prefetch_out` bytes ahead the lines of
+ * next unit is fetched (0: none), and in blocks `prefetch_out` bytes ahead the lines of
  * the output that it writes; `stream` writes past the cache. */
 typedef struct {
     int64_t prefetch, prefetch_out;
@@ -111,7 +111,7 @@ int64_t fn_stream_bytes(void);
 /* whether so many bytes are read from memory rather than from the caches: more than a quarter of
  * the L3, of which arrays that are written past the cache fill three */
 static inline int fn_from_memory(int64_t bytes) { return bytes > fn_stream_bytes() / 3; }
-/* what column kernels have to fetch of so many bytes: nothing (0), some (1), all, which is far */
+/* what kernels have to fetch of so many bytes: nothing (0), some (1), all, which is far */
 enum { FN_FAR = 2 };
 static inline int fn_fetch(int64_t bytes) {
     return fn_from_memory(bytes / 2) ? FN_FAR : fn_from_memory(bytes);

@@ -16,7 +16,6 @@
 #define BYTES_PER_SPINNER (64 << 10)
 static int64_t bytes_per_thread = BYTES_PER_SLEEPER;
 
-#define MOST_THREADS 256
 static atomic_int wanted = 0; /* 0: the default */
 
 void fn_set_num_threads(int num_threads) {
@@ -80,6 +79,7 @@ static void after_streaming(const fn_job *job) {
 }
 
 #ifdef _OPENMP
+#define MOST_THREADS 256
 /* How far a thread's range is taken, in a cache line of its own. */
 typedef struct {
     _Alignas(FN_LINE_BYTES) atomic_llong next;
@@ -108,7 +108,7 @@ static void take_ranges(fn_job *job, int64_t count, void (*task)(fn_job *, int64
 void fn_parallel(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t), int backwards) {
 #ifdef _OPENMP
     if (job->threads > 1 && count > 1) {
-        const int T = (int)fn_min(job->threads, fn_min(count, MOST_THREADS));
+        const int T = (int)fn_min(job->threads, MOST_THREADS);
         range ranges[MOST_THREADS];
         for (int t = 0; t < T; t++)
             atomic_init(&ranges[t].next, count * t / T);
