@@ -17,12 +17,12 @@ typedef struct {
     const fn_kernels *k;
     float *x, *dy, *y;
     int64_t len, domain; /* domain: elements that are read before they are written; 0: the limit */
-    int backward, stream;
+    int backward, stream, fetch;
 } pass;
 
 static void domain_pass(const pass *p, int64_t at, int64_t len) {
     double mean, squares;
-    const fn_run run = {1, 0, len};
+    const fn_run run = {1, 0, len, p->fetch};
     const float *dy = p->backward ? p->dy + at : NULL;
     if (p->domain)
         p->k->row_squares(p->x + at, 1, run, &mean, &squares);
@@ -74,12 +74,13 @@ int main(int argc, char **argv) {
     for (int backward = 0; backward < 2; backward++) {
         const int64_t domains[] = {0, FITS_L1, FITS_L2 / (1 + backward), len};
         const int stream = (backward ? 4 : 2) * len * (int64_t)sizeof(float) >= fn_stream_bytes();
+        const int fetch = fn_fetch((1 + backward) * len * (int64_t)sizeof(float));
         const int cases = len / threads > FITS_L2 ? 4 : 3; /* all of a small array fits the L2 */
         double all[4][ROUNDS];
         for (int round = 0; round < ROUNDS; round++)
             for (int i = 0; i < cases; i++) {
-                const pass p = {k,   arrays[0],  arrays[1], arrays[2],
-                                len, domains[i], backward,  stream};
+                const pass p = {k,          arrays[0], arrays[1], arrays[2], len,
+                                domains[i], backward,  stream,    fetch};
                 all[i][round] = seconds(&p, threads);
             }
         for (int i = 0; i < cases; i++)

@@ -49,7 +49,7 @@ int main(int argc, char **argv) {
     float *c = array(most, 0), *a = array(most, 1), *b = array(most, 0), *e = array(most, 0);
     float *dw = array(len, 0), *db = array(len, 0);
     double *s1 = malloc((size_t)most * sizeof *s1), *s2 = malloc((size_t)most * sizeof *s2);
-    const fn_run run = {1, 0, len};
+    const fn_run run = {1, 0, len, 0};
     const fn_hints none = {0, 0};
     if (!x || !dy || !y || !w || !c || !a || !b || !e || !dw || !db || !s1 || !s2)
         return 1;

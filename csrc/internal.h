@@ -15,7 +15,7 @@
  * coefficients, weight, bias: double for FN_F64, else float).  Contracts: kernels_*.inc. */
 
 /* Which elements a row or block kernel walks: nseg segments of len contiguous elements.  `fetch`:
- * moments and sums fetch ahead what they read, as it comes from memory. */
+ * it comes from memory, and moments and sums fetch ahead where that helps. */
 typedef struct {
     int64_t nseg, seg_stride, len;
     int fetch;
@@ -111,7 +111,8 @@ int64_t fn_stream_bytes(void);
 /* whether so many bytes are read from memory rather than from the caches: more than a quarter of
  * the L3, of which arrays that are written past the cache fill three */
 static inline int fn_from_memory(int64_t bytes) { return bytes > fn_stream_bytes() / 3; }
-/* what kernels have to fetch of so many bytes: nothing (0), some (1), all, which is far */
+/* what kernels have to fetch of so many bytes that they read: nothing (0), from a quarter of the L3
+ * on some (1), from half of it on all, which is far */
 enum { FN_FAR = 2 };
 static inline int fn_fetch(int64_t bytes) {
     return fn_from_memory(bytes / 2) ? FN_FAR : fn_from_memory(bytes);

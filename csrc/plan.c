@@ -144,8 +144,7 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
     }
     const int arrays = backward ? 2 : 1;
     plan->unit_domains = fn_max(1, unit_domains(plan, arrays));
-    /* contiguous units are what processors fetch by themselves, and better, as they do all from the
-     * caches */
+    /* the next unit, where it is contiguous, is what processors fetch by themselves, and better */
     const int64_t domain = plan->count * (int64_t)plan->esize * arrays;
     const int64_t unit = plan->unit_domains * domain;
     plan->prefetch = plan->nseg > 1 && unit <= l2() / 2 && fn_from_memory(plan->domains * domain);

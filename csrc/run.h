@@ -15,8 +15,8 @@ typedef struct {
     double *mean, *m2;     /* moments, or gradient sums, of each chunk */
     void *elem_work;       /* backward of layer and RMS norm: sums of dweight and dbias */
     int threads;
-    int stream,
-        fetch; /* y or dx is written past the cache; what has to be fetched of what is read */
+    int stream; /* y or dx is written past the cache */
+    int fetch;  /* what has to be fetched of what is read: fn_fetch */
 } fn_job;
 
 /* element i of coefficients or parameters */

@@ -16,6 +16,7 @@
 #define BYTES_PER_SPINNER (64 << 10)
 static int64_t bytes_per_thread = BYTES_PER_SLEEPER;
 
+#define MOST_THREADS 1024     /* what set_num_threads takes */
 static atomic_int wanted = 0; /* 0: the default */
 
 void fn_set_num_threads(int num_threads) {
@@ -68,7 +69,7 @@ int fn_has_openmp(void) { return 0; }
 int fn_threads_for(int64_t bytes) {
     if (bytes < 2 * bytes_per_thread)
         return 1;
-    return (int)fn_min(fn_get_num_threads(), bytes / bytes_per_thread);
+    return (int)fn_min(fn_min(fn_get_num_threads(), MOST_THREADS), bytes / bytes_per_thread);
 }
 
 /* Stores past the cache are weakly ordered: a full fence before another thread may read them.  One
@@ -79,16 +80,15 @@ static void after_streaming(const fn_job *job) {
 }
 
 #ifdef _OPENMP
-#define MOST_THREADS 256
 /* How far a thread's range is taken, in a cache line of its own. */
 typedef struct {
     _Alignas(FN_LINE_BYTES) atomic_llong next;
-} range;
+} taken;
 
 /* Each thread takes its range, then what is left of the others': cores are not all as fast, and
  * other programs run on them. */
 static void take_ranges(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t), int backwards,
-                        range *ranges, int T) {
+                        taken *ranges, int T) {
     const int first = omp_get_thread_num();
     for (int k = 0; k < T; k++) {
         const int64_t t = (first + k) % T, lo = count * t / T, hi = count * (t + 1) / T;
@@ -103,13 +103,13 @@ static void take_ranges(fn_job *job, int64_t count, void (*task)(fn_job *, int64
 }
 #endif
 
-/* task(job, i) for all i in [0, count): each thread a contiguous range, taken backwards when the
- * step before went forwards over the same data (the last read is still in the cache). */
+/* task(job, i) for all i in [0, count): each thread a contiguous range first, taken backwards when
+ * the step before went forwards over the same data (the last read is still in the cache). */
 void fn_parallel(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t), int backwards) {
 #ifdef _OPENMP
     if (job->threads > 1 && count > 1) {
-        const int T = (int)fn_min(job->threads, MOST_THREADS);
-        range ranges[MOST_THREADS];
+        const int T = job->threads; /* in all steps: OpenMP ends those that a smaller team leaves */
+        taken ranges[MOST_THREADS];
         for (int t = 0; t < T; t++)
             atomic_init(&ranges[t].next, count * t / T);
 #pragma omp parallel num_threads(T)

@@ -138,7 +138,7 @@ for norm, shape, dtype in itertools.product(NORMS, SHAPES, DTYPES):
 
 # outputs that begin inside a cache line, which short heads come before; planes that share lines
 for dtype, layout in itertools.product(DTYPES, ["NCHW8c", "NCHW16c", "NHWC", "NCHW"]):
-    for channels, size in itertools.product((8, 64), [(7, 7), (3, 1)]):
+    for channels, size in [*itertools.product((8, 64), [(7, 7), (3, 1)]), (1056, (2, 1))]:
         x = make_input(rng, (9, channels, *size), "NCHW" if "c" in layout else layout, dtype)
         if "c" in layout:
             x = fastnorm.to_blocked(x, int(layout[4:-1]))
@@ -148,16 +148,20 @@ for dtype, layout in itertools.product(DTYPES, ["NCHW8c", "NCHW16c", "NHWC", "NC
         y, ctx = fastnorm.batch_norm(x, training=True, layout=layout, out=out, return_ctx=True)
         digest.update(y.tobytes())
         digest.update(fastnorm.backward(x, ctx, out=out).x.tobytes())
+        dy = x.copy()
+        digest.update(fastnorm.backward(dy, ctx, out=dy).x.tobytes())
 print(digest.hexdigest())
 """
 
 
 def test_streaming_stores_and_processes():
-    """The bound from which on outputs go past the cache is read once, so by processes."""
+    """The bound from which on outputs go past the cache, and inputs are fetched from memory, is
+    read once, so by processes; with threads that spin, small arrays are shared among them too."""
     digests = set()
-    for bound in ("0", "1000000000000"):
+    spinning = {"OMP_WAIT_POLICY": "active", "FASTNORM_NUM_THREADS": "2"}
+    for bound, threads in (("0", {}), ("200000", spinning), ("1000000000000", {})):
         for isa in fastnorm.available_isas():
-            env = {**os.environ, "FASTNORM_STREAM_BYTES": bound, "FASTNORM_ISA": isa}
+            env = {**os.environ, "FASTNORM_STREAM_BYTES": bound, "FASTNORM_ISA": isa, **threads}
             done = subprocess.run(
                 [sys.executable, "-c", PROGRAM], env=env, cwd=os.path.dirname(__file__), check=True,
                 capture_output=True, text=True, timeout=120,
