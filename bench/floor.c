@@ -74,7 +74,8 @@ int main(int argc, char **argv) {
     for (int backward = 0; backward < 2; backward++) {
         const int64_t domains[] = {0, FITS_L1, FITS_L2 / (1 + backward), len};
         const int stream = (backward ? 4 : 2) * len * (int64_t)sizeof(float) >= fn_stream_bytes();
-        const int fetch = fn_fetch((1 + backward) * len * (int64_t)sizeof(float));
+        /* as moments do, and gradient sums do not */
+        const int fetch = backward ? 0 : fn_fetch(len * (int64_t)sizeof(float));
         const int cases = len / threads > FITS_L2 ? 4 : 3; /* all of a small array fits the L2 */
         double all[4][ROUNDS];
         for (int round = 0; round < ROUNDS; round++)
