@@ -16,7 +16,7 @@
 #define BYTES_PER_SPINNER (64 << 10)
 static int64_t bytes_per_thread = BYTES_PER_SLEEPER;
 
-#define MOST_THREADS 1024     /* what set_num_threads takes */
+#define MOST_THREADS 1024     /* what set_num_threads takes; each has a line on the stack */
 static atomic_int wanted = 0; /* 0: the default */
 
 void fn_set_num_threads(int num_threads) {
@@ -109,7 +109,7 @@ void fn_parallel(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t), in
 #ifdef _OPENMP
     if (job->threads > 1 && count > 1) {
         const int T = job->threads; /* in all steps: OpenMP ends those that a smaller team leaves */
-        taken ranges[MOST_THREADS];
+        taken ranges[T];
         for (int t = 0; t < T; t++)
             atomic_init(&ranges[t].next, count * t / T);
 #pragma omp parallel num_threads(T)
