@@ -147,6 +147,7 @@ def _figure(lines):
             mode="markers", marker={**color, "size": 5, "opacity": 0.45},
             hovertemplate="%{text}<br>%{y:.1f} GB/s",
         )  # fmt: skip
+    sizes, speeds, _ = zip(*(point for points in lines.values() for point in points), strict=True)
     figure.update_layout(
         margin={"l": 48, "r": 8, "t": 8, "b": 24},
         legend={"orientation": "h", "y": -0.12, "yanchor": "top"},
@@ -154,12 +155,17 @@ def _figure(lines):
             "type": "log",
             "tickvals": list(TICKS),
             "ticktext": list(TICKS.values()),
+            "range": _decades(sizes, 2.5),
         },
-        yaxis={"type": "log", "dtick": 1, "title": {"text": "GB/s"}, "range": _decades(lines)},
-    )  # fmt: skip
+        yaxis={
+            "type": "log",
+            "dtick": 1,
+            "title": {"text": "GB/s"},
+            "range": _decades(speeds, 1.3),
+        },
+    )
     return figure.to_json()
 
 
-def _decades(lines):
-    speeds = [speed for points in lines.values() for _, speed, _ in points]
-    return [log10(min(speeds) / 1.3), log10(max(speeds) * 1.3)]
+def _decades(values, margin):
+    return [log10(min(values) / margin), log10(max(values) * margin)]
