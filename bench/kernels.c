@@ -50,7 +50,7 @@ int main(int argc, char **argv) {
     float *dw = array(len, 0), *db = array(len, 0);
     double *s1 = malloc((size_t)most * sizeof *s1), *s2 = malloc((size_t)most * sizeof *s2);
     const fn_run run = {1, 0, len, 0};
-    const fn_hints none = {0, 0};
+    const fn_hints none = {0, 0, 0};
     if (!x || !dy || !y || !w || !c || !a || !b || !e || !dw || !db || !s1 || !s2)
         return 1;
     printf("%s, %lld rows of %lld floats: ns for 64 bytes of x\n", fn_get_isa(), (long long)rows,
