@@ -48,10 +48,11 @@ int main(int argc, char **argv) {
     float *x = array(n, 0), *dy = array(n, 1), *y = array(n, 0), *w = array(len, 1);
     float *c = array(most, 0), *a = array(most, 1), *b = array(most, 0), *e = array(most, 0);
     float *dw = array(len, 0), *db = array(len, 0);
+    char *scratch = malloc(fn_scratch_bytes(sizeof *x, sizeof *x, len));
     double *s1 = malloc((size_t)most * sizeof *s1), *s2 = malloc((size_t)most * sizeof *s2);
     const fn_run run = {1, 0, len, 0};
     const fn_hints none = {0, 0, 0};
-    if (!x || !dy || !y || !w || !c || !a || !b || !e || !dw || !db || !s1 || !s2)
+    if (!x || !dy || !y || !w || !c || !a || !b || !e || !dw || !db || !s1 || !s2 || !scratch)
         return 1;
     printf("%s, %lld rows of %lld floats: ns for 64 bytes of x\n", fn_get_isa(), (long long)rows,
            (long long)len);
@@ -65,9 +66,10 @@ int main(int argc, char **argv) {
     TIME("row_grad_apply", k->row_grad_apply(x, dy, y, rows, run, c, a, b, e, none));
     TIME("row_grad_apply_elem",
          k->row_grad_apply_elem(x, dy, y, rows, len, len, c, a, b, e, e, w, dw, db, 0));
-    TIME("col_moments", k->col_moments(x, rows, len, len, 0, s1, s2));
-    TIME("col_apply", k->col_apply(x, y, rows, len, len, c, a, b, NULL, NULL, 0));
-    TIME("col_grad_moments", k->col_grad_moments(x, dy, rows, len, len, 0, c, NULL, s1, s2));
-    TIME("col_grad_apply", k->col_grad_apply(x, dy, y, rows, len, len, c, a, b, e, 0));
+    TIME("col_moments", k->col_moments(x, rows, len, len, 0, scratch, s1, s2));
+    TIME("col_apply", k->col_apply(x, y, rows, len, len, c, a, b, NULL, NULL, 0, scratch));
+    TIME("col_grad_moments",
+         k->col_grad_moments(x, dy, rows, len, len, 0, c, NULL, scratch, s1, s2));
+    TIME("col_grad_apply", k->col_grad_apply(x, dy, y, rows, len, len, c, a, b, e, 0, scratch));
     return 0;
 }

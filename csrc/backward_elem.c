@@ -5,7 +5,6 @@
  * domains in order; the parts are added in order.  So the bits do not depend on the threads. */
 #include "run.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 /* Row form: rows up to this long are taken through sums and apply while they are in the cache;
@@ -62,15 +61,12 @@ static char *block_sums(const fn_job *job, const elem_grid *g, int64_t task) {
     return fn_line(end) + task * 2 * g->piece * (int64_t)job->plan.asize;
 }
 
-fn_status fn_elem_workspace(fn_job *job) {
+int64_t fn_elem_bytes(const fn_job *job) {
     const fn_plan *pl = &job->plan;
-    if (!pl->elem || !(job->weight || job->bias))
-        return FN_OK;
     const elem_grid g = grid_of(pl);
     const int64_t blocks = pl->col ? 0 : g.parts * g.pieces * 2 * g.piece;
-    job->elem_work = calloc(1, (size_t)(g.parts * 2 * pl->s) * sizeof(double) + FN_LINE_BYTES +
-                                   (size_t)blocks * pl->asize);
-    return job->elem_work ? FN_OK : FN_NO_MEMORY;
+    return g.parts * 2 * pl->s * (int64_t)sizeof(double) + FN_LINE_BYTES +
+           blocks * (int64_t)pl->asize;
 }
 
 /* ---- row form ------------------------------------------------------------------------------*/
@@ -110,11 +106,15 @@ static void task_rows(fn_job *job, int64_t task) {
         const int64_t rows = fn_min(step, r1 - r), i = (r * pl->s + off) * (int64_t)pl->esize;
         if (g.pieces == 1)
             fn_grad_sums_of(job, r, r + rows);
-        pl->k->row_grad_apply_elem(
-            job->x + i, job->dy + i, job->out + i, rows, pl->s, len, fn_at(job, cf->center, r),
-            fn_at(job, cf->scale, r), fn_at(job, cf->shift, r), fn_at(job, cf->b, r),
-            fn_at(job, cf->e, r), job->weight ? fn_at(job, job->weight, off) : NULL,
-            job->weight ? block : NULL, job->bias ? fn_at(job, block, len) : NULL, job->stream);
+        if (fn_any_careful(cf, r, r + rows))
+            fn_careful_part(job, r, r + rows, 0, 1, off, off + len, sums - off, sums - off + pl->s);
+        else
+            pl->k->row_grad_apply_elem(
+                job->x + i, job->dy + i, job->out + i, rows, pl->s, len, fn_at(job, cf->center, r),
+                fn_at(job, cf->scale, r), fn_at(job, cf->shift, r), fn_at(job, cf->b, r),
+                fn_at(job, cf->e, r), job->weight ? fn_at(job, job->weight, off) : NULL,
+                job->weight ? block : NULL, job->want_dbias ? fn_at(job, block, len) : NULL,
+                job->stream);
         since_flush += rows;
         if (since_flush + step > FLUSH_ROWS || r + rows == r1) {
             flush(pl, block, sums, len);
@@ -130,6 +130,10 @@ static void apply_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
     const int64_t i = ((p / pl->c * pl->s + r) * pl->c + p % pl->c) * (int64_t)pl->esize;
+    if (fn_any_careful(cf, p, p1)) {
+        fn_careful_part(job, p, p1, 0, 1, r * pl->c, r1 * pl->c, sums, sums + pl->s);
+        return;
+    }
     pl->k->col_grad_apply_elem(job->x + i, job->dy + i, job->out + i, r1 - r, pl->c, p1 - p,
                                fn_at(job, cf->center, p), fn_at(job, cf->scale, p),
                                fn_at(job, cf->shift, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
@@ -169,15 +173,9 @@ void fn_backward_elem(fn_job *job) {
         fn_parallel(job, pl->gchunks.count, task_tall, 1);
     else
         fn_parallel(job, g.parts, task_units, 0);
-    void *const out[2] = {job->grads->weight, job->grads->bias};
-    for (int half = 0; half < 2; half++) {
-        double *sum = part_sums(job, 0) + half * pl->s;
-        for (int64_t part = 1; part < g.parts; part++) {
-            const double *more = part_sums(job, part) + half * pl->s;
-            for (int64_t i = 0; i < pl->s; i++)
-                sum[i] += more[i];
-        }
-        if (out[half])
-            fn_put_all(pl, out[half], 0, sum, pl->s);
+    for (int64_t part = 0; part < g.parts; part++) {
+        const double *more = part_sums(job, part);
+        for (int64_t i = 0; i < 2 * pl->s; i++)
+            job->param_sums[i] += more[i];
     }
 }

@@ -1,8 +1,30 @@
 /* The entry points of fastnorm.h: plan, memory, walk. */
+#include "float_mode.h"
 #include "run.h"
 
 #include <stdlib.h>
 #include <string.h>
+
+/* ---- memory --------------------------------------------------------------------------------*/
+
+void *fn_allocate(int64_t bytes) {
+    if (bytes < 0 || bytes > PTRDIFF_MAX - FN_LINE_BYTES)
+        return NULL;
+    return malloc((size_t)bytes + FN_LINE_BYTES);
+}
+
+/* The parts of a workspace, each from a cache line on.  Without a base it only counts them. */
+typedef struct {
+    char *base;
+    int64_t used;
+} room;
+static void *take(room *from, int64_t count, size_t size) {
+    const int64_t lines = fn_ceil_div(count * (int64_t)size, FN_LINE_BYTES);
+    char *at = from->base ? from->base + from->used : NULL;
+    from->used += lines * FN_LINE_BYTES;
+    return at;
+}
+static double *take_doubles(room *from, int64_t count) { return take(from, count, sizeof(double)); }
 
 static int64_t saved_size(const fn_plan *pl) {
     const int renorm = pl->p.norm == FN_BATCH_RENORM || pl->p.norm == FN_INSTANCE_RENORM;
@@ -10,18 +32,19 @@ static int64_t saved_size(const fn_plan *pl) {
     return pl->domains * (renorm ? 4 : 2) + mixed;
 }
 
-static void point_saved(fn_coefs *cf, const fn_plan *pl, double *saved) {
-    const int64_t D = pl->domains;
+/* D: domains of all slices of the call, whose statistics of a kind lie behind one another */
+static void point_saved(fn_coefs *cf, double *saved, int64_t D) {
+    const fn_plan *pl = cf->plan;
     cf->mean = saved;
-    cf->var = saved + D;
+    cf->std = saved + D;
     if (pl->p.norm == FN_BATCH_RENORM || pl->p.norm == FN_INSTANCE_RENORM) {
         cf->r = saved + 2 * D;
         cf->d = saved + 3 * D;
     } else if (pl->p.norm == FN_SWITCHABLE) {
         cf->lmean = saved + 2 * D;
-        cf->lvar = cf->lmean + pl->n;
-        cf->bmean = cf->lvar + pl->n;
-        cf->bvar = cf->bmean + pl->c;
+        cf->lstd = cf->lmean + pl->n;
+        cf->bmean = cf->lstd + pl->n;
+        cf->bstd = cf->bmean + pl->c;
     }
 }
 
@@ -29,219 +52,339 @@ static void point_saved(fn_coefs *cf, const fn_plan *pl, double *saved) {
  * that lies in two lines is two loads: several rows of whole lines take copies that lie in their
  * lines as the output does in its own. */
 #define LEAST_ROWS 16
-static size_t copy_bytes(const fn_plan *pl) {
-    const int shared = pl->elem && !pl->col && pl->planes >= LEAST_ROWS;
-    return shared && pl->s * (int64_t)pl->esize % FN_LINE_BYTES == 0 ? (size_t)pl->s * pl->asize
-                                                                     : 0;
+static int wants_copies(const fn_plan *pl) {
+    return pl->elem && !pl->col && pl->planes >= LEAST_ROWS &&
+           pl->s * (int64_t)pl->esize % FN_LINE_BYTES == 0;
 }
-static void copy_params(fn_job *job, char *to) {
-    const size_t size = copy_bytes(&job->plan);
-    const size_t head = -(uintptr_t)job->out % FN_LINE_BYTES / job->plan.esize * job->plan.asize;
-    void **params[2] = {&job->weight, job->dy ? NULL : &job->bias}; /* backward: only whether */
-    to = fn_line(to + head) - head;
-    for (int i = 0; i < 2 && size; i++, to += size)
-        if (params[i] && *params[i] && ((uintptr_t)*params[i] + head) % FN_LINE_BYTES)
-            *params[i] = memcpy(to, *params[i], size);
+static void take_copies(fn_job *job, room *from) {
+    const fn_plan *pl = &job->plan;
+    const size_t head = -(uintptr_t)job->out % FN_LINE_BYTES / pl->esize * pl->asize;
+    void **params[2] = {&job->weight, &job->bias};
+    for (int i = 0; i < 2 && wants_copies(pl); i++) {
+        if (!*params[i])
+            continue;
+        char *to = take(from, pl->s + FN_LINE_BYTES, pl->asize);
+        if (to && ((uintptr_t)*params[i] + head) % FN_LINE_BYTES)
+            *params[i] = memcpy(fn_line(to + head) - head, *params[i], (size_t)pl->s * pl->asize);
+    }
 }
 
-/* One allocation for all that a call needs: moments of the chunks, statistics (when the caller does
- * not want them), sums, coefficients, weight and bias. */
-static void *workspace(fn_job *job, double *saved, int grad) {
+/* dweight is wanted of elements without a weight */
+static void take_ones(fn_job *job, room *from) {
+    job->weight = take(from, job->plan.s, job->plan.asize);
+    for (int64_t i = 0; i < job->plan.s && job->weight; i++)
+        fn_put(&job->plan, job->weight, i, 1);
+}
+
+static void take_switchable(fn_coefs *cf, room *from) {
+    const fn_plan *pl = cf->plan;
+    double **planes[] = {&cf->sigma, &cf->dmu, &cf->dvar}, **samples[] = {&cf->dlmean, &cf->dlvar},
+           **channels[] = {&cf->dbmean, &cf->dbvar};
+    for (int i = 0; i < 3; i++)
+        *planes[i] = take_doubles(from, pl->planes);
+    for (int i = 0; i < 2; i++) {
+        *samples[i] = take_doubles(from, pl->n);
+        *channels[i] = take_doubles(from, pl->c);
+    }
+    cf->dlogits = take_doubles(from, 6 * pl->n);
+}
+
+/* All that a call needs, or a slice of it: moments of the chunks, statistics (when the caller does
+ * not want them), sums, coefficients, parameters where they lie better, and what threads need.
+ * `elem`: gradients of parameters of the elements. */
+static void take_all(fn_job *job, room *from, double *saved, int64_t D, int elem, int ones) {
     const fn_plan *pl = &job->plan;
     fn_coefs *cf = &job->cf;
+    const int grad = job->dy != NULL;
     const int64_t P = pl->planes, K = grad ? pl->gchunks.count : pl->mchunks.count;
     /* one chunk, and nothing to merge: moments and sums are written where they are wanted */
     const int direct = K == 1 && (grad || pl->cols == 1 || pl->planes == pl->domains);
     const int64_t slots = direct ? 0 : K * (pl->cols > 1 || grad ? P : pl->domains);
-    const int64_t own = saved ? 0 : saved_size(pl);
-    const int64_t mixed = pl->p.norm == FN_SWITCHABLE && grad ? 2 * P + 8 * pl->n + 2 * pl->c : 0;
-    const int64_t doubles = 2 * slots + own + (grad ? 2 * P : 0) + mixed;
-    /* in elements, so whole lines of any type */
-    const int64_t stride = fn_ceil_div(P, FN_LINE_BYTES) * FN_LINE_BYTES;
-    const size_t coefs = (size_t)(stride * (grad ? 6 : 3)) * pl->asize;
-    double *w =
-        malloc((size_t)doubles * sizeof *w + coefs + 2 * copy_bytes(pl) + 2 * FN_LINE_BYTES);
-    if (!w)
-        return NULL;
-    job->mean = w;
-    job->m2 = w + slots;
-    double *next = w + 2 * slots;
-    point_saved(cf, pl, saved ? saved : next);
-    next += own;
+    job->mean = take_doubles(from, slots);
+    job->m2 = take_doubles(from, slots);
+    if (!saved) {
+        saved = take_doubles(from, saved_size(pl));
+        D = pl->domains;
+    }
+    if (saved)
+        point_saved(cf, saved, D);
     if (grad) {
-        cf->sum_dy = next;
-        cf->sum_dy_xc = next + P;
-        next += 2 * P;
+        cf->sum_dy = take_doubles(from, P);
+        cf->sum_dy_xc = take_doubles(from, P);
     }
-    if (mixed) {
-        cf->dmu = next;
-        cf->dv = next + P;
-        cf->dlmean = next + 2 * P;
-        cf->dlvar = cf->dlmean + pl->n;
-        cf->dbmean = cf->dlvar + pl->n;
-        cf->dbvar = cf->dbmean + pl->c;
-        cf->dlogits = cf->dbvar + pl->c;
-        next += mixed;
-    }
+    if (grad && pl->p.norm == FN_SWITCHABLE)
+        take_switchable(cf, from);
     if (direct) {
         job->mean = grad ? cf->sum_dy : cf->mean;
-        job->m2 = grad ? cf->sum_dy_xc : cf->var;
+        job->m2 = grad ? cf->sum_dy_xc : cf->std;
     }
-    void **fields[6] = {&cf->center, &cf->scale, &cf->shift, &cf->a, &cf->b, &cf->e};
+    void **coefs[6] = {&cf->center, &cf->scale, &cf->shift, &cf->a, &cf->b, &cf->e};
     for (int i = 0; i < (grad ? 6 : 3); i++)
-        *fields[i] = fn_at(job, fn_line((char *)next), i * stride);
-    copy_params(job, fn_line((char *)next) + coefs);
-    return w;
+        *coefs[i] = take(from, P, pl->asize);
+    cf->marks = take(from, P, 1);
+    take_copies(job, from);
+    if (ones)
+        take_ones(job, from);
+    job->elem_work = NULL;
+    if (elem) {
+        job->elem_work = take(from, fn_elem_bytes(job), 1);
+        if (job->elem_work)
+            memset(job->elem_work, 0, (size_t)fn_elem_bytes(job));
+    }
+    char *team = take(from, fn_team_bytes(job), 1);
+    if (team)
+        fn_place_team(job, team);
 }
 
-static fn_status start(fn_job *job, const fn_problem *problem, const fn_params *params,
-                       const void *x, const void *dy, void *out) {
-    *job = (fn_job){.x = x, .dy = dy, .out = out};
-    fn_status status = fn_plan_make(&job->plan, problem, params, dy != NULL);
-    if (status != FN_OK)
-        return status;
-    job->cf = (fn_coefs){.plan = &job->plan, .params = params};
+/* ---- calls ---------------------------------------------------------------------------------*/
+
+typedef struct {
+    const fn_problem *problem;
+    const fn_params *params;
+    const fn_grads *grads; /* backward */
+    const char *x, *dy;
+    char *out;
+    double *saved;
+    fn_plan whole;    /* of the problem without slices */
+    int64_t elements; /* of the problem; 0: there is no plan */
+    int64_t samples;  /* of a slice */
+} call;
+
+/* Coefficients of short domains fill more memory than the domains: rows of two floats have 40 bytes
+ * of statistics and coefficients each.  Where a sample's domains are its own, so many planes are
+ * taken at a time; the bits of a sample do not depend on the others. */
+#define SLICE_PLANES (1 << 17)
+static int64_t slice_samples(const fn_problem *p, const fn_params *params, const fn_plan *whole) {
+    const int own = whole->elem || p->norm == FN_GROUP ||
+                    (p->norm == FN_INSTANCE && p->training && !params->running_mean) ||
+                    (p->norm == FN_INSTANCE_RENORM && !p->training);
+    return own ? fn_max(1, SLICE_PLANES / whole->c) : p->n;
+}
+
+static fn_status make_call(call *of, const fn_problem *problem, const fn_params *params,
+                           const void *x, const void *dy, void *out, double *saved) {
+    *of = (call){.problem = problem, .params = params, .x = x, .dy = dy, .out = out};
+    of->saved = saved;
+    fn_status status = fn_plan_make(&of->whole, problem, params, dy != NULL, &of->elements);
+    if (status == FN_OK && of->elements)
+        of->samples = slice_samples(problem, params, &of->whole);
+    return status;
+}
+
+/* whether the parameters belong to the elements, and their gradients are wanted */
+static int wants_elem(const call *of) {
+    return of->grads && of->whole.elem &&
+           (of->params->weight || of->grads->weight || of->grads->bias);
+}
+
+/* the job of samples [n, n + count), in the workspace */
+static void make_job(const call *of, fn_job *job, int64_t n, int64_t count, room *from) {
+    fn_problem part = *of->problem;
+    const fn_plan *whole = &of->whole;
+    int64_t elements;
+    *job = (fn_job){.dy = of->dy};
+    part.n = count;
+    if (count == of->problem->n)
+        job->plan = *whole;
+    else
+        fn_plan_make(&job->plan, &part, of->params, of->dy != NULL, &elements);
+    const int64_t at = n * whole->c * part.s * (int64_t)whole->esize;
+    const int64_t bytes = of->elements * (int64_t)whole->esize;
+    const int64_t first = n * whole->sample_domains;
+    job->x = of->x + at;
+    job->dy = of->dy ? of->dy + at : NULL;
+    job->out = of->out ? of->out + at : NULL;
+    job->cf = (fn_coefs){.plan = &job->plan, .params = of->params};
     job->cf.count = (double)job->plan.count;
-    job->weight = (void *)params->weight;
-    job->bias = (void *)params->bias;
-    const int64_t bytes = problem->n * problem->c * problem->s * (int64_t)job->plan.esize;
+    job->weight = (void *)of->params->weight;
+    job->bias = of->dy ? NULL : (void *)of->params->bias;
+    job->want_dbias = of->grads && of->grads->bias;
     job->threads = fn_threads_for(bytes);
+    job->scratch_bytes = fn_job_scratch(&job->plan);
     /* what backward writes has to share the cache with two arrays: it goes past it a bit earlier,
      * and earlier still in rows, whose sums over the rows need the caches too */
-    job->stream = (!dy ? 2 : job->plan.elem ? 6 : 4) * bytes >= fn_stream_bytes();
-    job->fetch = fn_fetch((dy ? 2 : 1) * bytes);
+    job->stream = (!of->dy ? 2 : whole->elem ? 6 : 4) * bytes >= fn_stream_bytes();
+    job->fetch = fn_fetch((of->dy ? 2 : 1) * bytes);
+    take_all(job, from, of->saved ? of->saved + first : NULL, whole->domains, wants_elem(of),
+             wants_elem(of) && of->grads->weight && !of->params->weight);
+}
+
+/* sums of the gradients of the parameters, over all slices */
+static int64_t param_count(const call *of) {
+    return of->whole.elem ? of->problem->s : of->problem->c;
+}
+
+/* run(job) for each slice, in one workspace: the first slice needs the most */
+static fn_status for_slices(const call *of, void (*run)(fn_job *),
+                            void (*end)(const call *, fn_job *)) {
+    const int64_t N = of->problem->n, sums = of->grads ? 2 * param_count(of) : 0;
+    fn_job job;
+    room from = {NULL, 0};
+    take_doubles(&from, sums);
+    make_job(of, &job, 0, fn_min(of->samples, N), &from);
+    char *w = fn_allocate(from.used);
+    if (!w)
+        return FN_NO_MEMORY;
+    for (int64_t n = 0; n < N; n += of->samples) {
+        from = (room){fn_line(w), 0};
+        double *param_sums = take_doubles(&from, sums);
+        if (n == 0)
+            memset(param_sums, 0, (size_t)sums * sizeof *param_sums);
+        make_job(of, &job, n, fn_min(of->samples, N - n), &from);
+        job.param_sums = param_sums;
+        run(&job);
+    }
+    if (end)
+        end(of, &job);
+    free(w);
     return FN_OK;
 }
 
 int64_t fn_saved_size(const fn_problem *problem) {
-    fn_plan plan;
     const double some[3] = {0};
     const fn_params params = {some, some, (void *)some, (void *)some, some, some};
-    return fn_plan_make(&plan, problem, &params, 0) == FN_OK ? saved_size(&plan) : 0;
+    int64_t elements;
+    fn_plan plan;
+    const fn_status status = fn_plan_make(&plan, problem, &params, 0, &elements);
+    return status == FN_OK && elements ? saved_size(&plan) : 0;
 }
 
 fn_status fn_forward(const fn_problem *problem, const fn_params *params, const void *x, void *y,
                      double *saved) {
-    fn_job job;
-    fn_status status = start(&job, problem, params, x, NULL, y);
-    if (status != FN_OK || problem->n * problem->c * problem->s == 0)
-        return status;
-    void *w = workspace(&job, saved, 0);
-    if (!w)
-        return FN_NO_MEMORY;
-    fn_run_forward(&job);
-    free(w);
-    return FN_OK;
+    call of;
+    const fn_float_mode mode = fn_enter_float_mode();
+    fn_status status = make_call(&of, problem, params, x, NULL, y, saved);
+    if (status == FN_OK && of.elements)
+        status = for_slices(&of, fn_run_forward, NULL);
+    fn_leave_float_mode(mode);
+    return status;
 }
 
-static void zero_grads(const fn_plan *pl, const fn_grads *grads) {
-    const int64_t params = pl->elem ? pl->p.s : pl->p.c;
-    if (grads->weight)
-        memset(grads->weight, 0, (size_t)params * pl->asize);
-    if (grads->bias)
-        memset(grads->bias, 0, (size_t)params * pl->asize);
-    if (grads->mean_logits)
-        memset(grads->mean_logits, 0, 3 * pl->asize);
-    if (grads->var_logits)
-        memset(grads->var_logits, 0, 3 * pl->asize);
+static void put_param_grads(const call *of, fn_job *job) {
+    const int64_t count = param_count(of);
+    if (of->grads->weight)
+        fn_put_all(&job->plan, of->grads->weight, 0, job->param_sums, count);
+    if (of->grads->bias)
+        fn_put_all(&job->plan, of->grads->bias, 0, job->param_sums + count, count);
+    if (of->problem->norm == FN_SWITCHABLE)
+        fn_logit_grads(&job->cf, of->grads);
+}
+
+static void zero_grads(const fn_problem *p, const fn_grads *grads) {
+    const size_t size = p->dtype == FN_F64 ? sizeof(double) : sizeof(float);
+    const int elem = p->norm == FN_LAYER || p->norm == FN_RMS;
+    void *const arrays[] = {grads->weight, grads->bias, grads->mean_logits, grads->var_logits};
+    for (int i = 0; i < 4; i++)
+        if (arrays[i])
+            memset(arrays[i], 0, (size_t)(i > 1 ? 3 : elem ? p->s : p->c) * size);
 }
 
 fn_status fn_backward(const fn_problem *problem, const fn_params *params, const double *saved,
                       const void *x, const void *dy, const fn_grads *grads) {
-    fn_job job;
-    fn_status status = start(&job, problem, params, x, dy, grads->x);
-    if (status != FN_OK)
-        return status;
-    if (problem->n * problem->c * problem->s == 0) {
-        zero_grads(&job.plan, grads);
-        return FN_OK;
+    call of;
+    void *dx = NULL;
+    const fn_float_mode mode = fn_enter_float_mode();
+    fn_status status = make_call(&of, problem, params, x, dy, grads->x, (double *)saved);
+    of.grads = grads;
+    if (status == FN_OK && !of.elements)
+        zero_grads(problem, grads);
+    if (status == FN_OK && of.elements && !grads->x) { /* it is made all the same */
+        dx = fn_allocate(of.whole.planes * of.whole.s * of.whole.nseg * (int64_t)of.whole.esize);
+        of.out = dx;
+        status = dx ? FN_OK : FN_NO_MEMORY;
     }
-    void *w = workspace(&job, (double *)saved, 1);
-    if (!w || (status = fn_elem_workspace(&job)) != FN_OK) {
-        free(w);
-        return FN_NO_MEMORY;
-    }
-    job.grads = grads;
-    fn_run_backward(&job);
-    free(job.elem_work);
-    free(w);
-    return FN_OK;
+    if (status == FN_OK && of.elements)
+        status = for_slices(&of, fn_run_backward, put_param_grads);
+    free(dx);
+    fn_leave_float_mode(mode);
+    return status;
 }
 
 /* ---- the steps -----------------------------------------------------------------------------*/
 
-/* As start, with a workspace; *w is NULL where there is nothing to do. */
-static fn_status start_step(fn_job *job, const fn_problem *problem, const fn_params *params,
-                            double *saved, const void *x, const void *dy, void *out, void **w) {
-    const int steps = (problem->norm == FN_BATCH && problem->training) ||
-                      (problem->norm == FN_LAYER && !params->weight && !params->bias);
-    *job = (fn_job){.x = NULL};
-    *w = NULL;
-    fn_status status = steps ? start(job, problem, params, x, dy, out) : FN_BAD_PROBLEM;
-    if (status != FN_OK || problem->n * problem->c * problem->s == 0)
-        return status;
-    *w = workspace(job, saved, dy != NULL);
-    return *w ? FN_OK : FN_NO_MEMORY;
+static int has_steps(const fn_problem *problem, const fn_params *params) {
+    return (problem->norm == FN_BATCH && problem->training) ||
+           (problem->norm == FN_LAYER && !params->weight && !params->bias);
 }
 
-fn_status fn_measure(const fn_problem *problem, const void *x, double *statistics) {
-    const fn_params none = {NULL, NULL, NULL, NULL, NULL, NULL};
+/* One step on a whole problem: run(job), where there is anything to do, with `sums` in the
+ * workspace (NULL: none). */
+static fn_status step(const fn_problem *problem, const fn_params *params, const double *saved,
+                      const void *x, const void *dy, void *out, double count, double *sums,
+                      void (*run)(fn_job *, double *)) {
+    call of;
     fn_job job;
-    void *w;
-    fn_status status = start_step(&job, problem, &none, statistics, x, NULL, NULL, &w);
-    if (w)
-        fn_run_measure(&job);
-    else if (status == FN_OK)
-        memset(statistics, 0, (size_t)saved_size(&job.plan) * sizeof *statistics);
-    free(w);
+    if (!has_steps(problem, params))
+        return FN_BAD_PROBLEM;
+    const fn_float_mode mode = fn_enter_float_mode();
+    fn_status status = make_call(&of, problem, params, x, dy, out, (double *)saved);
+    if (status == FN_OK && of.elements) {
+        room from = {NULL, 0};
+        make_job(&of, &job, 0, problem->n, &from);
+        char *w = fn_allocate(from.used);
+        if (w) {
+            from = (room){fn_line(w), 0};
+            make_job(&of, &job, 0, problem->n, &from);
+            job.cf.count = count > 0 ? count : job.cf.count;
+            run(&job, sums);
+        }
+        free(w);
+        status = w ? FN_OK : FN_NO_MEMORY;
+    }
+    fn_leave_float_mode(mode);
     return status;
+}
+
+static void run_apply(fn_job *job, double *sums) {
+    (void)sums;
+    fn_run_apply(job);
+}
+static void run_measure_grad(fn_job *job, double *sums) {
+    const size_t size = (size_t)job->plan.planes * sizeof *sums;
+    fn_centers(&job->cf, 0, job->plan.domains);
+    fn_run_measure_grad(job);
+    fn_center_sums(&job->cf, 0);
+    memcpy(sums, job->cf.sum_dy, size);
+    memcpy(sums + job->plan.planes, job->cf.sum_dy_xc, size);
+}
+static void run_apply_grad(fn_job *job, double *sums) {
+    const size_t size = (size_t)job->plan.planes * sizeof *sums;
+    memcpy(job->cf.sum_dy, sums, size);
+    memcpy(job->cf.sum_dy_xc, sums + job->plan.planes, size);
+    fn_centers(&job->cf, 0, job->plan.domains);
+    fn_center_sums(&job->cf, 1);
+    fn_run_apply_grad(job);
 }
 
 fn_status fn_apply(const fn_problem *problem, const fn_params *params, const double *saved,
                    const void *x, void *y) {
-    fn_job job;
-    void *w;
-    fn_status status = start_step(&job, problem, params, (double *)saved, x, NULL, y, &w);
-    if (w)
-        fn_run_apply(&job);
-    free(w);
-    return status;
+    return step(problem, params, saved, x, NULL, y, 0, NULL, run_apply);
 }
 
 fn_status fn_measure_grad(const fn_problem *problem, const fn_params *params, const double *saved,
                           const void *x, const void *dy, double *sums) {
-    fn_job job;
-    void *w;
-    fn_status status = start_step(&job, problem, params, (double *)saved, x, dy, NULL, &w);
-    const size_t size = (size_t)job.plan.planes * sizeof *sums;
-    if (w) {
-        fn_centers(&job.cf, 0, job.plan.domains);
-        fn_run_measure_grad(&job);
-        fn_center_sums(&job.cf, 0);
-        memcpy(sums, job.cf.sum_dy, size);
-        memcpy(sums + job.plan.planes, job.cf.sum_dy_xc, size);
-    } else if (status == FN_OK) {
-        memset(sums, 0, 2 * size);
-    }
-    free(w);
-    return status;
+    return step(problem, params, saved, x, dy, NULL, 0, sums, run_measure_grad);
 }
 
 fn_status fn_apply_grad(const fn_problem *problem, const fn_params *params, const double *saved,
                         const double *sums, double count, const void *x, const void *dy, void *dx) {
-    fn_job job;
-    void *w;
-    fn_status status = start_step(&job, problem, params, (double *)saved, x, dy, dx, &w);
-    if (w) {
-        const size_t size = (size_t)job.plan.planes * sizeof *sums;
-        job.cf.count = count;
-        memcpy(job.cf.sum_dy, sums, size);
-        memcpy(job.cf.sum_dy_xc, sums + job.plan.planes, size);
-        fn_centers(&job.cf, 0, job.plan.domains);
-        fn_center_sums(&job.cf, 1);
-        fn_run_apply_grad(&job);
+    return step(problem, params, saved, x, dy, dx, count, (double *)sums, run_apply_grad);
+}
+
+fn_status fn_measure(const fn_problem *problem, const void *x, int skip_nan, const double *weight,
+                     double *statistics) {
+    const fn_params none = {NULL, NULL, NULL, NULL, NULL, NULL};
+    fn_plan plan;
+    int64_t elements;
+    if (!has_steps(problem, &none))
+        return FN_BAD_PROBLEM;
+    const fn_float_mode mode = fn_enter_float_mode();
+    fn_status status = fn_plan_make(&plan, problem, &none, 0, &elements);
+    if (status == FN_OK && elements) {
+        const int threads = fn_threads_for(elements * (int64_t)plan.esize);
+        status = fn_measure_features(&plan, x, threads, skip_nan, weight, statistics);
     }
-    free(w);
+    fn_leave_float_mode(mode);
     return status;
 }
 
@@ -260,5 +403,9 @@ void fn_memory_limit(const float *x, const float *dy, float *y, int64_t len, int
     job.plan.k = fn_active_kernels(FN_F32);
     job.stream = stream;
     job.threads = fn_threads_for(len * (int64_t)sizeof(float));
+    void *team = fn_allocate(fn_team_bytes(&job));
+    if (team)
+        fn_place_team(&job, fn_line(team));
     fn_parallel(&job, fn_ceil_div(len, LIMIT_PIECE), task_limit, 0);
+    free(team);
 }

@@ -1,19 +1,19 @@
-/* Moments to scale and shift, and gradient sums to the coefficients of dx: here, and only here,
- * normalizers differ.  All in double; arrays of N*C numbers, never of N*C*S.
+/* Moments to scale and shift, and gradient sums to the coefficients of dx: here, and in
+ * switchable.c, normalizers differ.  All in double; arrays of N*C numbers, never of N*C*S.
  *
  * x is centered in its own precision, x - center, with center the mean rounded to that precision;
  * what rounding left of the mean, `low`, goes into the shift.  So y is as exact at a mean of 1e6
- * standard deviations as at 0. */
-#include "internal.h"
+ * standard deviations as at 0.
+ *
+ * A coefficient may leave the range of the kernels' arithmetic: 1 / sigma of float elements of
+ * 1e-40 is no float.  Such planes get the mark FN_CAREFUL, and careful.c computes them. */
+#include "coefs.h"
 
-#include <math.h>
+static int is_switchable(const fn_coefs *cf) { return cf->plan->p.norm == FN_SWITCHABLE; }
+static double clip(double v, double lo, double hi) { return v < lo ? lo : v > hi ? hi : v; }
 
-/* the channels of a blocked layout that fill up the last block, and have no parameters */
-static int is_padding(const fn_coefs *cf, int64_t channel) { return channel >= cf->plan->p.c; }
-/* weight or bias of channels [c, c + n), for padding only not beyond the array; `none` where there
- * is no such parameter, or it belongs to the elements and not to the channels */
-static void params_of(const fn_coefs *cf, const void *param, double none, int64_t c, int64_t n,
-                      double *v) {
+void fn_params_of(const fn_coefs *cf, const void *param, double none, int64_t c, int64_t n,
+                  double *v) {
     if (!param || cf->plan->elem) {
         for (int64_t i = 0; i < n; i++)
             v[i] = none;
@@ -24,8 +24,7 @@ static void params_of(const fn_coefs *cf, const void *param, double none, int64_
     for (int64_t i = real; i < n; i++)
         v[i] = 0;
 }
-static double clip(double v, double lo, double hi) { return v < lo ? lo : v > hi ? hi : v; }
-static int is_switchable(const fn_coefs *cf) { return cf->plan->p.norm == FN_SWITCHABLE; }
+
 /* statistics are constants of the backward pass */
 static int constant_stats(const fn_plan *plan) {
     fn_norm norm = plan->p.norm;
@@ -33,8 +32,72 @@ static int constant_stats(const fn_plan *plan) {
            (norm == FN_BATCH || norm == FN_BATCH_RENORM || norm == FN_INSTANCE);
 }
 int fn_needs_moments(const fn_plan *plan) { return !constant_stats(plan); }
+/* sigma is the length of a vector: the root of a sum of squares, not of a mean */
+static int is_length(const fn_plan *plan) {
+    return plan->p.norm == FN_WEIGHT || plan->p.norm == FN_L2;
+}
+int fn_uncentered(const fn_plan *plan) { return plan->p.norm == FN_RMS || is_length(plan); }
+int fn_is_centered(const fn_plan *plan) {
+    return !fn_uncentered(plan) && !constant_stats(plan) && plan->p.norm != FN_SWITCHABLE;
+}
+/* what m2 is divided by */
+static double divisor(const fn_coefs *cf) { return is_length(cf->plan) ? 1 : cf->count; }
 
 /* ---- statistics of a domain ----------------------------------------------------------------*/
+
+/* Batch Renorm divides the mean's distance from the running one by the running sigma.  Where that
+ * is much smaller than the batch's, and the distance is not clipped, the result shows what rounding
+ * in float took from the mean. */
+#define MUCH_SMALLER 8
+static int mean_decides(const fn_coefs *cf, int64_t d) {
+    const fn_plan *plan = cf->plan;
+    const int64_t c = d % plan->c;
+    if (plan->asize == 8 || constant_stats(plan) || fn_is_padding(cf, c))
+        return 0;
+    const double sigma = sqrt(fn_get(plan, cf->params->running_var, c) + plan->p.eps);
+    const double far = fabs(cf->mean[d] - fn_get(plan, cf->params->running_mean, c));
+    return cf->std[d] > MUCH_SMALLER * plan->p.r_max * sigma && far < 1.01 * plan->p.d_max * sigma;
+}
+
+int fn_out_of_range(const fn_coefs *cf, int64_t d) {
+    const fn_range range = fn_range_of(cf->plan->asize);
+    const double std = cf->std[d];
+    if (cf->r && mean_decides(cf, d))
+        return 1;
+    if (cf->plan->p.dtype == FN_F16) /* squares of its differences are floats */
+        return 0;
+    if (std == 0)
+        return !(fabs(cf->mean[d]) >= range.zero);
+    return !(range.std_low <= std && std <= range.std_high);
+}
+
+int fn_deviations(fn_coefs *cf, int64_t d0, int64_t d1) {
+    const double part = 1 / divisor(cf), count = (double)cf->plan->count;
+    int bad = 0;
+    for (int64_t d = d0; d < d1 && cf->plan->p.norm == FN_WEIGHT; d++) {
+        cf->std[d] += cf->mean[d] * cf->mean[d] * count; /* both terms positive: exact */
+        cf->mean[d] = 0;
+    }
+    for (int64_t d = d0; d < d1; d++)
+        cf->std[d] = sqrt(cf->std[d] * part);
+    for (int64_t d = d0; d < d1; d++)
+        bad |= fn_out_of_range(cf, d);
+    return bad;
+}
+
+void fn_put_moments(fn_coefs *cf, int64_t d, double mean, double m2, int exponent) {
+    if (fn_uncentered(cf->plan) && mean != 0) { /* in the unit of the larger of the two */
+        int size;
+        frexp(mean, &size);
+        size = m2 > 0 && exponent > size ? exponent : size;
+        mean = ldexp(mean, -size);
+        m2 = ldexp(m2, 2 * (exponent - size)) + mean * mean * (double)cf->plan->count;
+        exponent = size;
+        mean = 0;
+    }
+    cf->mean[d] = mean;
+    cf->std[d] = ldexp(sqrt(m2 / divisor(cf)), exponent);
+}
 
 /* Batch Renorm (Ioffe 2017), also for instance statistics: r = clip(sigma_B / sigma),
  * d = clip((mean_B - mean) / sigma) against the running statistics. */
@@ -42,14 +105,14 @@ static void renorm_corrections(fn_coefs *cf, int64_t d) {
     const fn_plan *plan = cf->plan;
     const fn_problem *p = &plan->p;
     const int64_t c = d % plan->c;
-    if (constant_stats(plan) || is_padding(cf, c)) {
+    if (constant_stats(plan) || fn_is_padding(cf, c)) {
         cf->r[d] = 1;
         cf->d[d] = 0;
         return;
     }
     const double sigma = sqrt(fn_get(plan, cf->params->running_var, c) + p->eps);
     const double blend = p->norm == FN_INSTANCE_RENORM ? p->blend : 1;
-    double r = clip(sqrt(cf->var[d] + p->eps) / sigma, 1 / p->r_max, p->r_max);
+    double r = clip(fn_sigma(cf->std[d], p->eps) / sigma, 1 / p->r_max, p->r_max);
     double shift = (cf->mean[d] - fn_get(plan, cf->params->running_mean, c)) / sigma;
     cf->r[d] = 1 + blend * (r - 1);
     cf->d[d] = blend * clip(shift, -p->d_max, p->d_max);
@@ -57,120 +120,20 @@ static void renorm_corrections(fn_coefs *cf, int64_t d) {
 
 void fn_statistics(fn_coefs *cf, int64_t d0, int64_t d1) {
     const fn_plan *plan = cf->plan;
-    const double count = (double)plan->count;
-    if (constant_stats(plan)) {
-        for (int64_t d = d0; d < d1; d++) {
-            const int64_t c = d % plan->c;
-            cf->mean[d] = is_padding(cf, c) ? 0 : fn_get(plan, cf->params->running_mean, c);
-            cf->var[d] = is_padding(cf, c) ? 0 : fn_get(plan, cf->params->running_var, c);
-        }
-    } else if (plan->p.norm == FN_WEIGHT) { /* sums of squares; both terms positive: exact */
-        for (int64_t d = d0; d < d1; d++) {
-            cf->var[d] += cf->mean[d] * cf->mean[d] * count;
-            cf->mean[d] = 0;
-        }
-    } else {
-        for (int64_t d = d0; d < d1; d++)
-            cf->var[d] /= count;
+    for (int64_t d = d0; d < d1 && constant_stats(plan); d++) {
+        const int64_t c = d % plan->c;
+        const int padding = fn_is_padding(cf, c);
+        const double var = padding ? 0 : fn_get(plan, cf->params->running_var, c);
+        cf->mean[d] = padding ? 0 : fn_get(plan, cf->params->running_mean, c);
+        cf->std[d] = copysign(sqrt(fabs(var)), var);
     }
     for (int64_t d = d0; d < d1 && cf->r; d++)
         renorm_corrections(cf, d);
 }
 
-/* ---- switchable norm (Luo et al. 2018) -----------------------------------------------------*/
-
-enum { SN_IN, SN_LN, SN_BN };
-
-static void softmax3(const fn_plan *plan, const void *logits, double w[3]) {
-    double top = -INFINITY, sum = 0;
-    for (int k = 0; k < 3; k++)
-        top = fmax(top, fn_get(plan, logits, k));
-    for (int k = 0; k < 3; k++)
-        sum += w[k] = exp(fn_get(plan, logits, k) - top);
-    for (int k = 0; k < 3; k++)
-        w[k] /= sum;
-}
-
-/* The union of planes of equal size has the mean of the means, and the mean of
- * var + (mean - that)^2 for a variance: layer statistics of sample n. */
-void fn_layer_statistics(fn_coefs *cf, int64_t n) {
-    const int64_t C = cf->plan->p.c;
-    const double *mean = cf->mean + n * cf->plan->c, *var = cf->var + n * cf->plan->c;
-    double sum = 0, spread = 0;
-    for (int64_t c = 0; c < C; c++)
-        sum += mean[c] - mean[0];
-    const double m = mean[0] + sum / (double)C;
-    for (int64_t c = 0; c < C; c++)
-        spread += var[c] + (mean[c] - m) * (mean[c] - m);
-    cf->lmean[n] = m;
-    cf->lvar[n] = spread / (double)C;
-}
-
-/* likewise the batch statistics of channels [c0, c1); samples in order, memory in order */
-void fn_batch_statistics(fn_coefs *cf, int64_t c0, int64_t c1) {
-    const fn_plan *plan = cf->plan;
-    const int64_t C = plan->c;
-    const double N = (double)plan->n;
-    for (int64_t c = c0; c < c1; c++) {
-        const int constant = !plan->p.training && !is_padding(cf, c);
-        cf->bmean[c] = constant ? fn_get(plan, cf->params->running_mean, c) : 0;
-        cf->bvar[c] = constant ? fn_get(plan, cf->params->running_var, c) : 0;
-    }
-    if (!plan->p.training)
-        return;
-    for (int64_t p = 0; p < plan->planes; p += C)
-        for (int64_t c = c0; c < c1; c++)
-            cf->bmean[c] += cf->mean[p + c] - cf->mean[c];
-    for (int64_t c = c0; c < c1; c++)
-        cf->bmean[c] = cf->mean[c] + cf->bmean[c] / N;
-    for (int64_t p = 0; p < plan->planes; p += C)
-        for (int64_t c = c0; c < c1; c++) {
-            const double delta = cf->mean[p + c] - cf->bmean[c];
-            cf->bvar[c] += (cf->var[p + c] + delta * delta) / N;
-        }
-}
-
-typedef struct {
-    double w[3], wv[3];       /* softmaxes of the logits */
-    double means[3], vars[3]; /* of a plane */
-    double mean, var;         /* mixed */
-} switchable_mix;
-
-static switchable_mix mix_weights(const fn_coefs *cf) {
-    switchable_mix mix = {.mean = 0};
-    softmax3(cf->plan, cf->params->mean_logits, mix.w);
-    softmax3(cf->plan, cf->params->var_logits, mix.wv);
-    return mix;
-}
-
-static void mix_plane(const fn_coefs *cf, switchable_mix *mix, int64_t plane, int64_t n,
-                      int64_t c) {
-    mix->means[SN_IN] = cf->mean[plane];
-    mix->means[SN_LN] = cf->lmean[n];
-    mix->means[SN_BN] = cf->bmean[c];
-    mix->vars[SN_IN] = cf->var[plane];
-    mix->vars[SN_LN] = cf->lvar[n];
-    mix->vars[SN_BN] = cf->bvar[c];
-    /* around one of the means: equal means give exactly that mean */
-    mix->mean = mix->means[SN_IN];
-    mix->var = 0;
-    for (int k = 0; k < 3; k++) {
-        mix->mean += mix->w[k] * (mix->means[k] - mix->means[SN_IN]);
-        mix->var += mix->wv[k] * mix->vars[k];
-    }
-}
-
 /* ---- forward -------------------------------------------------------------------------------*/
 
-/* At most BLOCK planes of neighbouring channels that are taken together: planes [plane, plane + n)
- * with channels from c on, which are domains [d, d + domains), or a part of a single one. */
-#define BLOCK 64
-typedef struct {
-    int64_t plane, c, n, d, domains;
-} piece;
-
-/* the piece that begins with plane i of domain d, of domains up to d1 */
-static piece piece_at(const fn_plan *plan, int64_t d, int64_t d1, int64_t i) {
+piece fn_piece_at(const fn_plan *plan, int64_t d, int64_t d1, int64_t i) {
     const int64_t per = plan->per_domain, plane = fn_first_plane(plan, d) + i;
     if (plan->elem) /* rows have no channel */
         return (piece){plane, 0, fn_min(BLOCK, d1 - d), d, fn_min(BLOCK, d1 - d)};
@@ -191,14 +154,25 @@ static void spread(piece at, const double *from, double *v) {
             for (int64_t i = 0; i < each; i++)
                 v[k * each + i] = from[k];
 }
+
+/* What a domain's elements are divided by.  A vector of zeros has no direction, and stays 0. */
+static double sigma_of(const fn_coefs *cf, int64_t d) {
+    const double sigma = fn_sigma(cf->std[d], cf->plan->p.eps), least = cf->plan->p.sigma_min;
+    if (sigma == 0 && least == 0 && is_length(cf->plan))
+        return INFINITY;
+    return sigma < least ? least : sigma;
+}
 /* 1 / sigma of the domains of a piece; of its planes r / sigma, and what renorm adds to it */
 static void scales_of(const fn_coefs *cf, piece at, double *rstd, double *scale, double *shift) {
-    const double eps = cf->plan->p.eps, *var = cf->var + at.d;
+    const double eps = cf->plan->p.eps, *std = cf->std + at.d;
     double scales[BLOCK];
-    for (int64_t k = 0; k < at.domains; k++) {
-        rstd[k] = 1 / sqrt(var[k] + eps);
+    for (int64_t k = 0; k < at.domains; k++)
+        rstd[k] = 1 / sqrt(std[k] * fabs(std[k]) + eps);
+    for (int64_t k = 0; k < at.domains; k++) /* not NaN, but what fn_sigma does better */
+        if (rstd[k] < 0x1p-480 || rstd[k] > 0x1p480 || cf->plan->p.sigma_min > 0)
+            rstd[k] = 1 / sigma_of(cf, at.d + k);
+    for (int64_t k = 0; k < at.domains; k++)
         scales[k] = cf->r ? cf->r[at.d + k] * rstd[k] : rstd[k];
-    }
     spread(at, scales, scale);
     if (cf->d)
         spread(at, cf->d + at.d, shift);
@@ -226,29 +200,30 @@ FN_INLINE void put_typed(size_t asize, int64_t n, const double *restrict mean,
         fn_put_as(asize, shift_to, i, low == 0 ? whole : less);
     }
 }
-static void put_planes(fn_coefs *cf, piece at, const double *mean, const double *scale,
-                       const double *shift) {
+
+/* Marks what leaves the range: |v| above it, or below it and not 0 because a factor is. */
+FN_INLINE int too_large(double v, fn_range range) { return fabs(v) > range.high; }
+FN_INLINE int too_small(double v, double factor, fn_range range) {
+    return fabs(v) < range.low && factor != 0;
+}
+
+void fn_put_planes(fn_coefs *cf, piece at, const double *mean, const double *scale,
+                   const double *shift) {
+    const fn_range range = fn_range_of(cf->plan->asize);
+    unsigned char *marks = cf->marks + at.plane;
     double weight[BLOCK], bias[BLOCK];
-    params_of(cf, cf->params->weight, 1, at.c, at.n, weight);
-    params_of(cf, cf->params->bias, 0, at.c, at.n, bias);
+    fn_params_of(cf, cf->params->weight, 1, at.c, at.n, weight);
+    fn_params_of(cf, cf->params->bias, 0, at.c, at.n, bias);
     FN_BY_TYPE(cf, put_typed, at.n, mean, scale, shift, weight, bias,
                fn_element(cf->plan, cf->center, at.plane),
                fn_element(cf->plan, cf->scale, at.plane),
                fn_element(cf->plan, cf->shift, at.plane));
-}
-
-static void switchable_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
-    switchable_mix mix = mix_weights(cf);
-    piece at;
-    for (int64_t p = p0; p < p1; p += at.n) {
-        double mean[BLOCK], scale[BLOCK], shift[BLOCK] = {0};
-        at = piece_at(cf->plan, p, p1, 0); /* a plane is a domain */
-        for (int64_t i = 0; i < at.n; i++) {
-            mix_plane(cf, &mix, p + i, p / cf->plan->c, at.c + i);
-            mean[i] = mix.mean;
-            scale[i] = 1 / sqrt(mix.var + cf->plan->p.eps);
-        }
-        put_planes(cf, at, mean, scale, shift);
+    for (int64_t i = 0; i < at.n; i++) {
+        const double a = scale[i] * weight[i];
+        marks[i] =
+            (too_large(a, range) | too_small(a, weight[i], range) | too_large(mean[i], range) |
+             too_large(shift[i] * weight[i], range) | too_large(bias[i], range)) *
+            FN_CAREFUL;
     }
 }
 
@@ -258,25 +233,24 @@ static void zero_padding(const fn_coefs *cf, int64_t d0, int64_t d1, void *const
     if (plan->c == plan->p.c)
         return;
     const int64_t p1 = fn_first_plane(plan, d1);
-    for (int64_t p = fn_first_plane(plan, d0); p < p1; p++)
-        for (int i = 0; i < 3 && is_padding(cf, p % plan->c); i++)
+    for (int64_t p = fn_first_plane(plan, d0); p < p1; p++) {
+        for (int i = 0; i < 3 && fn_is_padding(cf, p % plan->c); i++)
             fn_put(plan, arrays[i], p, 0);
-}
-
-static void plain_piece(fn_coefs *cf, piece at) {
-    double mean[BLOCK], rstd[BLOCK], scale[BLOCK], shift[BLOCK];
-    scales_of(cf, at, rstd, scale, shift);
-    spread(at, cf->mean + at.d, mean);
-    put_planes(cf, at, mean, scale, shift);
+        if (fn_is_padding(cf, p % plan->c))
+            cf->marks[p] = 0;
+    }
 }
 
 static void plain_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
+    double mean[BLOCK], rstd[BLOCK], scale[BLOCK], shift[BLOCK];
     piece at;
     for (int64_t d = d0; d < d1; d += at.domains) {
         int64_t i = 0;
         do {
-            at = piece_at(cf->plan, d, d1, i);
-            plain_piece(cf, at);
+            at = fn_piece_at(cf->plan, d, d1, i);
+            scales_of(cf, at, rstd, scale, shift);
+            spread(at, cf->mean + at.d, mean);
+            fn_put_planes(cf, at, mean, scale, shift);
             i += at.n;
         } while (i < cf->plan->per_domain);
     }
@@ -285,104 +259,49 @@ static void plain_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
 void fn_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
     void *const arrays[] = {cf->center, cf->scale, cf->shift};
     if (is_switchable(cf))
-        switchable_coefficients(cf, d0, d1);
+        fn_switchable_coefficients(cf, d0, d1);
     else
         plain_coefficients(cf, d0, d1);
     zero_padding(cf, d0, d1, arrays);
+}
+
+/* the domain of a plane, and its channel where it has one */
+static int64_t domain_of(const fn_plan *plan, int64_t plane) {
+    if (plan->c == plan->p.c)
+        return plane / plan->per_domain;
+    return plane / plan->c * plan->sample_domains + plane % plan->c / plan->per_domain;
+}
+
+static fn_careful plain_careful(const fn_coefs *cf, int64_t plane) {
+    const int64_t d = domain_of(cf->plan, plane), c = cf->plan->elem ? 0 : plane % cf->plan->c;
+    double weight, bias;
+    fn_params_of(cf, cf->params->weight, 1, c, 1, &weight);
+    fn_params_of(cf, cf->params->bias, 0, c, 1, &bias);
+    return (fn_careful){.mean = cf->mean[d],
+                        .sigma = sigma_of(cf, d),
+                        .scale = (cf->r ? cf->r[d] : 1) * weight,
+                        .shift = (cf->d ? cf->d[d] : 0) * weight + bias};
+}
+
+fn_careful fn_careful_forward(const fn_coefs *cf, int64_t plane) {
+    return is_switchable(cf) ? fn_switchable_careful(cf, plane, 0) : plain_careful(cf, plane);
 }
 
 /* ---- backward ------------------------------------------------------------------------------
  * With g = dy * weight, S1 = sum g and S2 = sum g * (x - mean) over the domain of m elements:
  *     dx = g * r/sigma - r/sigma^3 * S2/m * (x - mean) - r/sigma * S1/m
  * (r = 1 but in renorm, where it is a constant of the backward pass; RMS norm has no S1 term, nor
- * has weight norm, whose sigma is the norm: m = 1). */
+ * have weight and L2 norm, whose sigma is the length: m = 1).
+ *
+ * Of a domain of one element dx is 0 where the mean is subtracted; else x/sigma is all of it, and
+ *     dx = g * eps/sigma^3.
+ * Both are said here, as the terms above would leave the rounding of their sum. */
 
-/* x - mean = (x - center) - low */
-static double low_of(const fn_coefs *cf, int64_t plane, double mean) {
-    return mean - fn_get(cf->plan, cf->center, plane);
-}
-static double centered_sum(const fn_coefs *cf, int64_t plane, double mean) {
-    return cf->sum_dy_xc[plane] - low_of(cf, plane, mean) * cf->sum_dy[plane];
-}
-/* The paths through the three means and variances: with mu and v mixed for each plane,
- *     dmu = -weight/sigma * sum dy,  dv = -weight/(2 sigma^3) * sum dy*(x - mu)
- * and each component k passes w[k]*dmu and wv[k]*dv, summed over its domain, on to x. */
-
-/* dmu and dv of the planes of sample n, their sums, and what they give to the logits */
-void fn_layer_grad_sums(fn_coefs *cf, int64_t n) {
-    const int64_t C = cf->plan->p.c;
-    switchable_mix mix = mix_weights(cf);
-    double *logits = cf->dlogits + 6 * n;
-    cf->dlmean[n] = cf->dlvar[n] = 0;
-    for (int k = 0; k < 6; k++)
-        logits[k] = 0;
-    for (int64_t c = 0; c < C; c++) {
-        const int64_t plane = n * cf->plan->c + c;
-        mix_plane(cf, &mix, plane, n, c);
-        const double rstd = 1 / sqrt(mix.var + cf->plan->p.eps);
-        const double w = cf->params->weight ? fn_get(cf->plan, cf->params->weight, c) : 1;
-        const double sum_dy_xhat = rstd * centered_sum(cf, plane, mix.mean);
-        const double dmu = -w * rstd * cf->sum_dy[plane];
-        const double dv = -0.5 * w * rstd * rstd * sum_dy_xhat;
-        cf->sum_dy_xc[plane] = sum_dy_xhat;
-        fn_put(cf->plan, cf->a, plane, w * rstd);
-        cf->dmu[plane] = dmu;
-        cf->dv[plane] = dv;
-        cf->dlmean[n] += dmu;
-        cf->dlvar[n] += dv;
-        for (int k = 0; k < 3; k++) { /* through the softmax */
-            logits[k] += mix.w[k] * dmu * (mix.means[k] - mix.mean);
-            logits[3 + k] += mix.wv[k] * dv * (mix.vars[k] - mix.var);
-        }
-    }
-}
-
-/* the sums of dmu and dv of channels [c0, c1) */
-void fn_batch_grad_sums(fn_coefs *cf, int64_t c0, int64_t c1) {
-    c1 = fn_min(c1, cf->plan->p.c);
-    for (int64_t c = c0; c < c1; c++)
-        cf->dbmean[c] = cf->dbvar[c] = 0;
-    for (int64_t p = 0; p < cf->plan->planes; p += cf->plan->c)
-        for (int64_t c = c0; c < c1; c++) {
-            cf->dbmean[c] += cf->dmu[p + c];
-            cf->dbvar[c] += cf->dv[p + c];
-        }
-}
-
-static void switchable_grad_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
-    const fn_plan *plan = cf->plan;
-    const int64_t C = plan->c;
-    const double s = (double)plan->s;
-    /* one over the elements of a domain; in inference the batch statistics are constants */
-    const double part[3] = {1 / s, 1 / (s * (double)plan->p.c),
-                            plan->p.training ? 1 / (s * (double)plan->n) : 0};
-    switchable_mix mix = mix_weights(cf);
-    piece at;
-    for (int64_t p = p0; p < p1; p += at.n) {
-        at = piece_at(plan, p, p1, 0);
-        const int64_t n = p / C, real = fn_min(at.n, plan->p.c - at.c);
-        for (int64_t i = 0; i < real; i++) {
-            const int64_t plane = p + i, c = at.c + i;
-            const double center = fn_get(plan, cf->center, plane);
-            const double means[3] = {cf->mean[plane], cf->lmean[n], cf->bmean[c]};
-            const double dmu[3] = {cf->dmu[plane], cf->dlmean[n], cf->dbmean[c]};
-            const double dv[3] = {cf->dv[plane], cf->dlvar[n], cf->dbvar[c]};
-            double b = 0, e = 0;
-            for (int k = 0; k < 3; k++) {
-                const double to_x = 2 * mix.wv[k] * dv[k] * part[k];
-                b += to_x;
-                e += mix.w[k] * dmu[k] * part[k] + to_x * (center - means[k]);
-            }
-            fn_put(plan, cf->b, plane, b);
-            fn_put(plan, cf->e, plane, e);
-        }
-    }
-}
-
-/* what backward makes its coefficients of: of the planes of a piece, and of its domains */
+/* what backward makes its coefficients of: of the planes of a piece, x - mean = (x - center) - low,
+ * and of its domains */
 typedef struct {
     double weight[BLOCK], scale[BLOCK], shift[BLOCK], low[BLOCK];
-    double s1[BLOCK], s2[BLOCK], b[BLOCK], e[BLOCK];
+    double s1[BLOCK], s2[BLOCK], a[BLOCK], b[BLOCK], e[BLOCK];
     double rstd[BLOCK], sum1[BLOCK], sum2[BLOCK];
 } grad_piece;
 
@@ -400,7 +319,7 @@ static void take_grad_piece(const fn_coefs *cf, piece at, grad_piece *g) {
     double mean[BLOCK];
     scales_of(cf, at, g->rstd, g->scale, g->shift);
     spread(at, cf->mean + at.d, mean);
-    params_of(cf, cf->params->weight, 1, at.c, at.n, g->weight); /* elem: it is in the sums */
+    fn_params_of(cf, cf->params->weight, 1, at.c, at.n, g->weight); /* elem: it is in the sums */
     FN_BY_TYPE(cf, take_typed, at.n, mean, fn_element(cf->plan, cf->center, at.plane), g->weight,
                cf->sum_dy + at.plane, cf->sum_dy_xc + at.plane, g->low, g->s1, g->s2);
 }
@@ -416,7 +335,7 @@ static void sum_domains(piece at, const double *v, double *sum) {
 }
 
 FN_INLINE void put_grad_typed(size_t asize, int64_t n, const double *restrict scale,
-                              const double *restrict shift, const double *restrict weight,
+                              const double *restrict shift, const double *restrict a,
                               const double *restrict low, const double *restrict b,
                               const double *restrict e, const double *restrict sum_dy,
                               double *restrict sum_dy_xc, void *restrict a_to, void *restrict b_to,
@@ -424,27 +343,69 @@ FN_INLINE void put_grad_typed(size_t asize, int64_t n, const double *restrict sc
     for (int64_t i = 0; i < n; i++) {
         const double centered = sum_dy_xc[i] - low[i] * sum_dy[i];
         sum_dy_xc[i] = scale[i] * centered + shift[i] * sum_dy[i];
-        fn_put_as(asize, a_to, i, weight[i] * scale[i]);
+        fn_put_as(asize, a_to, i, a[i]);
         fn_put_as(asize, b_to, i, b[i]);
         fn_put_as(asize, e_to, i, e[i] - low[i] * b[i]);
     }
 }
+
+/* What dx takes of the sums of domain d, with xhat = (x - mean) / sigma:
+ *     dx = g * r/sigma * keep + xhat * b + e */
+typedef struct {
+    double keep, b, e;
+} domain_grad;
+
+/* scale: r/sigma; sum1 = S1, sum2 = sum g * xhat */
+static domain_grad grad_of(const fn_coefs *cf, int64_t d, double scale, double rstd, double sum1,
+                           double sum2) {
+    const fn_plan *plan = cf->plan;
+    const int clamped = cf->std[d] < plan->p.sigma_min;
+    if (constant_stats(plan))
+        return (domain_grad){1, 0, 0};
+    if (cf->marks[fn_first_plane(plan, d)] & FN_FLAT)
+        return (domain_grad){0, 0, 0};
+    if (cf->count == 1 && !fn_uncentered(plan))
+        return (domain_grad){0, 0, 0};
+    if (cf->count == 1 && !clamped)
+        return (domain_grad){plan->p.eps * rstd * rstd, 0, 0};
+    return (domain_grad){1, clamped ? 0 : -scale * sum2 / divisor(cf),
+                         fn_uncentered(plan) ? 0 : -scale * sum1 / cf->count};
+}
+
+/* of a plane: b is that of x, not of xhat; small ones lose nothing that is not lost in dx too */
+int fn_leaves_range(const fn_plan *plan, double scale, double a, double weight, double b,
+                    double e) {
+    fn_range range = fn_range_of(plan->asize);
+    const int bad = too_large(scale, range) | too_small(scale, 1, range) | too_large(a, range) |
+                    too_small(a, weight, range) | too_large(b, range) | too_large(e, range);
+    range.low *= 0x1p-20;
+    return bad | too_small(b, b, range);
+}
+
 /* a, b, e of a piece, from the sums of its domains, and sum dy * xhat */
 static void put_grad_piece(fn_coefs *cf, piece at, grad_piece *g) {
     const fn_plan *plan = cf->plan;
-    const int norm = plan->p.norm == FN_WEIGHT, constant = constant_stats(plan);
-    const int uncentered = constant || norm || plan->p.norm == FN_RMS;
-    const double part = norm ? 1 : 1 / cf->count;
     const int64_t each = at.n / at.domains;
-    double domain_b[BLOCK], domain_e[BLOCK];
+    double keep[BLOCK], domain_b[BLOCK], domain_e[BLOCK];
     for (int64_t k = 0; k < at.domains; k++) {
-        const double scale = g->scale[k * each], rstd = g->rstd[k];
-        domain_b[k] = constant ? 0 : -scale * rstd * rstd * g->sum2[k] * part;
-        domain_e[k] = uncentered ? 0 : -scale * g->sum1[k] * part;
+        const double rstd = g->rstd[k];
+        const domain_grad grad =
+            grad_of(cf, at.d + k, g->scale[k * each], rstd, g->sum1[k], rstd * g->sum2[k]);
+        keep[k] = grad.keep;
+        domain_b[k] = grad.b * rstd;
+        domain_e[k] = grad.e;
     }
+    spread(at, keep, g->a);
     spread(at, domain_b, g->b);
     spread(at, domain_e, g->e);
-    FN_BY_TYPE(cf, put_grad_typed, at.n, g->scale, g->shift, g->weight, g->low, g->b, g->e,
+    for (int64_t i = 0; i < at.n; i++) {
+        /* where the elements have weights, kernels take the scale of y for that of dx */
+        const int other = plan->elem && g->a[i] != 1;
+        g->a[i] *= g->weight[i] * g->scale[i];
+        if (other || fn_leaves_range(plan, g->scale[i], g->a[i], g->a[i], g->b[i], g->e[i]))
+            cf->marks[at.plane + i] |= FN_CAREFUL;
+    }
+    FN_BY_TYPE(cf, put_grad_typed, at.n, g->scale, g->shift, g->a, g->low, g->b, g->e,
                cf->sum_dy + at.plane, cf->sum_dy_xc + at.plane,
                fn_element(cf->plan, cf->a, at.plane), fn_element(cf->plan, cf->b, at.plane),
                fn_element(cf->plan, cf->e, at.plane));
@@ -454,7 +415,7 @@ static void plain_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
     grad_piece g;
     piece at;
     for (int64_t d = d0; d < d1; d += at.domains) {
-        at = piece_at(cf->plan, d, d1, 0);
+        at = fn_piece_at(cf->plan, d, d1, 0);
         take_grad_piece(cf, at, &g);
         sum_domains(at, g.s1, g.sum1);
         sum_domains(at, g.s2, g.sum2);
@@ -468,7 +429,7 @@ static void long_grad_coefficients(fn_coefs *cf, int64_t d) {
     double s1 = 0, s2 = 0;
     grad_piece g;
     for (int64_t i = 0; i < per; i += BLOCK) {
-        const piece at = piece_at(cf->plan, d, d + 1, i);
+        const piece at = fn_piece_at(cf->plan, d, d + 1, i);
         take_grad_piece(cf, at, &g);
         sum_domains(at, g.s1, g.sum1);
         sum_domains(at, g.s2, g.sum2);
@@ -476,7 +437,7 @@ static void long_grad_coefficients(fn_coefs *cf, int64_t d) {
         s2 += g.sum2[0];
     }
     for (int64_t i = 0; i < per; i += BLOCK) {
-        const piece at = piece_at(cf->plan, d, d + 1, i);
+        const piece at = fn_piece_at(cf->plan, d, d + 1, i);
         take_grad_piece(cf, at, &g);
         g.sum1[0] = s1;
         g.sum2[0] = s2;
@@ -486,10 +447,13 @@ static void long_grad_coefficients(fn_coefs *cf, int64_t d) {
 
 void fn_centers(fn_coefs *cf, int64_t d0, int64_t d1) {
     const fn_plan *plan = cf->plan;
-    if (plan->elem || is_switchable(cf) || plan->c != plan->p.c) {
+    memset(cf->marks + fn_first_plane(plan, d0), 0,
+           (size_t)(fn_first_plane(plan, d1) - fn_first_plane(plan, d0)));
+    if (plan->elem || (plan->c != plan->p.c && !is_switchable(cf))) {
         fn_coefficients(cf, d0, d1);
         return;
     }
+    /* switchable: x lies around the mean of its plane, however far the mixed mean is from that */
     if (plan->per_domain == 1) {
         fn_put_all(plan, cf->center, d0, cf->mean + d0, d1 - d0);
         return;
@@ -501,19 +465,43 @@ void fn_centers(fn_coefs *cf, int64_t d0, int64_t d1) {
 
 void fn_center_sums(fn_coefs *cf, int back) {
     for (int64_t p = 0; p < cf->plan->planes; p++) {
-        const double shift = low_of(cf, p, cf->mean[p]) * cf->sum_dy[p];
-        cf->sum_dy_xc[p] += back ? shift : -shift;
+        const double low = cf->mean[p] - fn_get(cf->plan, cf->center, p);
+        cf->sum_dy_xc[p] += (back ? low : -low) * cf->sum_dy[p];
     }
 }
 
 void fn_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
     void *const arrays[] = {cf->a, cf->b, cf->e};
     if (is_switchable(cf))
-        switchable_grad_coefficients(cf, d0, d1);
+        fn_switchable_grad_coefficients(cf, d0, d1);
     else if (cf->plan->per_domain <= BLOCK)
         plain_grad_coefficients(cf, d0, d1);
     else
         for (int64_t d = d0; d < d1; d++)
             long_grad_coefficients(cf, d);
     zero_padding(cf, d0, d1, arrays);
+}
+
+static fn_careful plain_careful_backward(const fn_coefs *cf, int64_t plane) {
+    const fn_plan *plan = cf->plan;
+    const int64_t d = domain_of(plan, plane), first = fn_first_plane(plan, d);
+    const double r = cf->r ? cf->r[d] : 1, shift = cf->d ? cf->d[d] : 0;
+    fn_careful w = plain_careful(cf, plane);
+    double s1 = 0, s2 = 0;
+    for (int64_t p = first; p < first + plan->per_domain; p++) {
+        double weight;
+        fn_params_of(cf, cf->params->weight, 1, plan->elem ? 0 : p % plan->c, 1, &weight);
+        s1 += weight * cf->sum_dy[p];
+        s2 += r == 0 ? 0 : weight * (cf->sum_dy_xc[p] - shift * cf->sum_dy[p]) / r;
+    }
+    const domain_grad grad = grad_of(cf, d, r / w.sigma, 1 / w.sigma, s1, s2);
+    w.scale *= grad.keep;
+    w.b = grad.b;
+    w.e = grad.e;
+    return w;
+}
+
+fn_careful fn_careful_backward(const fn_coefs *cf, int64_t plane) {
+    return is_switchable(cf) ? fn_switchable_careful(cf, plane, 1)
+                             : plain_careful_backward(cf, plane);
 }

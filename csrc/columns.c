@@ -1,28 +1,30 @@
 /* What scalers of the columns of a matrix need besides moments. */
+#include "float_mode.h"
 #include "run.h"
 
 #include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 
-static const size_t esize[FN_DTYPE_COUNT] = {4, 8, 2, 2};
-
-static fn_job job_of(fn_dtype dtype, int64_t rows, int64_t cols, const void *x, void *y) {
-    fn_job job = {.x = x, .out = y};
-    job.plan.s = rows;
-    job.plan.cols = cols;
-    job.plan.esize = esize[dtype];
-    job.plan.asize = dtype == FN_F64 ? 8 : 4;
-    job.plan.k = fn_active_kernels(dtype);
-    const int64_t bytes = rows * cols * (int64_t)job.plan.esize;
-    job.threads = fn_threads_for(bytes);
-    job.stream = y && 2 * bytes >= fn_stream_bytes();
-    job.fetch = fn_fetch(bytes);
-    return job;
+/* The plan of a matrix whose columns (by_row: rows) have coefficients of their own. */
+static fn_status plan_of(fn_plan *plan, fn_dtype dtype, int64_t rows, int64_t cols, int by_row,
+                         int64_t *elements) {
+    const fn_params none = {NULL, NULL, NULL, NULL, NULL, NULL};
+    const fn_problem columns = {
+        .norm = FN_LAYER, .dtype = dtype, .layout = FN_CHANNELS_LAST, .n = 1, .c = cols, .s = rows};
+    const fn_problem lines = {.norm = FN_LAYER, .dtype = dtype, .n = rows, .c = 1, .s = cols};
+    return fn_plan_make(plan, by_row ? &lines : &columns, &none, 0, elements);
 }
 
-static int valid(fn_dtype dtype, int64_t rows, int64_t cols) {
-    return (unsigned)dtype < FN_DTYPE_COUNT && rows >= 0 && cols >= 0;
+static void make_job(fn_job *job, const void *x, void *y, int64_t elements) {
+    const int64_t bytes = elements * (int64_t)job->plan.esize;
+    job->x = x;
+    job->out = y;
+    job->cf.plan = &job->plan;
+    job->threads = fn_threads_for(bytes);
+    job->stream = y && 2 * bytes >= fn_stream_bytes();
+    job->fetch = fn_fetch(bytes);
+    job->scratch_bytes = fn_job_scratch(&job->plan);
 }
 
 /* ---- extremes ------------------------------------------------------------------------------
@@ -41,32 +43,43 @@ static void task_extremes(fn_job *job, int64_t i) {
     const int64_t c = i % strips(pl->cols) * FN_STRIP, to = k * pl->cols + c;
     pl->k->col_extremes(job->x + (k * rows * pl->cols + c) * (int64_t)pl->esize,
                         fn_min(rows, pl->s - k * rows), pl->cols, fn_min(FN_STRIP, pl->cols - c),
-                        job->fetch, job->mean + to, job->m2 + to);
+                        job->fetch, job->scratch, job->mean + to, job->m2 + to);
 }
 
-fn_status fn_extremes(fn_dtype dtype, int64_t rows, int64_t cols, const void *x, double *extremes) {
-    if (!valid(dtype, rows, cols))
-        return FN_BAD_PROBLEM;
-    if (cols == 0)
-        return FN_OK;
-    const int64_t pieces = fn_ceil_div(rows, piece_rows(cols));
-    double *low = malloc((size_t)(2 * pieces * cols + 1) * sizeof *low);
-    if (!low)
-        return FN_NO_MEMORY;
-    fn_job job = job_of(dtype, rows, cols, x, NULL);
-    job.mean = low;
-    job.m2 = low + pieces * cols;
-    fn_parallel(&job, pieces * strips(cols), task_extremes, 0);
+static void merge_extremes(const fn_job *job, int64_t pieces, double *extremes) {
+    const int64_t cols = job->plan.cols;
     for (int64_t c = 0; c < cols; c++) {
         double lo = INFINITY, hi = -INFINITY;
         for (int64_t k = 0; k < pieces; k++) {
-            lo = job.mean[k * cols + c] < lo ? job.mean[k * cols + c] : lo;
-            hi = job.m2[k * cols + c] > hi ? job.m2[k * cols + c] : hi;
+            lo = job->mean[k * cols + c] < lo ? job->mean[k * cols + c] : lo;
+            hi = job->m2[k * cols + c] > hi ? job->m2[k * cols + c] : hi;
         }
         extremes[c] = lo <= hi ? lo : NAN;
         extremes[cols + c] = lo <= hi ? hi : NAN;
     }
-    free(low);
+}
+
+fn_status fn_extremes(fn_dtype dtype, int64_t rows, int64_t cols, const void *x, double *extremes) {
+    fn_job job = {.x = NULL};
+    int64_t elements;
+    fn_status status = plan_of(&job.plan, dtype, rows, cols, 0, &elements);
+    for (int64_t c = 0; status == FN_OK && elements == 0 && c < 2 * cols; c++)
+        extremes[c] = NAN;
+    if (status != FN_OK || elements == 0)
+        return status;
+    make_job(&job, x, NULL, elements);
+    const int64_t pieces = fn_ceil_div(rows, piece_rows(cols)), team = fn_team_bytes(&job);
+    char *w = fn_allocate(team + 2 * pieces * cols * (int64_t)sizeof(double));
+    if (!w)
+        return FN_NO_MEMORY;
+    const fn_float_mode mode = fn_enter_float_mode();
+    fn_place_team(&job, fn_line(w));
+    job.mean = (double *)(fn_line(w) + team);
+    job.m2 = job.mean + pieces * cols;
+    fn_parallel(&job, pieces * strips(cols), task_extremes, 0);
+    merge_extremes(&job, pieces, extremes);
+    free(w);
+    fn_leave_float_mode(mode);
     return FN_OK;
 }
 
@@ -74,58 +87,98 @@ fn_status fn_extremes(fn_dtype dtype, int64_t rows, int64_t cols, const void *x,
  * Each piece is read a second time, for infinities, while it is in the L2: after it was written,
  * because memory is read and written at once faster than by turns. */
 
-typedef struct {
-    fn_job job;
-    atomic_int infinite;
-} fn_affine_job;
-
 #define AFFINE_PIECE 32768
-static int64_t affine_rows(int64_t cols) { return fn_max(1, AFFINE_PIECE / cols); }
+
+/* lines of the matrix, what a line has of elements, and lines of a piece; a long line of a plane of
+ * its own is cut into parts of AFFINE_PIECE */
+static int64_t line_count(const fn_plan *pl) { return pl->col ? pl->s : pl->planes; }
+static int64_t line_elems(const fn_plan *pl) { return pl->col ? pl->cols : pl->s; }
+static int64_t lines_at_once(const fn_plan *pl) { return fn_max(1, AFFINE_PIECE / line_elems(pl)); }
+static int64_t parts_of_line(const fn_plan *pl) {
+    return pl->col ? 1 : fn_ceil_div(pl->s, AFFINE_PIECE);
+}
 
 static void look_for_infinity(fn_job *job, int64_t at, int64_t count) {
     double low, high;
-    job->plan.k->col_extremes(job->x + at, count, 1, 1, 0, &low, &high);
+    job->plan.k->col_extremes(job->x + at, count, 1, 1, 0, job->scratch, &low, &high);
     if (low == -INFINITY || high == INFINITY)
-        atomic_store_explicit(&((fn_affine_job *)job)->infinite, 1, memory_order_relaxed);
+        atomic_store_explicit((atomic_int *)job->extra, 1, memory_order_relaxed);
 }
 
 static void task_affine(fn_job *job, int64_t i) {
     const fn_plan *pl = &job->plan;
-    const int64_t each = affine_rows(pl->cols), rows = fn_min(each, pl->s - i * each);
-    const int64_t at = i * each * pl->cols * (int64_t)pl->esize;
+    const int64_t parts = parts_of_line(pl), off = i % parts * AFFINE_PIECE;
+    const int64_t first = i / parts * lines_at_once(pl);
+    const int64_t end = fn_min(first + lines_at_once(pl), line_count(pl));
+    const int64_t len = parts > 1 ? fn_min(AFFINE_PIECE, pl->s - off) : line_elems(pl);
+    const int64_t at = (first * line_elems(pl) + off) * (int64_t)pl->esize;
+    const int64_t count = (end - first) * len;
     const int in_place = job->x == job->out;
     if (in_place)
-        look_for_infinity(job, at, rows * pl->cols);
-    pl->k->col_apply(job->x + at, job->out + at, rows, pl->cols, pl->cols, job->cf.center,
-                     job->cf.scale, job->cf.shift, NULL, NULL, job->stream);
+        look_for_infinity(job, at, count);
+    if (pl->col)
+        fn_col_part(job, 0, pl->cols, first, end);
+    else
+        fn_row_part(job, first, end, 0, 1, off, len, (fn_hints){0, 0, job->stream});
     if (!in_place)
-        look_for_infinity(job, at, rows * pl->cols);
+        look_for_infinity(job, at, count);
 }
 
-fn_status fn_affine(fn_dtype dtype, int64_t rows, int64_t cols, const void *x, const double *center,
-                    const double *factor, const double *shift, void *y, int *infinite) {
-    if (!valid(dtype, rows, cols))
-        return FN_BAD_PROBLEM;
+/* the doubles of the map as statistics (fn_careful_forward), and as coefficients */
+static void put_map(fn_job *job, const double *center, const double *factor, const double *shift) {
+    const fn_plan *pl = &job->plan;
+    const fn_range range = fn_range_of(pl->asize);
+    fn_coefs *cf = &job->cf;
+    for (int64_t p = 0; p < pl->planes; p++) {
+        const double size = fabs(factor[p]);
+        cf->mean[p] = center[p];
+        cf->std[p] = 1 / size;
+        cf->r[p] = copysign(1, factor[p]);
+        cf->d[p] = shift[p];
+        fn_put(pl, cf->center, p, center[p]);
+        fn_put(pl, cf->scale, p, factor[p]);
+        /* what the center lost is made up for, as in fn_coefficients */
+        const double lost = fn_get(pl, cf->center, p) - center[p];
+        fn_put(pl, cf->shift, p, shift[p] + (lost != 0 ? lost * factor[p] : 0));
+        cf->marks[p] = (size > range.high || (size < range.low && size != 0) ||
+                        fabs(center[p]) > range.high || fabs(shift[p]) > range.high) *
+                       FN_CAREFUL;
+    }
+}
+
+fn_status fn_affine(fn_dtype dtype, int64_t rows, int64_t cols, int by_row, const void *x,
+                    const double *center, const double *factor, const double *shift, void *y,
+                    int *infinite) {
+    fn_job job = {.x = NULL};
+    atomic_int found = 0;
+    int64_t elements;
     *infinite = 0;
-    if (cols == 0)
-        return FN_OK;
-    fn_affine_job affine = {.job = job_of(dtype, rows, cols, x, y)};
-    fn_job *job = &affine.job;
-    char *w = malloc(3 * (size_t)cols * job->plan.asize);
+    fn_status status = plan_of(&job.plan, dtype, rows, cols, by_row, &elements);
+    if (status != FN_OK || elements == 0)
+        return status;
+    make_job(&job, x, y, elements);
+    job.extra = &found;
+    const int64_t P = job.plan.planes, team = fn_team_bytes(&job);
+    const int64_t coefs = 3 * P * (int64_t)job.plan.asize;
+    char *w = fn_allocate(team + 4 * P * (int64_t)sizeof(double) + coefs + P);
     if (!w)
         return FN_NO_MEMORY;
-    job->cf.center = w;
-    job->cf.scale = fn_at(job, w, cols);
-    job->cf.shift = fn_at(job, w, 2 * cols);
-    for (int64_t c = 0; c < cols; c++) {
-        fn_put(&job->plan, job->cf.center, c, center[c]);
-        fn_put(&job->plan, job->cf.scale, c, factor[c]);
-        /* what the center lost is made up for, as in fn_coefficients */
-        const double lost = fn_get(&job->plan, job->cf.center, c) - center[c];
-        fn_put(&job->plan, job->cf.shift, c, shift[c] + (lost != 0 ? lost * factor[c] : 0));
-    }
-    fn_parallel(job, fn_ceil_div(rows, affine_rows(cols)), task_affine, 0);
-    *infinite = atomic_load(&affine.infinite);
+    const fn_float_mode mode = fn_enter_float_mode();
+    fn_place_team(&job, fn_line(w));
+    double **doubles[] = {&job.cf.mean, &job.cf.std, &job.cf.r, &job.cf.d};
+    for (int i = 0; i < 4; i++)
+        *doubles[i] = (double *)(fn_line(w) + team) + i * P;
+    job.cf.center = job.cf.d + P;
+    job.cf.scale = fn_at(&job, job.cf.center, P);
+    job.cf.shift = fn_at(&job, job.cf.center, 2 * P);
+    job.cf.marks = (unsigned char *)job.cf.center + coefs;
+    const fn_params none = {NULL, NULL, NULL, NULL, NULL, NULL};
+    job.cf.params = &none;
+    put_map(&job, center, factor, shift);
+    const int64_t pieces = fn_ceil_div(line_count(&job.plan), lines_at_once(&job.plan));
+    fn_parallel(&job, pieces * parts_of_line(&job.plan), task_affine, 0);
+    *infinite = atomic_load(&found);
     free(w);
+    fn_leave_float_mode(mode);
     return FN_OK;
 }

@@ -46,6 +46,7 @@ typedef enum {
     FN_SWITCHABLE,      /* instance, layer and batch moments mixed by two softmaxes */
     FN_INSTANCE_RENORM, /* instance statistics corrected toward the running statistics */
     FN_WEIGHT,          /* domain: channel over (n, s), divided by its Euclidean norm */
+    FN_L2,              /* domain: (n, c) over s, divided by its Euclidean norm; no parameters */
     FN_NORM_COUNT
 } fn_norm;
 
@@ -61,14 +62,15 @@ typedef struct {
     fn_dtype dtype;
     fn_layout layout;
     int64_t n, c, s;
-    int64_t block;  /* FN_BLOCKED: 8 or 16 */
-    int64_t groups; /* FN_GROUP: divides c */
-    int training;   /* statistics of the batch (1) or the running ones (0); FN_INSTANCE: whether
-                       the input's statistics are used; FN_INSTANCE_RENORM: whether the running
-                       statistics are updated */
-    double eps;
-    double momentum;     /* running = (1 - momentum) * running + momentum * batch */
-    int ddof;            /* of the variance that running_var takes: 1 unbiased, 0 biased */
+    int64_t block;    /* FN_BLOCKED: 8 or 16 */
+    int64_t groups;   /* FN_GROUP: divides c */
+    int training;     /* statistics of the batch (1) or the running ones (0); FN_INSTANCE: whether
+                         the input's statistics are used; FN_INSTANCE_RENORM: whether the running
+                         statistics are updated */
+    double eps;       /* added to the variance, to the mean square, or to the sum of squares */
+    double sigma_min; /* what is divided by is at least this, a constant where it is not more */
+    double momentum;  /* running = (1 - momentum) * running + momentum * batch */
+    int ddof;         /* of the variance that running_var takes: 1 unbiased, 0 biased */
     double r_max, d_max; /* renorm: r in [1/r_max, r_max], d in [-d_max, d_max] */
     double blend;        /* FN_INSTANCE_RENORM: 0 plain instance norm, 1 full correction */
 } fn_problem;
@@ -105,9 +107,13 @@ fn_status fn_backward(const fn_problem *problem, const fn_params *params, const 
  * blocks of a file.  FN_BATCH with training, and FN_LAYER without weight and bias; D domains
  * (FN_BATCH: c, or those of all blocks; FN_LAYER: n * c), fn_saved_size is 2 * D.
  *
- * fn_measure: statistics[d] = mean, statistics[D + d] = sum (x - mean)^2; 0 where x is empty. */
-fn_status fn_measure(const fn_problem *problem, const void *x, double *statistics);
-/* y = normalized x, with the mean and the (biased) variance of each domain in `saved` */
+ * fn_measure: exact moments, whatever the dtype.  statistics: D counts; D means; D times what the
+ * means lost to rounding; D times m2 and D exponents, sum (x - mean)^2 = m2 * 4^exponent.  With
+ * skip_nan NaN does not count.  weight: NULL, or how often each of the s rows counts (FN_LAYER).
+ * Nothing is written where x is empty. */
+fn_status fn_measure(const fn_problem *problem, const void *x, int skip_nan, const double *weight,
+                     double *statistics);
+/* y = normalized x, with the mean and the (biased) standard deviation of each domain in `saved` */
 fn_status fn_apply(const fn_problem *problem, const fn_params *params, const double *saved,
                    const void *x, void *y);
 /* sums[d] = sum dy, sums[D + d] = sum dy * (x - mean) */
@@ -121,10 +127,11 @@ fn_status fn_apply_grad(const fn_problem *problem, const fn_params *params, cons
  * NaN where there is nothing else */
 fn_status fn_extremes(fn_dtype dtype, int64_t rows, int64_t cols, const void *x, double *extremes);
 
-/* y = (x - center[j]) * factor[j] + shift[j] in column j of x[rows][cols]; *infinite: whether x has
- * infinities.  y may be x, no other overlap. */
-fn_status fn_affine(fn_dtype dtype, int64_t rows, int64_t cols, const void *x, const double *center,
-                    const double *factor, const double *shift, void *y, int *infinite);
+/* y = (x - center[j]) * factor[j] + shift[j] in column j of x[rows][cols], or with by_row in row j;
+ * *infinite: whether x has infinities.  y may be x, no other overlap. */
+fn_status fn_affine(fn_dtype dtype, int64_t rows, int64_t cols, int by_row, const void *x,
+                    const double *center, const double *factor, const double *shift, void *y,
+                    int *infinite);
 
 /* Threads.  0 means the default: FASTNORM_NUM_THREADS, else what OpenMP would take (so
  * OMP_NUM_THREADS and threadpoolctl count).  Without OpenMP always 1. */

@@ -34,6 +34,33 @@ typedef struct {
 /* Columns that column kernels keep the state of in the L1; those of a tile are taken so many at a
  * time. */
 #define FN_STRIP 1024
+/* A narrow matrix is read as one of at most so many columns (kernels_col.inc). */
+#define FN_FOLD 256
+/* Elements of the period of a matrix that is written by whole lines (kernels_col.inc). */
+#define FN_PERIOD 4096
+#define FN_LEAST_PERIOD 256
+
+/* Kernels that keep a table of columns have it in `scratch`, memory of the thread: a thread may
+ * have a small stack (musl: 128 KiB), and a table of 1024 doubles fills 8 KiB of it.  A table has
+ * this many elements, for a matrix of `cols` columns; the vectors of the last columns may be whole.
+ */
+static inline int64_t fn_table(int64_t cols) {
+    const int64_t most = cols < FN_STRIP ? cols : FN_STRIP;
+    return ((most < FN_FOLD ? FN_FOLD : most) + 127) / 64 * 64;
+}
+/* Bytes of scratch that column kernels need: the tables of moments, or for narrow rows those of the
+ * coefficients of a period. */
+static inline size_t fn_scratch_bytes(size_t esize, size_t asize, int64_t cols) {
+    const int64_t line = (int64_t)(64 / esize);
+    int64_t period = cols < 1 || cols > FN_PERIOD ? 0 : cols;
+    while (period % line && period <= FN_PERIOD)
+        period += cols;
+    while (0 < period && period < FN_LEAST_PERIOD)
+        period *= 2;
+    const size_t moments = (size_t)fn_table(cols) * (2 * sizeof(double) + 6 * asize);
+    const size_t coefficients = period <= FN_PERIOD ? 4 * (size_t)period * asize : 0;
+    return moments > coefficients ? moments : coefficients;
+}
 
 /* How a kernel writes: `prefetch` bytes ahead of the element of x that is read, the input of the
  * next unit is fetched (0: none), and in blocks `prefetch_out` bytes ahead the lines of
@@ -62,20 +89,20 @@ typedef struct {
        const void *center, const void *scale, const void *shift, const void *b, const void *e,     \
        const void *weight, void *dweight, void *dbias, int stream))                                \
     X(col_moments, (const void *x, int64_t rows, int64_t ld, int64_t cols, int fetch,              \
-                    double *mean, double *m2))                                                     \
+                    void *scratch, double *mean, double *m2))                                      \
     X(col_squares, (const void *x, int64_t rows, int64_t ld, int64_t cols, int fetch,              \
-                    double *mean, double *m2))                                                     \
+                    void *scratch, double *mean, double *m2))                                      \
     X(col_extremes, (const void *x, int64_t rows, int64_t ld, int64_t cols, int fetch,             \
-                     double *low, double *high))                                                   \
-    X(col_apply,                                                                                   \
-      (const void *x, void *y, int64_t rows, int64_t ld, int64_t cols, const void *center,         \
-       const void *scale, const void *shift, const void *weight, const void *bias, int stream))    \
+                     void *scratch, double *low, double *high))                                    \
+    X(col_apply, (const void *x, void *y, int64_t rows, int64_t ld, int64_t cols,                  \
+                  const void *center, const void *scale, const void *shift, const void *weight,    \
+                  const void *bias, int stream, void *scratch))                                    \
     X(col_grad_moments,                                                                            \
       (const void *x, const void *dy, int64_t rows, int64_t ld, int64_t cols, int fetch,           \
-       const void *center, const void *weight, double *sum_dy, double *sum_dy_xc))                 \
-    X(col_grad_apply,                                                                              \
-      (const void *x, const void *dy, void *dx, int64_t rows, int64_t ld, int64_t cols,            \
-       const void *center, const void *a, const void *b, const void *e, int stream))               \
+       const void *center, const void *weight, void *scratch, double *sum_dy, double *sum_dy_xc))  \
+    X(col_grad_apply, (const void *x, const void *dy, void *dx, int64_t rows, int64_t ld,          \
+                       int64_t cols, const void *center, const void *a, const void *b,             \
+                       const void *e, int stream, void *scratch))                                  \
     X(col_grad_apply_elem,                                                                         \
       (const void *x, const void *dy, void *dx, int64_t rows, int64_t ld, int64_t cols,            \
        const void *center, const void *scale, const void *shift, const void *b, const void *e,     \
@@ -88,9 +115,13 @@ typedef struct {
     X(block_grad_apply,                                                                            \
       (const void *x, const void *dy, void *dx, int64_t runs, fn_run run, int64_t block,           \
        const void *center, const void *a, const void *b, const void *e, fn_hints hints))           \
-    X(tile_moments, (const void *x, fn_tile tile, int fetch, double *mean, double *m2))            \
+    X(tile_moments,                                                                                \
+      (const void *x, fn_tile tile, int fetch, void *scratch, double *mean, double *m2))           \
     X(tile_grad_moments, (const void *x, const void *dy, fn_tile tile, int fetch,                  \
-                          const void *center, double *sum_dy, double *sum_dy_xc))                  \
+                          const void *center, void *scratch, double *sum_dy, double *sum_dy_xc))   \
+    X(widen, (const void *x, int64_t rows, int64_t ld, int64_t cols, const double *origin,         \
+              const double *unit, double *to))                                                     \
+    X(narrow, (const double *v, int64_t n, void *to))                                              \
     X(limit, (const void *x, const void *dy, void *y, int64_t len, int stream))
 
 #define FN_KERNEL_FIELD(name, args) void(*name) args;
@@ -139,7 +170,8 @@ typedef struct {
     size_t asize;    /* bytes of an element of the coefficients */
     int col;         /* column form: matrices of s rows and cols columns */
     int64_t block;   /* block form: x[n][c / block][s][block], 0 in the others; else row form */
-    int elem;        /* weight and bias belong to the elements of s (layer and RMS norm) */
+    int elem;        /* domains are (n, c); weight and bias belong to the elements of s */
+    int squares;     /* moments are the sums of squares */
     int64_t n, c, s; /* as walked: batch norm channels last has n = 1, s = n*s; c is a multiple of
                         the block, and those from p.c on are padding */
     int64_t cols;    /* planes side by side: c in column form, the block, 1 in row form */
@@ -173,8 +205,9 @@ static inline int64_t fn_whole_lines(int64_t bytes) {
     return power < 64 ? 64 / power : 1;
 }
 
+/* FN_BAD_PROBLEM, or a plan; an empty problem has none: *elements is 0 */
 fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params *params,
-                       int backward);
+                       int backward, int64_t *elements);
 
 /* ---- moments -------------------------------------------------------------------------------*/
 typedef struct {
@@ -201,25 +234,66 @@ typedef struct {
     const fn_plan *plan;
     const fn_params *params;
     double count;                 /* elements of a domain, in all arrays that share it */
-    double *mean, *var;           /* statistics of each domain (switchable: of each plane) */
+    double *mean, *std;           /* statistics of each domain (switchable: of each plane) */
     double *r, *d;                /* renorm: corrections of each domain; else NULL */
-    double *lmean, *lvar;         /* switchable: layer statistics of each sample */
-    double *bmean, *bvar;         /* switchable: batch statistics of each channel */
+    double *lmean, *lstd;         /* switchable: layer statistics of each sample */
+    double *bmean, *bstd;         /* switchable: batch statistics of each channel */
     void *center, *scale, *shift; /* y = (x - center) * scale + shift, for each plane */
     void *a, *b, *e;              /* dx = a*dy + b*(x - center) + e, for each plane */
     double *sum_dy, *sum_dy_xc;   /* sums over each plane of dy and dy*(x - center) */
-    double *dmu, *dv;             /* switchable: gradients of each plane's mean and variance, */
-    double *dlmean, *dlvar;       /* their sums over each sample, */
-    double *dbmean, *dbvar;       /* over each channel, */
-    double *dlogits;              /* and of each sample, what goes to the six logits */
+    unsigned char *marks;         /* of each plane: fn_mark */
+    double *sigma;                /* switchable: mixed, of each plane; */
+    double *dmu, *dvar;           /* gradients of its mean, and of its variance times sigma^2; */
+    double *dlmean, *dlvar; /* sums over each sample, of dmu and of dvar * (lstd / sigma)^2; */
+    double *dbmean, *dbvar; /* over each channel, likewise with bstd; */
+    double *dlogits;        /* and of each sample, what goes to the six logits */
 } fn_coefs;
+
+/* FN_CAREFUL: its coefficients leave the range of the kernels, and careful.c computes it.  FN_FLAT:
+ * x and dy * weight are constant over its domain, so that dx is exactly 0. */
+enum { FN_CAREFUL = 1, FN_FLAT = 2 };
+
+/* Where the kernels' arithmetic keeps its digits.  Outside of it squares, products of coefficients,
+ * or of one and an element, may overflow, or lose digits to underflow.  careful.c takes such
+ * planes. */
+typedef struct {
+    double low, high;         /* of coefficients, in magnitude */
+    double std_low, std_high; /* of standard deviations that were measured */
+    double zero;              /* elements of at least this magnitude differ by enough for a square:
+                                 a deviation of 0 around such a mean is one of equal elements */
+} fn_range;
+static inline fn_range fn_range_of(size_t asize) {
+    return asize == 4 ? (fn_range){0x1p-100, 0x1p100, 0x1p-55, 0x1p62, 0x1p-50}
+                      : (fn_range){0x1p-480, 0x1p480, 0x1p-450, 0x1p450, 0x1p-480};
+}
+
+/* The coefficients of a plane in double, in a form whose numbers stay in range:
+ *     y = (x - mean) / sigma * scale + shift
+ *     dx = dy * scale / sigma + (x - mean) / sigma * b + e
+ * (where the elements have weights, scale is without them, and dy is dy * weight) */
+typedef struct {
+    double mean, sigma, scale, shift, b, e;
+} fn_careful;
+fn_careful fn_careful_forward(const fn_coefs *cf, int64_t plane);
+/* behind fn_grad_coefficients */
+fn_careful fn_careful_backward(const fn_coefs *cf, int64_t plane);
 
 /* whether x has to be read for its moments (else the running statistics serve) */
 int fn_needs_moments(const fn_plan *plan);
-/* domains [d0, d1): `var` holds m2 and becomes the variance, and what else the norm makes of it */
+/* domains [d0, d1): `std` holds m2, and becomes the standard deviation.  Returns whether there are
+ * such as kernels cannot be trusted with, and that have to be measured again. */
+int fn_deviations(fn_coefs *cf, int64_t d0, int64_t d1);
+/* whether the mean is not subtracted; whether it is, and depends on x, so that dx is 0 where x and
+ * dy are constant */
+int fn_uncentered(const fn_plan *plan);
+int fn_is_centered(const fn_plan *plan);
+/* whether domain d is one of them; and its statistics, from m2 * 4^exponent */
+int fn_out_of_range(const fn_coefs *cf, int64_t d);
+void fn_put_moments(fn_coefs *cf, int64_t d, double mean, double m2, int exponent);
+/* what else the norm makes of the statistics of domains [d0, d1) */
 void fn_statistics(fn_coefs *cf, int64_t d0, int64_t d1);
-/* switchable: what follows from the statistics, and from the gradient sums, of all planes; for a
- * sample, or for channels [c0, c1) */
+/* switchable norm: what follows from the statistics, and from the gradient sums, of all planes; for
+ * a sample, or for channels [c0, c1) */
 void fn_layer_statistics(fn_coefs *cf, int64_t n);
 void fn_batch_statistics(fn_coefs *cf, int64_t c0, int64_t c1);
 void fn_layer_grad_sums(fn_coefs *cf, int64_t n);
@@ -233,9 +307,10 @@ void fn_centers(fn_coefs *cf, int64_t d0, int64_t d1);
 void fn_center_sums(fn_coefs *cf, int back);
 /* sums of the planes of domains [d0, d1) to a, b, e; sum_dy_xc becomes sum dy * xhat */
 void fn_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1);
-/* dweight and dbias of channel normalizers, for channels [c0, c1), at most FN_CHANNELS of them */
+/* dweight and dbias of channel normalizers, for channels [c0, c1), at most FN_CHANNELS of them, are
+ * added to sums of c elements each */
 #define FN_CHANNELS 64
-void fn_param_grads(const fn_coefs *cf, const fn_grads *grads, int64_t c0, int64_t c1);
+void fn_param_grads(const fn_coefs *cf, double *sums, int64_t c0, int64_t c1);
 /* switchable: gradients of the logits */
 void fn_logit_grads(const fn_coefs *cf, const fn_grads *grads);
 /* running statistics of channels [c0, c1), at most FN_CHANNELS of them; the last thing a successful
@@ -278,6 +353,6 @@ static inline void fn_put_all(const fn_plan *plan, void *p, int64_t i, const dou
 }
 static inline int64_t fn_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t fn_max(int64_t a, int64_t b) { return a > b ? a : b; }
-static inline int64_t fn_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t fn_ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 #endif

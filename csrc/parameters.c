@@ -4,23 +4,16 @@
 
 /* ---- gradients -----------------------------------------------------------------------------*/
 
-/* dweight = sum dy * xhat and dbias = sum dy of channels [c0, c1): over the samples, in order */
-void fn_param_grads(const fn_coefs *cf, const fn_grads *grads, int64_t c0, int64_t c1) {
+/* dweight = sum dy * xhat and dbias = sum dy of channels [c0, c1), over the samples, in order:
+ * added to sums[c] and sums[C + c] */
+void fn_param_grads(const fn_coefs *cf, double *sums, int64_t c0, int64_t c1) {
     const fn_plan *plan = cf->plan;
-    double dweight[FN_CHANNELS], dbias[FN_CHANNELS];
-    for (int64_t c = c0; c < c1; c++)
-        dweight[c - c0] = dbias[c - c0] = 0;
+    double *dweight = sums, *dbias = sums + plan->p.c;
     for (int64_t p = 0; p < plan->planes; p += plan->c)
         for (int64_t c = c0; c < c1; c++) {
-            dweight[c - c0] += cf->sum_dy_xc[p + c];
-            dbias[c - c0] += cf->sum_dy[p + c];
+            dweight[c] += cf->sum_dy_xc[p + c];
+            dbias[c] += cf->sum_dy[p + c];
         }
-    for (int64_t c = c0; c < fn_min(c1, plan->p.c); c++) {
-        if (grads->weight)
-            fn_put(plan, grads->weight, c, dweight[c - c0]);
-        if (grads->bias)
-            fn_put(plan, grads->bias, c, dbias[c - c0]);
-    }
 }
 
 void fn_logit_grads(const fn_coefs *cf, const fn_grads *grads) {
@@ -44,13 +37,14 @@ static void running_moments(const fn_coefs *cf, int64_t c0, int64_t c1, double *
     const double N = (double)plan->n;
     const int means = plan->p.norm == FN_INSTANCE;
     memcpy(mean, cf->mean + c0, (size_t)(c1 - c0) * sizeof *mean);
-    memcpy(var, cf->var + c0, (size_t)(c1 - c0) * sizeof *var);
+    for (int64_t c = c0; c < c1; c++)
+        var[c - c0] = cf->std[c] * cf->std[c];
     for (int64_t n = 1, p = c0 + plan->c; n < plan->n; n++, p += plan->c) {
         const double part = 1 / (double)(n + 1), cross = means ? 0 : (double)n * part;
         for (int64_t c = 0; c < c1 - c0; c++) {
             const double delta = cf->mean[p + c] - mean[c];
             mean[c] += delta * part;
-            var[c] += cf->var[p + c] + delta * delta * cross;
+            var[c] += cf->std[p + c] * cf->std[p + c] + delta * delta * cross;
         }
     }
     const double each = means ? count / (count - ddof) / N : count / (count * N - ddof);
@@ -61,7 +55,8 @@ static void running_moments(const fn_coefs *cf, int64_t c0, int64_t c1, double *
 void fn_update_running(const fn_coefs *cf, int64_t c0, int64_t c1) {
     const fn_plan *plan = cf->plan;
     const fn_params *q = cf->params;
-    const int has_none = plan->elem || plan->p.norm == FN_GROUP;
+    const fn_norm norm = plan->p.norm;
+    const int has_none = plan->elem || norm == FN_GROUP || norm == FN_WEIGHT;
     if (has_none || !plan->p.training || !q->running_mean || !q->running_var)
         return;
     const double keep = 1 - plan->p.momentum, take = plan->p.momentum;

@@ -68,15 +68,14 @@ void fn_moments_chunk(fn_job *job, int64_t i, int64_t i1, int64_t k) {
     const fn_plan *pl = &job->plan;
     const fn_chunks *ch = &pl->mchunks;
     const int64_t to = slot(pl, ch->count, i, k);
-    const int rms = pl->p.norm == FN_RMS;
     if (pl->tile) {
         const int64_t g = k * ch->size, g1 = fn_min(g + ch->size, pl->nseg);
         pl->k->tile_moments(x_at(job, plane_at(pl, i, g)), tile_of(pl, i, i1, g, g1), job->fetch,
-                            job->mean + to, job->m2 + to);
+                            job->scratch, job->mean + to, job->m2 + to);
     } else if (pl->col) {
-        (rms ? pl->k->col_squares : pl->k->col_moments)(x_at(job, chunk_at(pl, i, k)),
-                                                        chunk_rows(pl, k), pl->cols, i1 - i,
-                                                        job->fetch, job->mean + to, job->m2 + to);
+        (pl->squares ? pl->k->col_squares : pl->k->col_moments)(
+            x_at(job, chunk_at(pl, i, k)), chunk_rows(pl, k), pl->cols, i1 - i, job->fetch,
+            job->scratch, job->mean + to, job->m2 + to);
     } else if (pl->block) {
         fn_run run;
         const int64_t off = chunk_of(ch, domain_run(job), k, &run);
@@ -85,8 +84,8 @@ void fn_moments_chunk(fn_job *job, int64_t i, int64_t i1, int64_t k) {
     } else {
         fn_run run;
         const int64_t off = chunk_of(ch, domain_run(job), k, &run);
-        (rms ? pl->k->row_squares : pl->k->row_moments)(x_at(job, i * pl->s * pl->per_domain + off),
-                                                        i1 - i, run, job->mean + to, job->m2 + to);
+        (pl->squares ? pl->k->row_squares : pl->k->row_moments)(
+            x_at(job, i * pl->s * pl->per_domain + off), i1 - i, run, job->mean + to, job->m2 + to);
     }
 }
 
@@ -100,12 +99,12 @@ void fn_grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k) {
         const int64_t g = k * ch->size, g1 = fn_min(g + ch->size, pl->nseg);
         const int64_t at = plane_at(pl, p, g);
         pl->k->tile_grad_moments(x_at(job, at), dy_at(job, at), tile_of(pl, p, p1, g, g1),
-                                 job->fetch, center, job->mean + to, job->m2 + to);
+                                 job->fetch, center, job->scratch, job->mean + to, job->m2 + to);
     } else if (pl->col) {
         const int64_t off = chunk_at(pl, p, k);
         pl->k->col_grad_moments(x_at(job, off), dy_at(job, off), chunk_rows(pl, k), pl->cols,
                                 p1 - p, job->fetch, center, w ? fn_at(job, w, k * ch->size) : NULL,
-                                job->mean + to, job->m2 + to);
+                                job->scratch, job->mean + to, job->m2 + to);
     } else {
         fn_run run;
         const int64_t in = chunk_of(ch, plane_run(job), k, &run), off = p * pl->s + in;
@@ -175,7 +174,7 @@ void fn_merge_domains(fn_job *job, int64_t d, int64_t d1) {
             fn_merge(&m, (double)(pl->count / per), job->mean[from], job->m2[from]);
         }
         job->cf.mean[d] = m.mean;
-        job->cf.var[d] = m.m2;
+        job->cf.std[d] = m.m2;
     }
 }
 
@@ -206,6 +205,10 @@ void fn_row_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, int6
     const fn_coefs *cf = &job->cf;
     const int64_t i = plane_at(pl, p, g) + off;
     const fn_run run = {g1 - g, pl->seg_stride, len, 0};
+    if (fn_any_careful(cf, p, p1)) {
+        fn_careful_part(job, p, p1, g, g1, off, off + len, NULL, NULL);
+        return;
+    }
     const char *center = fn_at(job, cf->center, p);
     if (pl->block && job->dy)
         pl->k->block_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), (p1 - p) / pl->block,
@@ -232,14 +235,19 @@ void fn_col_part(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1) {
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
     const int64_t i = row_at(pl, p, r);
+    if (fn_any_careful(cf, p, p1)) {
+        fn_careful_part(job, p, p1, 0, 1, r * pl->cols, r1 * pl->cols, NULL, NULL);
+        return;
+    }
     const char *center = fn_at(job, cf->center, p);
     if (job->dy)
         pl->k->col_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), r1 - r, pl->cols, p1 - p,
                               center, fn_at(job, cf->a, p), fn_at(job, cf->b, p),
-                              fn_at(job, cf->e, p), job->stream);
+                              fn_at(job, cf->e, p), job->stream, job->scratch);
     else
         pl->k->col_apply(x_at(job, i), out_at(job, i), r1 - r, pl->cols, p1 - p, center,
                          fn_at(job, cf->scale, p), fn_at(job, cf->shift, p),
                          pl->elem && job->weight ? fn_at(job, job->weight, r) : NULL,
-                         pl->elem && job->bias ? fn_at(job, job->bias, r) : NULL, job->stream);
+                         pl->elem && job->bias ? fn_at(job, job->bias, r) : NULL, job->stream,
+                         job->scratch);
 }

@@ -17,15 +17,35 @@
 #define UNIT_RUN_BYTES 4096
 
 /* backward finds the running statistics that were used among what forward saved */
+/* Bytes of an array that no address space holds: what is computed from smaller sizes does not
+ * overflow. */
+#define MOST_BYTES (INT64_C(1) << 56)
+/* elements of x; -1 where they are too many */
+static int64_t count_elements(const fn_problem *p) {
+    int64_t count = 1;
+    const int64_t sizes[] = {p->n, p->layout == FN_BLOCKED ? p->block : 1,
+                             p->layout == FN_BLOCKED ? fn_ceil_div(p->c, p->block) : p->c, p->s,
+                             (int64_t)sizeof(double)};
+    for (int i = 0; i < 5; i++)
+        if (sizes[i] == 0)
+            return 0;
+    for (int i = 0; i < 5; i++) {
+        if (sizes[i] > MOST_BYTES / count)
+            return -1;
+        count *= sizes[i];
+    }
+    return count > PTRDIFF_MAX ? -1 : p->n * p->c * p->s;
+}
+
 static int valid(const fn_problem *p, const fn_params *q, int backward) {
     const int running = backward || (q->running_mean && q->running_var);
     if ((unsigned)p->norm >= FN_NORM_COUNT || (unsigned)p->dtype >= FN_DTYPE_COUNT ||
         (unsigned)p->layout > FN_BLOCKED || p->n < 0 || p->c < 0 || p->s < 0)
         return 0;
     if (p->layout == FN_BLOCKED && ((p->block != 8 && p->block != 16) || p->norm == FN_LAYER ||
-                                    p->norm == FN_RMS || p->norm == FN_WEIGHT))
+                                    p->norm == FN_RMS || p->norm == FN_WEIGHT || p->norm == FN_L2))
         return 0;
-    if (!(p->eps >= 0) || (p->ddof != 0 && p->ddof != 1))
+    if (!(p->eps >= 0) || !(p->sigma_min >= 0) || (p->ddof != 0 && p->ddof != 1))
         return 0;
     switch (p->norm) {
     case FN_GROUP: return p->groups > 0 && p->c % p->groups == 0;
@@ -93,15 +113,19 @@ static int64_t unit_domains(const fn_plan *plan, int arrays) {
 }
 
 fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params *params,
-                       int backward) {
+                       int backward, int64_t *elements) {
     const fn_problem *p = problem;
-    if (!valid(p, params, backward))
+    *elements = 0;
+    if (!valid(p, params, backward) || (*elements = count_elements(p)) < 0)
         return FN_BAD_PROBLEM;
+    if (*elements == 0)
+        return FN_OK;
     *plan = (fn_plan){.p = *p, .n = p->n, .c = p->c, .s = p->s};
     plan->k = fn_active_kernels(p->dtype);
     plan->esize = p->dtype == FN_F64 ? 8 : p->dtype == FN_F32 ? 4 : 2;
     plan->asize = p->dtype == FN_F64 ? 8 : 4;
-    plan->elem = p->norm == FN_LAYER || p->norm == FN_RMS;
+    plan->squares = p->norm == FN_RMS || p->norm == FN_L2;
+    plan->elem = p->norm == FN_LAYER || plan->squares;
     const int blocked = p->layout == FN_BLOCKED;
     if (blocked)
         plan->c = fn_ceil_div(p->c, p->block) * p->block;

@@ -62,14 +62,23 @@ static fn_hints unit_hints(const fn_job *job, int64_t u) {
     return (fn_hints){fetch ? next : 0, fetch_out ? next : 0, job->stream};
 }
 
+/* the statistics of domains [d, d1), from the moments of their chunks where x is read */
+static void statistics(fn_job *job, int64_t d, int64_t d1) {
+    if (fn_needs_moments(&job->plan)) {
+        fn_merge_domains(job, d, d1);
+        if (fn_deviations(&job->cf, d, d1))
+            fn_careful_moments(job, d, d1);
+    }
+    fn_statistics(&job->cf, d, d1);
+}
+
 /* moments, coefficients and apply of domains [d, d1), of one sample in column and block form */
 static void forward_domains(fn_job *job, int64_t d, int64_t d1, fn_hints hints) {
     const fn_plan *pl = &job->plan;
     const int64_t p = fn_first_plane(pl, d), p1 = fn_first_plane(pl, d1);
     all_chunks(job, pl->mchunks.count, pl->cols > 1 ? p : d, pl->cols > 1 ? p1 : d1,
                fn_moments_chunk);
-    fn_merge_domains(job, d, d1);
-    fn_statistics(&job->cf, d, d1);
+    statistics(job, d, d1);
     fn_coefficients(&job->cf, d, d1);
     apply_unit(job, p, p1, hints);
 }
@@ -104,6 +113,7 @@ void fn_grad_sums_of(fn_job *job, int64_t d, int64_t d1) {
     const int64_t p = fn_first_plane(pl, d), p1 = fn_first_plane(pl, d1);
     all_chunks(job, pl->gchunks.count, p, p1, fn_grad_chunk);
     fn_merge_grad_planes(job, p, p1);
+    fn_careful_grads(job, d, d1);
     fn_grad_coefficients(&job->cf, d, d1);
 }
 
@@ -134,12 +144,7 @@ static void task_moments(fn_job *job, int64_t i) {
 /* what is done for each domain, each plane, by blocks that are worth a task */
 #define BLOCK 256
 static void task_statistics(fn_job *job, int64_t i) {
-    const int64_t d1 = fn_min((i + 1) * BLOCK, job->plan.domains);
-    fn_merge_domains(job, i * BLOCK, d1);
-    fn_statistics(&job->cf, i * BLOCK, d1);
-}
-static void task_merge(fn_job *job, int64_t i) {
-    fn_merge_domains(job, i * BLOCK, fn_min((i + 1) * BLOCK, job->plan.domains));
+    statistics(job, i * BLOCK, fn_min((i + 1) * BLOCK, job->plan.domains));
 }
 static void task_coefficients(fn_job *job, int64_t i) {
     fn_coefficients(&job->cf, i * BLOCK, fn_min((i + 1) * BLOCK, job->plan.domains));
@@ -149,6 +154,9 @@ static void task_centers(fn_job *job, int64_t i) {
 }
 static void task_grad_merge(fn_job *job, int64_t i) {
     fn_merge_grad_planes(job, i * BLOCK, fn_min((i + 1) * BLOCK, job->plan.planes));
+}
+static void task_careful_grads(fn_job *job, int64_t i) {
+    fn_careful_grads(job, i * BLOCK, fn_min((i + 1) * BLOCK, job->plan.domains));
 }
 static void task_grad_coefficients(fn_job *job, int64_t i) {
     fn_grad_coefficients(&job->cf, i * BLOCK, fn_min((i + 1) * BLOCK, job->plan.domains));
@@ -178,8 +186,8 @@ static void task_update_running(fn_job *job, int64_t i) {
     fn_update_running(&job->cf, i * FN_CHANNELS, fn_min((i + 1) * FN_CHANNELS, job->plan.c));
 }
 static void task_param_grads(fn_job *job, int64_t i) {
-    fn_param_grads(&job->cf, job->grads, i * FN_CHANNELS,
-                   fn_min((i + 1) * FN_CHANNELS, job->plan.c));
+    fn_param_grads(&job->cf, job->param_sums, i * FN_CHANNELS,
+                   fn_min((i + 1) * FN_CHANNELS, job->plan.p.c));
 }
 static int64_t grad_tasks(const fn_plan *pl) {
     const int64_t elems = pl->s * pl->nseg;
@@ -232,16 +240,6 @@ static int by_units(const fn_job *job) {
 
 static int64_t domain_blocks(const fn_plan *pl) { return fn_ceil_div(pl->domains, BLOCK); }
 
-static void measure(fn_job *job) {
-    const fn_plan *pl = &job->plan;
-    fn_parallel(job, moment_tasks(pl), task_moments, 0);
-}
-
-void fn_run_measure(fn_job *job) {
-    measure(job);
-    by_planes(job, domain_blocks(&job->plan), task_merge);
-}
-
 void fn_run_apply(fn_job *job) {
     by_planes(job, domain_blocks(&job->plan), task_coefficients);
     fn_parallel(job, piece_count(job), task_apply_piece, fn_needs_moments(&job->plan));
@@ -253,7 +251,7 @@ void fn_run_forward(fn_job *job) {
         fn_parallel(job, pl->units, task_forward_unit, 0);
     } else {
         if (fn_needs_moments(pl))
-            measure(job);
+            fn_parallel(job, moment_tasks(pl), task_moments, 0);
         by_planes(job, domain_blocks(pl), task_statistics);
         if (pl->p.norm == FN_SWITCHABLE) {
             by_planes(job, pl->n, task_layer_statistics);
@@ -268,6 +266,7 @@ void fn_run_measure_grad(fn_job *job) {
     const fn_plan *pl = &job->plan;
     fn_parallel(job, grad_tasks(pl), task_grad_moments, 0);
     by_planes(job, fn_ceil_div(pl->planes, BLOCK), task_grad_merge);
+    by_planes(job, domain_blocks(pl), task_careful_grads);
 }
 
 /* gradient sums of all planes and the coefficients of dx */
@@ -289,7 +288,7 @@ void fn_run_apply_grad(fn_job *job) {
 void fn_run_backward(fn_job *job) {
     const fn_plan *pl = &job->plan;
     by_planes(job, domain_blocks(pl), task_centers);
-    if (pl->elem && (job->weight || job->bias)) {
+    if (job->elem_work) {
         fn_backward_elem(job);
         return;
     }
@@ -301,6 +300,4 @@ void fn_run_backward(fn_job *job) {
     }
     if (!pl->elem)
         by_planes(job, channel_blocks(pl), task_param_grads);
-    if (pl->p.norm == FN_SWITCHABLE)
-        fn_logit_grads(&job->cf, job->grads);
 }

@@ -1,9 +1,12 @@
 /* Threads: how many, sharing out, and what a fork needs.  The only file with OpenMP. */
+#include "float_mode.h"
 #include "run.h"
 
+#include <ctype.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 #include <strings.h>
 
 #ifdef _OPENMP
@@ -16,7 +19,7 @@
 #define BYTES_PER_SPINNER (64 << 10)
 static int64_t bytes_per_thread = BYTES_PER_SLEEPER;
 
-#define MOST_THREADS 1024     /* what set_num_threads takes; each has a line on the stack */
+#define MOST_THREADS 1024     /* what set_num_threads takes */
 static atomic_int wanted = 0; /* 0: the default */
 
 void fn_set_num_threads(int num_threads) {
@@ -47,13 +50,32 @@ int fn_has_openmp(void) { return 1; }
 /* GNU's OpenMP hangs in the child when a process forks after a parallel region: its threads are
  * gone, its pool still counts on them.  So the pool is given up before each fork; the next region
  * makes a new one. */
+static atomic_int pools_given_up = 0;
 static void before_fork(void) {
-    if (!omp_in_parallel())
+    if (!omp_in_parallel()) {
         omp_pause_resource_all(omp_pause_soft);
+        atomic_fetch_add(&pools_given_up, 1);
+    }
+}
+
+/* OpenMP's size of a stack, as "512" (kilobytes), "16 M" or "20000B"; 0: the system's. */
+static size_t stack_bytes = 0;
+static size_t read_stack_bytes(const char *text) {
+    static const char units[] = "BKMG";
+    char *end;
+    const unsigned long long size = text ? strtoull(text, &end, 10) : 0;
+    if (size == 0)
+        return 0;
+    while (*end == ' ')
+        end++;
+    const char *unit = *end ? strchr(units, toupper((unsigned char)*end)) : units + 1;
+    return unit ? (size_t)size << 10 * (unit - units) : 0;
 }
 
 __attribute__((constructor)) static void on_load(void) {
+    const char *stack = getenv("OMP_STACKSIZE");
     pthread_atfork(before_fork, NULL, NULL);
+    stack_bytes = read_stack_bytes(stack ? stack : getenv("GOMP_STACKSIZE"));
     const char *policy = getenv("OMP_WAIT_POLICY"), *spins = getenv("GOMP_SPINCOUNT");
     if ((policy && strcasecmp(policy, "active") == 0) || (spins && atoi(spins) > 0))
         bytes_per_thread = BYTES_PER_SPINNER;
@@ -79,27 +101,103 @@ static void after_streaming(const fn_job *job) {
         atomic_thread_fence(memory_order_seq_cst);
 }
 
-#ifdef _OPENMP
 /* How far a thread's range is taken, in a cache line of its own. */
 typedef struct {
     _Alignas(FN_LINE_BYTES) atomic_llong next;
 } taken;
 
+static int64_t lines(int64_t bytes) { return fn_ceil_div(bytes, FN_LINE_BYTES) * FN_LINE_BYTES; }
+
+int64_t fn_team_bytes(const fn_job *job) {
+    return job->threads * ((int64_t)sizeof(taken) + lines(job->scratch_bytes));
+}
+
+void fn_place_team(fn_job *job, char *at) {
+    job->team = at;
+    job->scratch = at + job->threads * (int64_t)sizeof(taken);
+}
+
+#ifdef _OPENMP
+/* GNU's OpenMP ends the process where it cannot make a thread: with few processes allowed, or
+ * little address space.  So before it has to make some, as many are made and ended here. */
+typedef struct {
+    pthread_mutex_t lock;
+    pthread_cond_t done;
+    int is_done;
+} gate;
+
+static void *wait_at(void *of) {
+    gate *g = of;
+    pthread_mutex_lock(&g->lock);
+    while (!g->is_done)
+        pthread_cond_wait(&g->done, &g->lock);
+    pthread_mutex_unlock(&g->lock);
+    return NULL;
+}
+
+/* how many of `count` more threads there can be at once; `count` is MOST_AT_ONCE at most */
+#define MOST_AT_ONCE 64
+static int try_threads(int count) {
+    gate g = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
+    pthread_t made[MOST_AT_ONCE];
+    pthread_attr_t attr;
+    int n = 0;
+    if (pthread_attr_init(&attr) != 0)
+        return 0;
+    if (stack_bytes)
+        pthread_attr_setstacksize(&attr, stack_bytes);
+    while (n < count && pthread_create(&made[n], &attr, wait_at, &g) == 0)
+        n++;
+    pthread_attr_destroy(&attr);
+    pthread_mutex_lock(&g.lock);
+    g.is_done = 1;
+    pthread_cond_broadcast(&g.done);
+    pthread_mutex_unlock(&g.lock);
+    for (int i = 0; i < n; i++)
+        pthread_join(made[i], NULL);
+    return n;
+}
+
+/* The size of a team that there can be, `wanted` or less.  A calling thread's team stays for its
+ * next one; after a refusal it is not asked again for some calls. */
+#define CALLS_WITHOUT 1000
+static int team_size(int wanted) {
+    static _Thread_local int size = 1, pool = 0, without = 0;
+    const int now = atomic_load_explicit(&pools_given_up, memory_order_relaxed);
+    if (pool != now) {
+        pool = now;
+        size = 1;
+    }
+    without -= without > 0;
+    while (size < wanted && !without) {
+        const int more = (int)fn_min(wanted - size, MOST_AT_ONCE), made = try_threads(more);
+        size += made;
+        without = made < more ? CALLS_WITHOUT : 0;
+    }
+    if (wanted < size)
+        size = wanted; /* OpenMP ends those that a smaller team leaves */
+    return size;
+}
+
 /* Each thread takes its range, then what is left of the others': cores are not all as fast, and
- * other programs run on them. */
-static void take_ranges(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t), int backwards,
-                        taken *ranges, int T) {
+ * other programs run on them.  It has a job of its own, for its scratch. */
+static void take_ranges(const fn_job *shared, int64_t count, void (*task)(fn_job *, int64_t),
+                        int backwards, int T) {
     const int first = omp_get_thread_num();
+    const fn_float_mode mode = fn_enter_float_mode();
+    fn_job job = *shared;
+    job.scratch += first * lines(job.scratch_bytes);
     for (int k = 0; k < T; k++) {
         const int64_t t = (first + k) % T, lo = count * t / T, hi = count * (t + 1) / T;
-        atomic_llong *next = &ranges[t].next;
+        atomic_llong *next = &((taken *)job.team)[t].next;
         while (atomic_load_explicit(next, memory_order_relaxed) < hi) {
             const int64_t i = atomic_fetch_add_explicit(next, 1, memory_order_relaxed);
             if (i < hi)
-                task(job, backwards ? hi - 1 - (i - lo) : i);
+                task(&job, backwards ? hi - 1 - (i - lo) : i);
         }
     }
-    after_streaming(job);
+    after_streaming(&job);
+    fn_leave_float_mode(mode);
 }
 #endif
 
@@ -107,13 +205,13 @@ static void take_ranges(fn_job *job, int64_t count, void (*task)(fn_job *, int64
  * the step before went forwards over the same data (the last read is still in the cache). */
 void fn_parallel(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t), int backwards) {
 #ifdef _OPENMP
-    if (job->threads > 1 && count > 1) {
-        const int T = job->threads; /* in all steps: OpenMP ends those that a smaller team leaves */
-        taken ranges[T];
+    if (job->team && job->threads > 1 && count > 1) {
+        const int T = job->threads; /* in all steps, so that the team stays */
+        const int team = team_size(T);
         for (int t = 0; t < T; t++)
-            atomic_init(&ranges[t].next, count * t / T);
-#pragma omp parallel num_threads(T)
-        take_ranges(job, count, task, backwards, ranges, T);
+            atomic_init(&((taken *)job->team)[t].next, count * t / T);
+#pragma omp parallel num_threads(team)
+        take_ranges(job, count, task, backwards, T);
         return;
     }
 #endif

@@ -49,6 +49,7 @@ cdef extern from "fastnorm.h" nogil:
         FN_SWITCHABLE
         FN_INSTANCE_RENORM
         FN_WEIGHT
+        FN_L2
     ctypedef enum fn_status:
         FN_OK
         FN_NO_MEMORY
@@ -58,7 +59,7 @@ cdef extern from "fastnorm.h" nogil:
         fn_layout layout
         int64_t n, c, s, block, groups
         int training, ddof
-        double eps, momentum, r_max, d_max, blend
+        double eps, sigma_min, momentum, r_max, d_max, blend
     ctypedef struct fn_params:
         const void *weight
         const void *bias
@@ -76,15 +77,15 @@ cdef extern from "fastnorm.h" nogil:
     fn_status fn_forward(const fn_problem*, const fn_params*, const void*, void*, double*)
     fn_status fn_backward(const fn_problem*, const fn_params*, const double*, const void*,
                           const void*, const fn_grads*)
-    fn_status fn_measure(const fn_problem*, const void*, double*)
+    fn_status fn_measure(const fn_problem*, const void*, int, const double*, double*)
     fn_status fn_apply(const fn_problem*, const fn_params*, const double*, const void*, void*)
     fn_status fn_measure_grad(const fn_problem*, const fn_params*, const double*, const void*,
                               const void*, double*)
     fn_status fn_apply_grad(const fn_problem*, const fn_params*, const double*, const double*,
                             double, const void*, const void*, void*)
     fn_status fn_extremes(fn_dtype, int64_t, int64_t, const void*, double*)
-    fn_status fn_affine(fn_dtype, int64_t, int64_t, const void*, const double*, const double*,
-                        const double*, void*, int*)
+    fn_status fn_affine(fn_dtype, int64_t, int64_t, int, const void*, const double*,
+                        const double*, const double*, void*, int*)
     void fn_set_num_threads(int)
     int fn_get_num_threads()
     int fn_isa_count()
@@ -142,6 +143,7 @@ cdef inline Context _start(object x, fn_norm norm, object eps):
     ctx.p.training = 1
     ctx.p.ddof = 0
     ctx.p.eps = _number(eps, "eps", 0, math.inf)
+    ctx.p.sigma_min = 0
     ctx.p.r_max = 1
     ctx.p.d_max = 0
     ctx.p.momentum = 0

@@ -13,34 +13,58 @@ def check_batch_norm(x, weight, bias, running_mean, running_var, training, momen
     return ctx.x
 
 
-def measure(x, axis, layout, weight, bias):
-    """Count, means and sums of squared deviations: over `axis`, in the shape of the rest; with
-    axis None, of the channels of `layout`, (C,)."""
+cdef int64_t _padded_channels(Context ctx):
+    """Of all blocks, in a layout of blocks."""
+    if ctx.p.layout != FN_BLOCKED:
+        return ctx.p.c
+    return (ctx.p.c + ctx.p.block - 1) // ctx.p.block * ctx.p.block
+
+
+def measure(x, axis, layout, weight, bias, skip_nan=False, row_weight=None):
+    """Exact moments: how many elements a feature has; and of each feature how many of them count,
+    the mean, what the mean lost to rounding, m2 and an exponent, where the sum of squared
+    deviations is ``m2 * 4.0**exponent``.
+
+    Over `axis`, in the shape of the rest; with axis None, of the channels of `layout`, (C,). With
+    `skip_nan` NaN does not count. `row_weight`, float64: how often each element along the axis
+    counts.
+    """
     cdef Context ctx = _start(x, FN_BATCH if axis is None else FN_LAYER, 0.0)
     cdef fn_status status
     cdef cnp.ndarray statistics
+    cdef const double[::1] weights = row_weight
+    cdef const double* row_weights = NULL
+    cdef int skip = skip_nan
     if axis is None:
         _set_layout(ctx, layout, weight, bias)
-        shape, count = (ctx.p.c,), ctx.p.n * ctx.p.s
+        shape, features = (ctx.p.c,), _padded_channels(ctx)
+        elements = <object>ctx.p.n * <object>ctx.p.s
     else:
         axes = _set_axis(ctx, axis) or _axes(axis, len(ctx.shape))
         shape = tuple([n for i, n in enumerate(ctx.shape) if i not in axes])
-        count = ctx.p.s
-    statistics = np.empty((2, fn_saved_size(&ctx.p) // 2))
+        features, elements = math.prod(shape), ctx.p.s
+    if row_weight is not None:
+        if weights.shape[0] != ctx.p.s:
+            raise ValueError(f"row_weight: expected {ctx.p.s} weights, got {weights.shape[0]}")
+        row_weights = &weights[0] if weights.shape[0] else NULL
+    try:
+        statistics = np.zeros((5, features))
+    except ValueError:  # more than NumPy can number
+        raise MemoryError(f"x: no memory for the moments of {features} features") from None
     with nogil:
-        status = fn_measure(&ctx.p, cnp.PyArray_DATA(ctx.x),
+        status = fn_measure(&ctx.p, cnp.PyArray_DATA(ctx.x), skip, row_weights,
                             <double*>cnp.PyArray_DATA(statistics))
     _check_status(status)
-    mean, m2 = statistics[:, :math.prod(shape)]
-    return count, mean.reshape(shape), m2.reshape(shape)
+    fields = statistics[:, :math.prod(shape)]
+    return elements, *[field.reshape(shape) for field in fields]
 
 
-def apply(x, mean, var, weight, bias, axis, layout, eps, out, return_ctx):
+def apply(x, mean, std, weight, bias, axis, layout, eps, out, return_ctx):
     """Normalize with given float64 statistics, in the shape in which `measure` returns them."""
     cdef Context ctx = _start(x, FN_BATCH if axis is None else FN_LAYER, eps)
     cdef int64_t domains, i
     cdef const double[::1] means = np.ascontiguousarray(mean, np.float64).reshape(-1)
-    cdef const double[::1] variances = np.ascontiguousarray(var, np.float64).reshape(-1)
+    cdef const double[::1] deviations = np.ascontiguousarray(std, np.float64).reshape(-1)
     if axis is None:
         _set_layout(ctx, layout, weight, bias, mean)
         _set_affine(ctx, weight, bias)
@@ -49,7 +73,7 @@ def apply(x, mean, var, weight, bias, axis, layout, eps, out, return_ctx):
     domains = _make_saved(ctx) // 2
     for i in range(domains):
         ctx.saved[i] = means[i] if i < means.shape[0] else 0
-        ctx.saved[domains + i] = variances[i] if i < variances.shape[0] else 0
+        ctx.saved[domains + i] = deviations[i] if i < deviations.shape[0] else 0
     return _forward(ctx, out, return_ctx)
 
 
@@ -60,7 +84,7 @@ def measure_grad(dy, ctx, out):
     cdef cnp.ndarray g = _gradient(dy, c), sums
     cdef fn_status status
     _check_grad_out(out, g, c)
-    sums = np.empty((2, fn_saved_size(&c.p) // 2))
+    sums = np.zeros((2, _padded_channels(c)))
     with nogil:
         status = fn_measure_grad(&c.p, &c.q, c.saved, cnp.PyArray_DATA(c.x),
                                  cnp.PyArray_DATA(g), <double*>cnp.PyArray_DATA(sums))
@@ -74,7 +98,7 @@ def apply_grad(dy, ctx, sums, double count, out):
     cdef cnp.ndarray g = _gradient(dy, c), dx, padded
     cdef fn_status status
     _check_grad_out(out, g, c)
-    padded = np.zeros((2, fn_saved_size(&c.p) // 2))
+    padded = np.zeros((2, _padded_channels(c)))
     padded[:, :c.p.c] = sums
     dx = _target(out, g, c.axes)
     with nogil:
@@ -106,15 +130,16 @@ def extremes(x):
     return found
 
 
-def affine(x, center, factor, shift, out):
-    """`out = (x - center) * factor + shift`, with float64 coefficients of each column. `out` is x
-    or does not overlap it, and is dense. Return whether x has infinities."""
+def affine(x, center, factor, shift, out, by_row=False):
+    """`out = (x - center) * factor + shift`, with float64 coefficients of each column, or of each
+    row. `out` is x or does not overlap it, and is dense. Return whether x has infinities."""
     cdef cnp.ndarray a = _matrix(x, "x"), y
     cdef fn_dtype dtype = <fn_dtype>_dtype(a, "x")
     cdef int64_t rows = cnp.PyArray_DIM(a, 0), cols = cnp.PyArray_DIM(a, 1)
+    cdef int rows_differ = by_row
     # one copy, so that it is dense whatever was given
-    cdef double[:, ::1] c = np.array([np.broadcast_to(v, cols) for v in (center, factor, shift)],
-                                     np.float64)
+    cdef double[:, ::1] c = np.array(
+        [np.broadcast_to(v, rows if by_row else cols) for v in (center, factor, shift)], np.float64)
     cdef int infinite = 0
     cdef fn_status status
     _check_out(out, a, (rows, cols))
@@ -122,11 +147,11 @@ def affine(x, center, factor, shift, out):
     if not cnp.PyArray_ISCARRAY(y) or (
             cnp.PyArray_DATA(y) != cnp.PyArray_DATA(a) and _overlap(y, a)):
         raise ValueError("out: expected a C-contiguous array that is x or apart from it")
-    if cols == 0:
+    if c.shape[1] == 0:
         return False
     with nogil:
-        status = fn_affine(dtype, rows, cols, cnp.PyArray_DATA(a), &c[0, 0], &c[1, 0], &c[2, 0],
-                           cnp.PyArray_DATA(y), &infinite)
+        status = fn_affine(dtype, rows, cols, rows_differ, cnp.PyArray_DATA(a), &c[0, 0], &c[1, 0],
+                           &c[2, 0], cnp.PyArray_DATA(y), &infinite)
     _check_status(status)
     return infinite != 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _core
-from ._types import Array, Axes
+from ._types import Array, Axes, MaybeArray
 
 __all__ = ["Moments"]
 
@@ -21,7 +21,8 @@ class Moments:
     """Count, mean and sum of squared deviations of each feature.
 
     What `a + b` holds is what one pass over both arrays would have found, in whatever order and
-    grouping arrays are merged; only the last digits differ.
+    grouping arrays are merged. So that a million merges cost no digits, the mean and m2 carry what
+    rounding took from them.
 
     Parameters
     ----------
@@ -29,7 +30,13 @@ class Moments:
         Elements of a feature, or the sum of their weights: one number for all, or one for each. 0
         is the neutral element.
     mean, m2 : ndarray, float64
-        Mean and ``sum (x - mean)**2`` of each feature, of one shape.
+        Mean and ``sum (x - mean)**2`` of each feature, of one shape; m2 in units of
+        ``4.0**exponent``.
+    mean_low, m2_low : ndarray or float
+        What `mean` and `m2` lost to rounding.
+    exponent : ndarray or int
+        0, but where deviations are above 1e144 or below 1e-144, whose squares a float64 may not
+        hold.
 
     References
     ----------
@@ -48,42 +55,58 @@ class Moments:
     count: Any
     mean: Array
     m2: Array
+    mean_low: Any = 0.0
+    m2_low: Any = 0.0
+    exponent: Any = 0
 
     @classmethod
     def from_array(
-        cls, x: ArrayLike, axis: Axes | None = None, layout: str | None = None
-    ) -> Moments:
+        cls, x: ArrayLike, axis: Axes | None = None, layout: str | None = None, *,
+        skip_nan: bool = False,
+    ) -> Moments:  # fmt: skip
         """Moments of one array, in one read of it.
 
         Parameters
         ----------
         x : array_like
-            float32, float64, float16 or bfloat16; integers and booleans count as float64.
+            float32, float64, float16 or bfloat16; integers and booleans count as float64. Masked
+            elements of a masked array do not count.
         axis : int or tuple of int, optional
             Axes whose elements share a mean; 0 where neither `axis` nor `layout` is given. The
             features have the shape of the other axes.
         layout : str, optional
             Instead of `axis`, as in :func:`fastnorm.batch_norm`: the features are the channels.
+        skip_nan : bool
+            Whether NaN does not count. Else the moments of a feature with NaN are NaN.
 
         Returns
         -------
         Moments
+            In float64, exact to some units of its last digit, whatever the dtype and the order of
+            x. With a count for each feature where some elements do not count.
 
         Raises
         ------
         TypeError
-            A dtype that is no number.
+            A dtype that is no number; `skip_nan` that is no bool.
         ValueError
             Both `axis` and `layout`; an axis or a layout that x does not have.
         """
         if axis is not None and layout is not None:
             raise ValueError(f"axis, layout: expected one of them, got {axis!r} and {layout!r}")
-        x = np.asarray(x)
-        if x.dtype.kind in "iub":
-            x = x.astype(np.float64)
+        if not isinstance(skip_nan, (bool, np.bool_)):
+            raise TypeError(f"skip_nan: expected a bool, got {type(skip_nan).__name__}")
         if layout is None and axis is None:
             axis = 0
-        return cls(*_core.measure(x, axis, layout, None, None))
+        if not isinstance(x, np.ma.MaskedArray):
+            return measure(numbers(x), axis, layout, bool(skip_nan))
+        filled = filled_with_nan(x)
+        found = measure(filled, axis, layout, True)
+        if skip_nan or not np.isnan(filled[~np.ma.getmaskarray(x)]).any():
+            return found
+        every = measure(np.where(np.ma.getmaskarray(x), 0, filled), axis, layout, False)
+        return replace(found, mean=np.where(np.isnan(every.mean), np.nan, found.mean),
+                       m2=np.where(np.isnan(every.mean), np.nan, found.m2))  # fmt: skip
 
     @classmethod
     def empty(cls, shape: tuple[int, ...]) -> Moments:
@@ -116,20 +139,81 @@ class Moments:
             raise ValueError(
                 f"moments: expected features of shape {self.mean.shape}, got {other.mean.shape}"
             )
+        with np.errstate(all="ignore"):  # inf and NaN stay in their features
+            return self._merged(other)
+
+    def _merged(self, other: Moments) -> Moments:
         count = self.count + other.count
         part = other.count / np.where(count > 0, count, 1)  # weights may sum to less than 1
-        delta = other.mean - self.mean
-        return Moments(
-            count,
-            self.mean + delta * part,
-            self.m2 + other.m2 + delta * delta * (self.count * part),
-        )
+        delta = (other.mean - self.mean) + (other.mean_low - self.mean_low)
+        mean, mean_low = _two_sum(self.mean, self.mean_low + delta * part)
+        unit = _unit(self, other, delta)
+        a, a_low = self._m2_in(unit)
+        b, b_low = other._m2_in(unit)
+        deviation = np.ldexp(delta, -unit)
+        m2, low = _two_sum(a, b)
+        m2, more = _two_sum(m2, deviation * deviation * (self.count * part))
+        m2, m2_low = _two_sum(m2, a_low + b_low + (low + more))
+        return Moments(count, mean, m2, mean_low, m2_low, unit)
+
+    @property
+    def _exponent(self) -> Array:
+        return np.asarray(self.exponent, np.int64)
+
+    def _m2_in(self, unit: Any) -> tuple[Array, Any]:
+        steps = 2 * (self._exponent - unit)
+        return np.ldexp(self.m2, steps), np.ldexp(self.m2_low, steps)
 
     def var(self, ddof: float = 0) -> Array:
         """Variance: ``m2 / (count - ddof)``; NaN where that leaves no element."""
-        left = np.asarray(self.count - ddof, np.float64)
-        return self.m2 / np.where(left > 0, left, np.nan)
+        with np.errstate(over="ignore", under="ignore"):
+            return np.ldexp(self._scaled_var(ddof), 2 * self._exponent)
 
     def std(self, ddof: float = 0) -> Array:
-        """Root of `var`."""
-        return np.sqrt(self.var(ddof))
+        """Root of `var`; a float64 also where the variance is none."""
+        return np.ldexp(np.sqrt(self._scaled_var(ddof)), self._exponent)
+
+    def _scaled_var(self, ddof: float) -> Array:
+        if isinstance(ddof, bool) or not isinstance(ddof, (int, float, np.number)):
+            raise TypeError(f"ddof: expected a number, got {type(ddof).__name__}")
+        left = np.asarray(self.count - ddof, np.float64)
+        return np.asarray((self.m2 + self.m2_low) / np.where(left > 0, left, np.nan))
+
+
+def numbers(x: ArrayLike) -> Array:
+    """Return x as an array of floats."""
+    x = np.asarray(x)
+    return x.astype(np.float64) if x.dtype.kind in "iub" else x
+
+
+def filled_with_nan(x: np.ma.MaskedArray[Any, Any]) -> Array:
+    """Return a masked array as one of floats, with NaN where it is masked."""
+    data = numbers(np.ma.getdata(x))
+    return np.where(np.ma.getmaskarray(x), data.dtype.type(np.nan), data)
+
+
+def measure(
+    x: Array, axis: Axes | None, layout: str | None, skip_nan: bool, row_weight: MaybeArray = None
+) -> Moments:
+    """As `Moments.from_array`, of floats; `row_weight`: how often each element of `axis` counts."""
+    elements, counts, mean, low, m2, exponent = _core.measure(
+        x, axis, layout, None, None, skip_nan, row_weight
+    )
+    every = row_weight is None and not (skip_nan and (counts != elements).any())
+    count = elements if every else counts
+    return Moments(count, mean, m2, low, np.zeros(m2.shape), exponent.astype(int))
+
+
+def _two_sum(a: Any, b: Any) -> tuple[Any, Any]:
+    """Return a + b, and what rounding took from it (Knuth)."""
+    total = a + b
+    rest = total - a
+    return total, (a - (total - rest)) + (b - rest)
+
+
+def _unit(a: Moments, b: Moments, delta: Array) -> Any:
+    """Exponents in which the sums of squares of a, b and their union are float64."""
+    sizes = [np.frexp(np.sqrt(m.m2))[1] + m._exponent for m in (a, b)] + [np.frexp(delta)[1]]
+    present = [m.m2 > 0 for m in (a, b)] + [delta != 0]
+    size = np.where(present, sizes, -(1 << 20)).max(0)
+    return np.where((abs(size) <= 480) | ~np.any(present, 0), 0, size)

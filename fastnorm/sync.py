@@ -126,48 +126,69 @@ def _train(
             return_ctx,
         )  # fmt: skip
         # in blocks of channels their number is that of the first parameter there is
-        count, mean, m2 = _core.measure(
+        count, _, mean, _, m2, exponent = _core.measure(
             x, None, layout, weight, running_mean if bias is None else bias
         )
         numbers = f"eps={float(eps)}, momentum={float(momentum)}, ddof={int(ddof)}"
         call = f"{mean.size} channels, {x.dtype}, {numbers}"
-        return "forward: " + call, np.concatenate([[count], mean, m2])
+        found = Moments(count, mean, m2, exponent=exponent.astype(int))
+        return "forward: " + call, _pack(found)
 
     moments = _unpack(allreduce(comm, measure, _merge)[1])
     total = int(moments.count)
-    if total == 1:
-        raise ValueError(
-            "x: expected more than one value for each channel on all ranks together, whose "
-            "variance is 0 otherwise, got 1"
-        )
-    var = moments.m2 / max(total, 1)
-    result = _core.apply(
-        x, moments.mean, var, weight, bias, None, layout, eps, out, return_ctx
-    )  # fmt: skip
+    updates: list[tuple[Array, Array]] = []
     if total and running_mean is not None and running_var is not None:
-        _update(running_mean, moments.mean, float(momentum))
-        _update(running_var, moments.var(ddof), float(momentum))
+        if total <= max(1, ddof):
+            raise ValueError(
+                "x: expected more than one value for each channel on all ranks together, whose "
+                "variance updates running_var, got 1"
+            )
+        updates = [
+            (running_mean, _updated(running_mean, moments.mean, float(momentum))),
+            (running_var, _updated(running_var, moments.var(ddof), float(momentum))),
+        ]
+    std = moments.std() if total else moments.mean
+    # all that needs memory comes before y and the running statistics are written
+    dtypes = [None if p is None else np.asarray(p).dtype for p in (weight, bias)]
+    ctx = SyncContext(comm, call, total, _rstd(std, float(eps)), *dtypes)
+    result = _core.apply(
+        x, moments.mean, std, weight, bias, None, layout, eps, out, return_ctx
+    )  # fmt: skip
+    for running, new in updates:
+        np.copyto(running, new)
     if not return_ctx:
         return result  # type: ignore[no-any-return]
-    with np.errstate(divide="ignore"):  # eps=0 and a constant channel
-        rstd = 1 / np.sqrt(var + eps)
-    dtypes = [None if p is None else np.asarray(p).dtype for p in (weight, bias)]
-    return result[0], SyncContext(result[1], comm, call, total, rstd, *dtypes)
+    y, ctx.own = result
+    return y, ctx
+
+
+def _pack(moments: Moments) -> Array:
+    """Count, means, and roots of m2, which are float64 where the squares are not."""
+    root = np.ldexp(np.sqrt(moments.m2 + moments.m2_low), moments.exponent)
+    return np.concatenate([[moments.count], moments.mean, root])
 
 
 def _unpack(flat: Array) -> Moments:
     channels = len(flat) // 2
-    return Moments(flat[0], flat[1 : 1 + channels], flat[1 + channels :])
+    fraction, exponent = np.frexp(flat[1 + channels :])
+    return Moments(flat[0], flat[1 : 1 + channels], fraction * fraction, exponent=exponent)
 
 
 def _merge(a: Array, b: Array) -> Array:
-    both = _unpack(a) + _unpack(b)
-    return np.concatenate([[both.count], both.mean, both.m2])
+    return _pack(_unpack(a) + _unpack(b))
 
 
-def _update(running: Array, batch: Array, momentum: float) -> None:
-    with np.errstate(over="ignore", invalid="ignore"):
-        running[...] = (1 - momentum) * running.astype(np.float64) + momentum * batch
+@np.errstate(all="ignore")  # inf and NaN stay in their channels
+def _updated(running: Array, batch: Array, momentum: float) -> Array:
+    new = (1 - momentum) * running.astype(np.float64) + momentum * batch
+    return new.astype(running.dtype)
+
+
+@np.errstate(all="ignore")  # eps=0 and a constant channel
+def _rstd(std: Array, eps: float) -> Array:
+    exponent = np.frexp(np.maximum(std, np.sqrt(eps)))[1]
+    sigma = np.sqrt(np.ldexp(std, -exponent) ** 2 + np.ldexp(eps, -2 * exponent))
+    return np.asarray(1 / np.ldexp(sigma, exponent))
 
 
 class SyncContext(DerivedContext):
@@ -179,30 +200,33 @@ class SyncContext(DerivedContext):
         Elements of a channel on all ranks.
     """
 
+    own: _core.Context  # of this rank
+
     def __init__(
-        self, own: _core.Context, comm: Communicator, call: str, count: int, rstd: Array,
+        self, comm: Communicator, call: str, count: int, rstd: Array,
         weight_dtype: np.dtype[Any] | None, bias_dtype: np.dtype[Any] | None,
     ) -> None:  # fmt: skip
         self.count = count
-        self._own, self._comm, self._call, self._rstd = own, comm, call, rstd
+        self._comm, self._call, self._rstd = comm, call, rstd
         self._weight_dtype, self._bias_dtype = weight_dtype, bias_dtype
 
     def backward(self, dy: ArrayLike, out: MaybeArray) -> Gradients:
         """Sum over the ranks what their means need; one collective."""
 
         def measure() -> tuple[str, Array]:
-            return "backward: " + self._call, _core.measure_grad(dy, self._own, out).ravel()
+            return "backward: " + self._call, _core.measure_grad(dy, self.own, out).ravel()
 
         own, summed = allreduce(self._comm, measure, np.add)
-        dx = _core.apply_grad(dy, self._own, summed.reshape(2, -1), self.count, out)
         dbias, dweight = own.reshape(2, -1)
-        with np.errstate(over="ignore", invalid="ignore"):
-            return Gradients(
-                dx,
-                None if self._weight_dtype is None
-                else (dweight * self._rstd).astype(self._weight_dtype),
-                None if self._bias_dtype is None else dbias.astype(self._bias_dtype),
-            )  # fmt: skip
+        with np.errstate(all="ignore"):
+            params = [
+                None if dtype is None else grad.astype(dtype)
+                for grad, dtype in (
+                    (dweight * self._rstd, self._weight_dtype), (dbias, self._bias_dtype),
+                )
+            ]  # fmt: skip
+        dx = _core.apply_grad(dy, self.own, summed.reshape(2, -1), self.count, out)
+        return Gradients(dx, *params)
 
 
 class SyncBatchNorm(BatchNorm):

@@ -331,8 +331,13 @@ def test_in_place_and_inference_alone(rng):
 
 
 def test_alone_errors_are_those_of_batch_norm():
+    state = {"running_mean": np.zeros(3), "running_var": np.ones(3)}
     with pytest.raises(ValueError, match=r"^x: expected more than one value"):
-        fastnorm.sync_batch_norm(np.ones((1, 3)), training=True)
+        fastnorm.sync_batch_norm(np.ones((1, 3)), training=True, **state)
+    np.testing.assert_array_equal([*state.values()], [np.zeros(3), np.ones(3)])
+    # without a variance to keep, the mathematics gives the bias
+    alone = fastnorm.sync_batch_norm(np.ones((1, 3)), bias=np.arange(3.0), training=True)
+    np.testing.assert_array_equal(alone, [[0, 1, 2]])
     with pytest.raises(TypeError, match=r"^training: expected a bool, got str"):
         fastnorm.sync_batch_norm(np.ones((2, 3)), training="yes")
     with pytest.raises(ValueError, match=r"^weight: expected shape"):

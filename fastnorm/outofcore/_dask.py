@@ -67,7 +67,7 @@ def _packed_dtype(kind: type[Statistics]) -> np.dtype[Any]:
 
 def _pack(found: Statistics, axis: Axes = ()) -> Array:
     values = [getattr(found, field.name) for field in fields(found)]
-    packed = np.empty(np.shape(values[-1]), _packed_dtype(type(found)))
+    packed = np.empty(np.broadcast_shapes(*map(np.shape, values)), _packed_dtype(type(found)))
     for field, value in zip(fields(found), values, strict=True):
         packed[field.name] = value
     return np.expand_dims(packed, axis)

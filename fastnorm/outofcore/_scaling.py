@@ -48,24 +48,7 @@ Statistics: TypeAlias = Moments | Extremes
 
 def known_moments(x: Array, axis: Axes) -> Moments:
     """Moments of what is not NaN, with a count for each feature where there is any."""
-    found = Moments.from_array(x, axis)
-    return found if np.isfinite(found.m2).all() else _moments_without_nan(x, axis)
-
-
-@np.errstate(invalid="ignore", over="ignore")  # of infinity, which `coefficients` refuses
-def _moments_without_nan(x: Array, axis: Axes) -> Moments:
-    known = ~np.isnan(x)
-    count = known.sum(axis)
-    # A value within the feature's range, near its mean, takes the place of NaN. What it adds is
-    # then taken out: Chan's formula solved for one of the two parts.
-    ends = Extremes.from_array(x, axis)
-    center = np.sum(x, axis, np.float64, where=known) / np.maximum(count, 1)
-    filler = np.where(count, np.clip(center, ends.low, ends.high), 0).astype(x.dtype)
-    found = Moments.from_array(np.where(known, x, np.expand_dims(filler, axis)), axis)
-    added = found.count - count
-    mean = found.mean + (found.mean - filler) * (added / np.maximum(count, 1))
-    excess = (mean - filler) ** 2 * (added * (count / max(found.count, 1)))
-    return Moments(count, mean, np.maximum(found.m2 - excess, 0))
+    return Moments.from_array(x, axis, skip_nan=True)
 
 
 METHODS: dict[str, Callable[[Array, Axes], Any]] = {
@@ -75,25 +58,25 @@ METHODS: dict[str, Callable[[Array, Axes], Any]] = {
 
 
 def coefficients(found: Statistics) -> tuple[Array, Array]:
-    """Center and squared divisor of each feature; 1 where the feature is constant or has none."""
+    """Center and divisor of each feature; 1 where the feature is constant or has none."""
     if isinstance(found, Moments):
-        center, square = found.mean, found.m2 / np.maximum(found.count, 1)
+        center, divisor = found.mean, np.where(found.count > 0, found.std(), 0)
     else:
         known = found.low <= found.high
-        center = np.where(known, found.low, 0)
-        square = np.where(known, found.high - found.low, 0) ** 2
-    if not (np.isfinite(center) & np.isfinite(square)).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            center, divisor = np.where(known, [found.low, found.high - found.low], 0)
+    if not (np.isfinite(center) & np.isfinite(divisor)).all():
         raise ValueError(
-            "values: expected finite values or NaN, got infinity, or values whose squares overflow"
+            "values: expected finite values or NaN, got infinity, or a range that is no float64"
         )
-    return center, np.where(square > 0, square, 1)
+    return center, np.where(divisor > 0, divisor, 1)
 
 
 def apply(
-    x: Array, center_and_square: tuple[Array, Array], axes: Axes, method: str, out: Array | None
+    x: Array, center_and_divisor: tuple[Array, Array], axes: Axes, method: str, out: Array | None
 ) -> Array:
-    center, square = center_and_square
-    y: Array = _core.apply(x, center, square, None, None, axes, None, 0.0, out, False)
+    center, divisor = center_and_divisor
+    y: Array = _core.apply(x, center, divisor, None, None, axes, None, 0.0, out, False)
     if method == "minmax":
         np.minimum(y, 1, out=y)  # the largest value may round to above 1
     return y

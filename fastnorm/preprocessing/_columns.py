@@ -12,7 +12,7 @@ from sklearn.utils.sparsefuncs import mean_variance_axis
 
 from .. import _core
 from .._types import Array, MaybeArray
-from ..moments import Moments
+from ..moments import Moments, measure
 
 # scikit-learn's: what is no float becomes the first
 FLOATS = (np.float64, np.float32, np.float16)
@@ -37,23 +37,16 @@ def row_blocks(x: Array) -> Iterator[slice]:
     return (slice(r, r + rows) for r in range(0, len(x), rows))
 
 
-def _pieces(x: Array) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of what the C library takes at once: all, or columns, or blocks of rows."""
-    every = slice(None)
-    if x.flags.c_contiguous:
-        return iter([(every, every)])
-    if x.flags.f_contiguous:
-        return ((every, slice(c, c + 1)) for c in range(x.shape[1]))
-    return ((rows, every) for rows in row_blocks(x))
-
-
-def moments(x: Array) -> Moments:
+def moments(x: Array, weight: MaybeArray = None, skip_nan: bool = False) -> Moments:
     """Moments of the columns; not finite where a column is not."""
-    if x.flags.f_contiguous:
-        return Moments.from_array(x.T, axis=1)
+    if x.flags.f_contiguous and not x.flags.c_contiguous:
+        return measure(x.T, 1, None, skip_nan, weight)
     if x.flags.c_contiguous:
-        return Moments.from_array(x)
-    return Moments.merge(Moments.from_array(x[rows]) for rows in row_blocks(x))
+        return measure(x, 0, None, skip_nan, weight)
+    return Moments.merge(
+        measure(x[rows], 0, None, skip_nan, None if weight is None else weight[rows])
+        for rows in row_blocks(x)
+    )
 
 
 def extremes(x: Array) -> Array:
@@ -73,35 +66,10 @@ def refuse_infinity(x: Array) -> None:
 
 def moments_of_numbers(x: Array, weight: MaybeArray) -> Moments:
     """Moments of the columns, NaN passed over; each row counts as much as its weight."""
-    columns = x.shape[1]
-    if weight is None:
-        found = moments(x)
-        slow = np.flatnonzero(~np.isfinite(found.mean + found.m2))
-        if slow.size == 0:
-            return found
+    found = moments(x, weight, skip_nan=True)
+    if not np.isfinite(found.mean + found.m2).all():
         refuse_infinity(x)
-    else:
-        found, slow = Moments.empty((columns,)), np.arange(columns)
-        refuse_infinity(x)
-    merged = Moments.merge(
-        _block_moments(x[rows, slow], None if weight is None else weight[rows])
-        for rows in row_blocks(x)
-    )
-    count, mean, m2 = np.full(columns, float(len(x))), found.mean.copy(), found.m2.copy()
-    count[slow], mean[slow], m2[slow] = merged.count, merged.mean, merged.m2
-    return Moments(count, mean, m2)
-
-
-def _block_moments(x: Array, weight: MaybeArray) -> Moments:
-    x = x.astype(np.float64)
-    w = ~np.isnan(x) * (1.0 if weight is None else weight[:, np.newaxis])
-    x[np.isnan(x)] = 0
-    count = w.sum(0)
-    some = np.where(count > 0, count, 1)
-    mean = (w * x).sum(0) / some
-    x -= mean
-    left = (w * x).sum(0) / some  # what rounding took from the mean
-    return Moments(count, mean + left, (w * x * x).sum(0) - left * left * count)
+    return found
 
 
 def sparse_moments(x: Any, weight: MaybeArray) -> Moments:
@@ -129,22 +97,33 @@ def affine(
     Written into x where `copy` is False, or where x is a conversion of what was `given`.
     """
     out = _output_of(x, given, copy)
-    c = np.stack([np.broadcast_to(v, x.shape[1:]) for v in coefficients])
+    center, factor, shift = (np.broadcast_to(v, x.shape[1:]) for v in coefficients)
     if out is x and np.isinf(extremes(x)).any():  # before anything is written
         refuse_infinity(x)
-    for at in _pieces(x):
-        source, target = x[at], out[at]
-        if not source.flags.c_contiguous or not target.flags.c_contiguous:
-            source = target = np.array(source, order="C")
-        center, factor, shift = c[:, at[1]]
-        infinite = _core.affine(source, center, factor, shift, target)
-        if infinite and out is not x:
-            refuse_infinity(x)
-        if clip is not None:
-            np.clip(target, *clip, out=target)
-        if not np.may_share_memory(target, out):
-            out[at] = target
+    if x.flags.c_contiguous and out.flags.c_contiguous:
+        infinite = _core.affine(x, center, factor, shift, out)
+    elif x.flags.f_contiguous and out.flags.f_contiguous:
+        infinite = _core.affine(x.T, center, factor, shift, out.T, by_row=True)
+    else:
+        infinite = _affine_by_blocks(x, (center, factor, shift), out)
+    if infinite and out is not x:
+        refuse_infinity(x)
+    if clip is not None:
+        np.clip(out, *clip, out=out)
     return out
+
+
+def _affine_by_blocks(x: Array, coefficients: tuple[Array, Array, Array], out: Array) -> bool:
+    """Copy blocks of rows to where the C library can read them: to one memory, made first."""
+    blocks = list(row_blocks(x))
+    room = np.empty(x[blocks[0]].shape if blocks else (0, x.shape[1]), x.dtype)
+    infinite, (center, factor, shift) = False, coefficients
+    for rows in blocks:
+        block = room[: len(x[rows])]
+        np.copyto(block, x[rows])
+        infinite |= _core.affine(block, center, factor, shift, block)
+        np.copyto(out[rows], block)
+    return infinite
 
 
 def _output_of(x: Array, given: Any, copy: bool) -> Array:

@@ -1,0 +1,285 @@
+/* What leaves the range in which the kernels' arithmetic keeps its digits (fn_range): squares of
+ * floats beyond 1e19 or below 1e-23, coefficients that are no floats.  Here it is computed in
+ * double, element by element: slowly, and right.  Ordinary domains never come here.
+ *
+ * Dead channels are ordinary too: what is constant, or 0, is found out by a glance. */
+#include "run.h"
+
+#include <math.h>
+
+#define COLUMNS 16 /* columns that are walked together */
+#define PIECE 128  /* elements in double at a time */
+
+/* All forms are one here: in each segment a group of cols planes is a run of s * cols elements,
+ * of which element i belongs to plane i % cols of the group, and to row i / cols. */
+static int64_t run_at(const fn_plan *pl, int64_t group, int64_t g) {
+    return g * pl->seg_stride + group * pl->cols * pl->s;
+}
+
+/* w elements of each of `rows` rows of `array`, from element i on, in double */
+static void load(const fn_job *job, const char *array, int64_t i, int64_t rows, int64_t w,
+                 double *to) {
+    static const double zero[COLUMNS] = {0};
+    const fn_plan *pl = &job->plan;
+    pl->k->widen(array + i * (int64_t)pl->esize, rows, pl->cols, w, zero, NULL, to);
+}
+
+/* What walks over planes: `at` is called for pieces of columns [p, p + w) of a group, w <= COLUMNS.
+ * Element k of a piece belongs to column k % w, and to row `row` + k / w. */
+typedef struct {
+    const fn_job *job;
+    int64_t p, w;
+    void *state;
+} walk;
+typedef void (*visit)(const walk *at, int64_t row, int64_t n, const double *x, const double *dy,
+                      double *out);
+
+static void visit_rows(walk at, int64_t g, int64_t r, int64_t r1, visit function) {
+    const fn_plan *pl = &at.job->plan;
+    double x[PIECE], dy[PIECE], out[PIECE];
+    for (int64_t rows; r < r1; r += rows) {
+        const int64_t i = run_at(pl, at.p / pl->cols, g) + r * pl->cols + at.p % pl->cols;
+        rows = fn_min(PIECE / at.w, r1 - r);
+        load(at.job, at.job->x, i, rows, at.w, x);
+        if (at.job->dy)
+            load(at.job, at.job->dy, i, rows, at.w, dy);
+        function(&at, r, rows * at.w, x, dy, out);
+        for (int64_t k = 0; k < rows && at.job->out; k++)
+            pl->k->narrow(out + k * at.w, at.w,
+                          at.job->out + (i + k * pl->cols) * (int64_t)pl->esize);
+    }
+}
+
+/* ---- a glance at planes --------------------------------------------------------------------*/
+
+/* the least and the largest element, NaN passed over, of planes [p, p1) of a group */
+typedef struct {
+    int64_t p, p1;
+    double low[COLUMNS], high[COLUMNS];
+} glance;
+
+static void look(glance *at, const fn_job *job, const char *array, int64_t p, int64_t p1) {
+    const fn_plan *pl = &job->plan;
+    if (at->p <= p && p < at->p1)
+        return;
+    const int64_t w = fn_min(fn_min(COLUMNS, p1 - p), pl->cols - p % pl->cols);
+    at->p = p;
+    at->p1 = p + w;
+    for (int64_t c = 0; c < w; c++) {
+        at->low[c] = INFINITY;
+        at->high[c] = -INFINITY;
+    }
+    for (int64_t g = 0; g < pl->nseg; g++) {
+        const int64_t i = run_at(pl, p / pl->cols, g) + p % pl->cols;
+        double low[COLUMNS], high[COLUMNS];
+        pl->k->col_extremes(array + i * (int64_t)pl->esize, pl->s, pl->cols, w, 0, job->scratch,
+                            low, high);
+        for (int64_t c = 0; c < w; c++) {
+            at->low[c] = low[c] < at->low[c] ? low[c] : at->low[c];
+            at->high[c] = high[c] > at->high[c] ? high[c] : at->high[c];
+        }
+    }
+}
+
+/* whether plane p is constant: its elements are *value */
+static int is_constant(glance *at, const fn_job *job, const char *array, int64_t p, int64_t p1,
+                       double *value) {
+    look(at, job, array, p, p1);
+    *value = at->low[p - at->p];
+    return at->low[p - at->p] == at->high[p - at->p];
+}
+
+/* ---- moments -------------------------------------------------------------------------------*/
+
+/* whether the elements of domain d are all the same: its planes end before p1 */
+static int same_elements(glance *at, const fn_job *job, int64_t d, int64_t p1) {
+    const fn_plan *pl = &job->plan;
+    const int64_t first = fn_first_plane(pl, d);
+    double value, other;
+    int same = is_constant(at, job, job->x, first, p1, &value);
+    for (int64_t p = first + 1; p < first + pl->per_domain && same; p++)
+        same = is_constant(at, job, job->x, p, p1, &other) && other == value;
+    return same && (value == 0 || !fn_uncentered(pl));
+}
+
+void fn_careful_moments(fn_job *job, int64_t d, int64_t d1) {
+    const int64_t p1 = fn_first_plane(&job->plan, d1);
+    glance x = {.p = 0, .p1 = 0};
+    for (; d < d1; d++) {
+        double mean, m2;
+        int exponent;
+        if (!fn_out_of_range(&job->cf, d) || (job->cf.std[d] == 0 && same_elements(&x, job, d, p1)))
+            continue;
+        fn_exact_moments(job, d, &mean, &m2, &exponent);
+        fn_put_moments(&job->cf, d, mean, m2, exponent);
+    }
+}
+
+/* ---- gradient sums -------------------------------------------------------------------------*/
+
+typedef struct {
+    double center, dy, dy_xc;
+    const void *weight; /* of the rows, or NULL */
+} grad_sums;
+
+static void visit_sums(const walk *at, int64_t row, int64_t n, const double *x, const double *dy,
+                       double *out) {
+    grad_sums *s = at->state;
+    (void)out;
+    for (int64_t k = 0; k < n; k++) { /* of one column */
+        const double g = dy[k] * (s->weight ? fn_get(&at->job->plan, s->weight, row + k) : 1);
+        s->dy += g;
+        s->dy_xc += g * (x[k] - s->center);
+    }
+}
+
+static void sum_again(const fn_job *job, int64_t p) {
+    const fn_plan *pl = &job->plan;
+    fn_job sums_only = *job;
+    sums_only.out = NULL;
+    grad_sums s = {.center = fn_get(pl, job->cf.center, p),
+                   .weight = pl->elem ? job->weight : NULL};
+    for (int64_t g = 0; g < pl->nseg; g++)
+        visit_rows((walk){&sums_only, p, 1, &s}, g, 0, pl->s, visit_sums);
+    job->cf.sum_dy[p] = s.dy;
+    job->cf.sum_dy_xc[p] = s.dy_xc;
+}
+
+/* Whether products may have overflowed, or lost digits to underflow: small sums may also be those
+ * of a gradient that is 0. */
+static int is_doubtful(const fn_job *job, int64_t p, double std) {
+    const fn_plan *pl = &job->plan;
+    const double high = fn_range_of(pl->asize).high, m = (double)(pl->s * pl->nseg);
+    const double dy = fabs(job->cf.sum_dy[p]), dy_xc = fabs(job->cf.sum_dy_xc[p]);
+    if (pl->asize == 8 || pl->p.dtype == FN_F16) /* doubles are all there is; halves are small */
+        return 0;
+    return !(dy <= high && dy_xc <= high) || (dy_xc < m * 0x1p-118 && dy * std < m * 0x1p-100);
+}
+
+/* whether dy * weight is constant over domain d, whose planes end before p1 */
+static int same_gradient(glance *at, const fn_job *job, int64_t d, int64_t p1) {
+    const fn_plan *pl = &job->plan;
+    const void *weight = job->weight;
+    const int64_t first = fn_first_plane(pl, d);
+    double value = 0;
+    for (int64_t i = 1; i < pl->s && pl->elem && weight; i++)
+        if (fn_get(pl, weight, i) != fn_get(pl, weight, 0))
+            return 0;
+    for (int64_t p = first; p < first + pl->per_domain; p++) {
+        double dy;
+        if (!is_constant(at, job, job->dy, p, p1, &dy))
+            return 0;
+        if (weight && !pl->elem)
+            dy *= fn_get(pl, weight, p % pl->c);
+        if (p > first && dy != value)
+            return 0;
+        value = dy;
+    }
+    return isfinite(value);
+}
+
+void fn_careful_grads(fn_job *job, int64_t d, int64_t d1) {
+    const fn_plan *pl = &job->plan;
+    const fn_coefs *cf = &job->cf;
+    const int64_t p1 = fn_first_plane(pl, d1);
+    glance dy = {.p = 0, .p1 = 0};
+    for (; d < d1; d++) {
+        const int64_t first = fn_first_plane(pl, d), end = first + pl->per_domain;
+        for (int64_t p = first; p < end; p++) {
+            double value;
+            if (!is_doubtful(job, p, cf->std[d]))
+                continue;
+            if (cf->sum_dy[p] == 0 && is_constant(&dy, job, job->dy, p, p1, &value) && value == 0)
+                continue;
+            sum_again(job, p);
+            if (pl->elem)
+                cf->marks[p] |= FN_CAREFUL;
+        }
+        if (cf->std[d] == 0 && fn_is_centered(pl) && same_gradient(&dy, job, d, p1))
+            for (int64_t p = first; p < end; p++)
+                cf->marks[p] |= FN_FLAT;
+    }
+}
+
+/* ---- y and dx ------------------------------------------------------------------------------*/
+
+/* what a piece is computed with: the coefficients of its columns */
+typedef struct {
+    int careful[COLUMNS];
+    fn_careful in_double[COLUMNS];
+    double center[COLUMNS], scale[COLUMNS], shift[COLUMNS], a[COLUMNS], b[COLUMNS], e[COLUMNS];
+    double *dweight, *dbias;
+} coefficients;
+
+/* The kernels' arithmetic, in type A, with the kernels' order of operations. */
+#define ORDINARY(A)                                                                                \
+    const A xc = (A)x[k] - (A)c->center[j];                                                        \
+    const A xhat = xc * (A)c->scale[j] + (A)c->shift[j];                                           \
+    if (at->job->dy && params)                                                                     \
+        out[k] = ((A)dy[k] * (A)weight) * (A)c->scale[j] + (xc * (A)c->b[j] + (A)c->e[j]);         \
+    else if (at->job->dy)                                                                          \
+        out[k] = (A)dy[k] * (A)c->a[j] + (xc * (A)c->b[j] + (A)c->e[j]);                           \
+    else if (!params)                                                                              \
+        out[k] = xhat;                                                                             \
+    else if (at->job->bias || pl->col)                                                             \
+        out[k] = xhat * (A)weight + (A)bias;                                                       \
+    else                                                                                           \
+        out[k] = xhat * (A)weight;                                                                 \
+    normalized = xhat
+
+static void visit_apply(const walk *at, int64_t row, int64_t n, const double *x, const double *dy,
+                        double *out) {
+    const fn_plan *pl = &at->job->plan;
+    const coefficients *c = at->state;
+    const int params = pl->elem && (at->job->weight || at->job->bias || c->dweight);
+    for (int64_t k = 0; k < n; k++) {
+        const int64_t j = k % at->w, r = row + k / at->w;
+        const double weight = params && at->job->weight ? fn_get(pl, at->job->weight, r) : 1;
+        const double bias = params && at->job->bias ? fn_get(pl, at->job->bias, r) : 0;
+        double normalized;
+        if (c->careful[j]) {
+            const fn_careful *w = &c->in_double[j];
+            const double xhat = (x[k] - w->mean) / w->sigma;
+            normalized = xhat;
+            out[k] = at->job->dy ? dy[k] * weight * w->scale / w->sigma + (xhat * w->b + w->e)
+                                 : (xhat * w->scale + w->shift) * weight + bias;
+        } else if (pl->asize == 4) {
+            ORDINARY(float);
+        } else {
+            ORDINARY(double);
+        }
+        if (c->dweight) {
+            c->dweight[r] += dy[k] * normalized;
+            c->dbias[r] += dy[k];
+        }
+    }
+}
+
+static void take_coefficients(const fn_job *job, int64_t p, int64_t w, coefficients *c) {
+    const fn_plan *pl = &job->plan;
+    const fn_coefs *cf = &job->cf;
+    const void *from[] = {cf->center, cf->scale, cf->shift, cf->a, cf->b, cf->e};
+    double *to[] = {c->center, c->scale, c->shift, c->a, c->b, c->e};
+    for (int64_t j = 0; j < w; j++) {
+        for (int i = 0; i < (job->dy ? 6 : 3); i++)
+            if (i == 0 || i > 2 || !job->dy || pl->elem) /* else there is no scale and shift */
+                to[i][j] = fn_get(pl, from[i], p + j);
+        c->careful[j] = cf->marks[p + j] & FN_CAREFUL;
+        if (c->careful[j])
+            c->in_double[j] =
+                job->dy ? fn_careful_backward(cf, p + j) : fn_careful_forward(cf, p + j);
+    }
+}
+
+void fn_careful_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, int64_t from,
+                     int64_t to, double *dweight, double *dbias) {
+    const int64_t cols = job->plan.cols;
+    coefficients c = {
+        .careful = {0}, .scale = {0}, .shift = {0}, .dweight = dweight, .dbias = dbias};
+    for (int64_t w; p < p1; p += w) {
+        w = fn_min(fn_min(COLUMNS, p1 - p), cols - p % cols);
+        take_coefficients(job, p, w, &c);
+        for (int64_t seg = g; seg < g1; seg++)
+            visit_rows((walk){job, p, w, &c}, seg, from / cols, to / cols, visit_apply);
+    }
+}

@@ -1,0 +1,62 @@
+/* What coefficients.c and switchable.c share. */
+#ifndef FN_COEFS_H
+#define FN_COEFS_H
+
+#include "internal.h"
+
+#include <math.h>
+
+/* At most BLOCK planes of neighbouring channels that are taken together: planes [plane, plane + n)
+ * with channels from c on, which are domains [d, d + domains), or a part of a single one. */
+#define BLOCK 64
+typedef struct {
+    int64_t plane, c, n, d, domains;
+} piece;
+
+/* the piece that begins with plane i of domain d, of domains up to d1 */
+piece fn_piece_at(const fn_plan *plan, int64_t d, int64_t d1, int64_t i);
+
+/* the channels of a blocked layout that fill up the last block, and have no parameters */
+static inline int fn_is_padding(const fn_coefs *cf, int64_t channel) {
+    return channel >= cf->plan->p.c;
+}
+/* weight or bias of channels [c, c + n), for padding only not beyond the array; `none` where there
+ * is no such parameter, or it belongs to the elements and not to the channels */
+void fn_params_of(const fn_coefs *cf, const void *param, double none, int64_t c, int64_t n,
+                  double *v);
+
+/* y = ((x - mean) * scale + shift) * weight + bias of the planes of a piece, to center, scale and
+ * shift */
+void fn_put_planes(fn_coefs *cf, piece at, const double *mean, const double *scale,
+                   const double *shift);
+
+/* sqrt(std^2 + eps), where std^2 may be no double.  A running variance below 0, as others' rounding
+ * may leave it, has a std below 0. */
+static inline double fn_sigma(double std, double eps) {
+    const double var = std * fabs(std) + eps;
+    if ((0x1p-960 < var && var < 0x1p960) || !(std >= 0))
+        return sqrt(var);
+    const double root = sqrt(eps), most = std > root ? std : root, least = std > root ? root : std;
+    return most == 0 ? 0 : most * sqrt(1 + (least / most) * (least / most));
+}
+
+/* whether the coefficients of dx of a plane leave the range of the kernels: 1 / sigma, a of this
+ * weight, b, e */
+int fn_leaves_range(const fn_plan *plan, double scale, double a, double weight, double b, double e);
+
+/* A power of two by which numbers up to `most` can be divided, so that their squares can be
+ * summed. */
+static inline double fn_power_below(double most) {
+    int exponent;
+    if ((0x1p-480 < most && most < 0x1p480) || !(most > 0) || most == INFINITY)
+        return 1;
+    frexp(most, &exponent);
+    return ldexp(1, exponent - 1);
+}
+
+/* switchable norm, where the others go through coefficients.c: all planes are domains */
+void fn_switchable_coefficients(fn_coefs *cf, int64_t p0, int64_t p1);
+void fn_switchable_grad_coefficients(fn_coefs *cf, int64_t p0, int64_t p1);
+fn_careful fn_switchable_careful(const fn_coefs *cf, int64_t plane, int back);
+
+#endif

@@ -1,0 +1,355 @@
+/* Moments of features, exact to the last digits of a double whatever the dtype, the size and the
+ * order of the array: for statistics that are kept, merged and compared (scalers, tables larger
+ * than memory, several processes), and for domains that kernels cannot be trusted with.
+ *
+ * x is taken as matrices whose columns are features.  A tile of a few thousand elements is
+ * converted to double, less the feature's first value (its `origin`), into scratch that lies in the
+ * cache; the float64 kernels measure it; and its moments are merged into those of the tiles before,
+ * whose sums carry a second double with what rounding took from the first.  So neither a mean of
+ * 1e6 standard deviations nor a million merges cost digits. */
+#include "run.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#define TILE 4096         /* doubles of a tile: 32 KiB */
+#define STRIP 256         /* columns of a tile at most, so that it has rows enough */
+#define FLAT 64           /* narrow rows that follow one another are converted as longer ones */
+#define CHUNK_ELEMS 65536 /* of a task, or more where there would be too many chunks */
+#define MOST_CHUNKS 64
+#define CHUNK_TABLE (4 << 20) /* bytes for the moments of all chunks, or one chunk */
+
+/* Group `g` of cols features: in each of nseg segments a run of rows * cols elements, from
+ * segment * seg_stride + g * rows * cols on. */
+typedef struct {
+    const char *x;
+    const fn_kernels *k, *k64;
+    int64_t esize, groups, nseg, seg_stride, rows, cols;
+    int skip_nan;
+    const double *weight; /* of each row, or NULL */
+} view;
+
+/* of neighbouring features: arrays of their fields */
+typedef struct {
+    double *count, *mean, *mean_low, *m2, *m2_low; /* means are relative to the origin */
+} sums;
+enum { FIELDS = 5 };
+static sums sums_at(double *fields, int64_t stride, int64_t i) {
+    double *f = fields + i;
+    return (sums){f, f + stride, f + 2 * stride, f + 3 * stride, f + 4 * stride};
+}
+
+/* a + b, and what rounding took from it */
+static inline double two_sum(double a, double b, double *low) {
+    const double s = a + b, t = s - a;
+    *low = (a - (s - t)) + (b - t);
+    return s;
+}
+
+/* Chan, Golub & LeVeque (1979), with sums of two doubles: the moments (n, mean + mean_low,
+ * m2 + m2_low) of feature i join `to`. */
+static inline void join(sums to, int64_t i, double n, double mean, double mean_low, double m2,
+                        double m2_low) {
+    const double total = to.count[i] + n, part = total > 0 ? n / total : 0;
+    const double delta = (mean - to.mean[i]) + (mean_low - to.mean_low[i]);
+    double low, low2;
+    to.mean[i] = two_sum(to.mean[i], to.mean_low[i] + delta * part, &low);
+    to.mean_low[i] = low;
+    to.m2[i] = two_sum(to.m2[i], m2, &low);
+    to.m2[i] = two_sum(to.m2[i], delta * delta * (to.count[i] * part), &low2);
+    to.m2_low[i] += m2_low + (low + low2);
+    to.count[i] = total;
+}
+
+/* The moments of a tile whose rows have weights, or where NaN does not count: twice through it. */
+static void count_tile(const double *tile, int64_t rows, int64_t w, const double *weight,
+                       double *count, double *mean, double *m2) {
+    double sum[STRIP] = {0}, left[STRIP] = {0};
+    for (int64_t c = 0; c < w; c++)
+        count[c] = m2[c] = 0;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < w; c++) {
+            const double v = tile[r * w + c], one = v == v ? (weight ? weight[r] : 1) : 0;
+            count[c] += one;
+            sum[c] += v == v ? one * v : 0;
+        }
+    for (int64_t c = 0; c < w; c++)
+        mean[c] = count[c] > 0 ? sum[c] / count[c] : 0;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < w; c++) {
+            const double v = tile[r * w + c], one = v == v ? (weight ? weight[r] : 1) : 0;
+            const double d = v == v ? v - mean[c] : 0;
+            left[c] += one * d;
+            m2[c] += one * d * d;
+        }
+    for (int64_t c = 0; c < w; c++) {
+        const double rest = count[c] > 0 ? left[c] / count[c] : 0;
+        mean[c] += rest; /* what rounding took from it */
+        m2[c] -= rest * left[c];
+    }
+}
+
+/* What a task has in its scratch. */
+typedef struct {
+    double *tile;
+    int64_t elems;                      /* of the tile */
+    double *origin, *count, *mean, *m2; /* origin: repeated as often as FLAT needs */
+    void *kernels;
+} room;
+static room room_of(char *scratch) {
+    double *d = (double *)scratch;
+    return (room){d,
+                  TILE,
+                  d + TILE,
+                  d + TILE + STRIP,
+                  d + TILE + 2 * STRIP,
+                  d + TILE + 3 * STRIP,
+                  d + TILE + 4 * STRIP};
+}
+static int64_t room_bytes(void) {
+    return (TILE + 4 * STRIP) * (int64_t)sizeof(double) +
+           (int64_t)fn_scratch_bytes(sizeof(double), sizeof(double), STRIP);
+}
+
+/* n rows of w columns from row i of a segment on to the tile */
+static void convert(const view *v, const char *x, int64_t n, int64_t w, const double *origin,
+                    const double *unit, double *to) {
+    const int64_t fold = w == v->cols && !unit ? fn_max(1, FLAT / w) : 1, whole = n / fold;
+    v->k->widen(x, whole, fold * v->cols, fold * w, origin, unit, to);
+    v->k->widen(x + whole * fold * v->cols * v->esize, n % fold, v->cols, w, origin, unit,
+                to + whole * fold * w);
+}
+
+/* Rows [i, end) of columns [c, c + w) of a group join `to`.  w is STRIP at most. */
+static void measure_rows(const view *v, int64_t group, int64_t c, int64_t w, int64_t i, int64_t end,
+                         const double *origin, const double *unit, room at, sums to) {
+    const int64_t most = at.elems / w;
+    for (int64_t j = 0; j < fn_max(w, FLAT); j++)
+        at.origin[j] = origin[j % w];
+    while (i < end) {
+        const int64_t first = i;
+        for (int64_t n, full = 0; full < most && i < end; full += n, i += n) {
+            const int64_t seg = i / v->rows, r = i % v->rows;
+            n = fn_min(fn_min(most - full, v->rows - r), end - i);
+            const int64_t from = seg * v->seg_stride + (group * v->rows + r) * v->cols + c;
+            convert(v, v->x + from * v->esize, n, w, at.origin, unit, at.tile + full * w);
+        }
+        const int64_t rows = i - first;
+        if (!v->weight && w == 1)
+            v->k64->row_moments(at.tile, 1, (fn_run){1, 0, rows, 0}, at.mean, at.m2);
+        else if (!v->weight)
+            v->k64->col_moments(at.tile, rows, w, w, 0, at.kernels, at.mean, at.m2);
+        int counts = v->weight != NULL;
+        for (int64_t j = 0; j < w && !counts; j++)
+            counts |= v->skip_nan && !isfinite(at.m2[j]);
+        if (counts)
+            count_tile(at.tile, rows, w, v->weight ? v->weight + first : NULL, at.count, at.mean,
+                       at.m2);
+        for (int64_t j = 0; j < w; j++)
+            join(to, j, counts ? at.count[j] : (double)rows, at.mean[j], 0, at.m2[j], 0);
+    }
+}
+
+static void clear(double *fields, int64_t stride, int64_t i, int64_t n) {
+    for (int f = 0; f < FIELDS; f++)
+        memset(fields + f * stride + i, 0, (size_t)n * sizeof *fields);
+}
+
+/* ---- one feature, with a unit -------------------------------------------------------------*/
+
+/* element i of a feature, in double */
+static double element(const view *v, int64_t group, int64_t c, int64_t i) {
+    static const double zero = 0;
+    const int64_t seg = i / v->rows, r = i % v->rows;
+    double value;
+    v->k->widen(v->x + (seg * v->seg_stride + (group * v->rows + r) * v->cols + c) * v->esize, 1, 1,
+                1, &zero, NULL, &value);
+    return value;
+}
+
+/* the first value that is no NaN, where that is finite; else 0 */
+static double first_value(const view *v, int64_t group, int64_t c) {
+    double value = 0;
+    for (int64_t i = 0; i < v->nseg * v->rows; i++) {
+        value = element(v, group, c, i);
+        if (value == value)
+            break;
+    }
+    return isfinite(value) ? value : 0;
+}
+
+/* The squares of float64 beyond 1e154 and below 1e-162 are no doubles.  Such a feature is measured
+ * in units of 2^exponent, the size of its largest deviation: the exponent, and 0 where it has
+ * none. */
+static int unit_exponent(const view *v, int64_t group, int64_t c, double origin) {
+    double most = 0;
+    int exponent = 0;
+    for (int64_t i = 0; i < v->nseg * v->rows; i++) {
+        const double far = fabs(element(v, group, c, i) / 2 - origin / 2);
+        most = far > most ? far : most;
+    }
+    if (most > 0 && most <= 0x1p1023)
+        frexp(most, &exponent);
+    return exponent < -1000 ? -1000 : exponent;
+}
+
+static int is_extreme(double count, double m2, double origin) {
+    const fn_range range = fn_range_of(sizeof(double));
+    if (m2 == 0)
+        return count > 0 && fabs(origin) < range.zero;
+    return !(m2 >= count * range.std_low * range.std_low &&
+             m2 <= count * range.std_high * range.std_high);
+}
+
+/* (count, mean, mean_low, m2, m2_low) of a feature, in units of 2^exponent; on the stack, so that
+ * it can be called where there is no other memory */
+#define SMALL_TILE 512
+static void measure_feature(const view *v, int64_t group, int64_t c, double origin, int exponent,
+                            double *feature) {
+    const double unit = ldexp(1, -exponent), scaled = origin * unit;
+    double tile[SMALL_TILE], origins[FLAT], count, mean, m2;
+    const room at = {tile, SMALL_TILE, origins, &count, &mean, &m2, NULL};
+    clear(feature, 1, 0, 1);
+    measure_rows(v, group, c, 1, 0, v->nseg * v->rows, &scaled, exponent ? &unit : NULL, at,
+                 sums_at(feature, 1, 0));
+}
+
+/* ---- all features --------------------------------------------------------------------------*/
+
+typedef struct {
+    fn_job job; /* for its threads and scratch */
+    view v;
+    int64_t strips, chunks, chunk_rows, each; /* each: groups of a task, where they are small */
+    double *origins, *tables;                 /* of all features; FIELDS of them for each chunk */
+} measure_job;
+
+static int64_t features(const measure_job *m) { return m->v.groups * m->v.cols; }
+
+static void task_origins(fn_job *job, int64_t i) {
+    const measure_job *m = (const measure_job *)job->extra;
+    for (int64_t g = i * m->each; g < fn_min((i + 1) * m->each, m->v.groups); g++)
+        for (int64_t c = 0; c < m->v.cols; c++)
+            m->origins[g * m->v.cols + c] = first_value(&m->v, g, c);
+}
+
+static void task_measure(fn_job *job, int64_t i) {
+    const measure_job *m = (const measure_job *)job->extra;
+    const view *v = &m->v;
+    const int64_t k = i % m->chunks, strip = i / m->chunks % m->strips;
+    const int64_t first = i / m->chunks / m->strips * m->each, F = features(m);
+    const int64_t c = strip * STRIP, w = fn_min(STRIP, v->cols - c), rows = v->nseg * v->rows;
+    const int64_t r = k * m->chunk_rows, end = fn_min(r + m->chunk_rows, rows);
+    double *table = m->tables + k * FIELDS * F;
+    for (int64_t g = first; g < fn_min(first + m->each, v->groups); g++) {
+        const int64_t at = g * v->cols + c;
+        clear(table, F, at, w);
+        measure_rows(v, g, c, w, r, end, m->origins + at, NULL, room_of(job->scratch),
+                     sums_at(table, F, at));
+    }
+}
+
+/* the chunks, in order, to the first; and what is extreme again */
+static void finish(measure_job *m, double *statistics) {
+    const view *v = &m->v;
+    const int64_t F = features(m);
+    for (int64_t k = 1; k < m->chunks; k++) {
+        const sums from = sums_at(m->tables + k * FIELDS * F, F, 0), to = sums_at(m->tables, F, 0);
+        for (int64_t i = 0; i < F; i++)
+            join(to, i, from.count[i], from.mean[i], from.mean_low[i], from.m2[i], from.m2_low[i]);
+    }
+    for (int64_t i = 0; i < F; i++) {
+        const sums s = sums_at(m->tables, F, i);
+        double one[FIELDS] = {*s.count, *s.mean, *s.mean_low, *s.m2, *s.m2_low};
+        int exponent = 0;
+        if (v->esize == sizeof(double) && is_extreme(one[0], one[3], m->origins[i]))
+            exponent = unit_exponent(v, i / v->cols, i % v->cols, m->origins[i]);
+        if (exponent)
+            measure_feature(v, i / v->cols, i % v->cols, m->origins[i], exponent, one);
+        double low;
+        statistics[i] = one[0];
+        statistics[F + i] = two_sum(m->origins[i], ldexp(one[1], exponent), &low);
+        statistics[2 * F + i] = low + ldexp(one[2], exponent);
+        statistics[3 * F + i] = one[3] + one[4];
+        statistics[4 * F + i] = exponent;
+    }
+}
+
+static view view_of(const fn_plan *pl, const char *x) {
+    /* a group is what lies side by side: a matrix, a block, a domain in row form */
+    const int64_t rows = pl->cols > 1 ? pl->s : pl->s * pl->per_domain;
+    const int64_t groups = pl->cols > 1 ? pl->planes / pl->cols : pl->domains;
+    return (view){.x = x,
+                  .k = pl->k,
+                  .k64 = fn_active_kernels(FN_F64),
+                  .esize = (int64_t)pl->esize,
+                  .groups = groups,
+                  .nseg = pl->nseg,
+                  .seg_stride = pl->seg_stride,
+                  .rows = rows,
+                  .cols = pl->cols};
+}
+
+static void cut(measure_job *m) {
+    const view *v = &m->v;
+    const int64_t rows = v->nseg * v->rows, F = features(m);
+    const int64_t most = fn_max(1, fn_min(MOST_CHUNKS, CHUNK_TABLE / (FIELDS * 8 * F)));
+    m->strips = fn_ceil_div(v->cols, STRIP);
+    m->chunk_rows =
+        fn_max(fn_max(1, CHUNK_ELEMS / fn_min(v->cols, STRIP)), fn_ceil_div(rows, most));
+    m->chunks = fn_ceil_div(rows, m->chunk_rows);
+    m->each = fn_max(1, CHUNK_ELEMS / (rows * v->cols));
+}
+
+fn_status fn_measure_features(const fn_plan *pl, const void *x, int threads, int skip_nan,
+                              const double *weight, double *statistics) {
+    measure_job m = {.v = view_of(pl, x)};
+    m.v.skip_nan = skip_nan;
+    m.v.weight = weight;
+    m.job.extra = &m;
+    m.job.threads = threads;
+    m.job.scratch_bytes = room_bytes();
+    cut(&m);
+    const int64_t F = features(&m), team = fn_team_bytes(&m.job);
+    char *w = fn_allocate(team + (1 + m.chunks * FIELDS) * F * (int64_t)sizeof(double));
+    if (!w)
+        return FN_NO_MEMORY;
+    char *at = fn_line(w);
+    fn_place_team(&m.job, at);
+    m.origins = (double *)(at + team);
+    m.tables = m.origins + F;
+    const int64_t tasks = fn_ceil_div(m.v.groups, m.each);
+    fn_parallel(&m.job, tasks, task_origins, 0);
+    fn_parallel(&m.job, tasks * m.strips * m.chunks, task_measure, 0);
+    finish(&m, statistics);
+    free(w);
+    return FN_OK;
+}
+
+void fn_exact_moments(const fn_job *job, int64_t d, double *mean, double *m2, int *exponent) {
+    const fn_plan *pl = &job->plan;
+    const view v = view_of(pl, job->x);
+    const int64_t columns = pl->cols > 1 ? pl->per_domain : 1;
+    const int64_t first = pl->cols > 1 ? fn_first_plane(pl, d) : d;
+    const double origin = first_value(&v, first / pl->cols, first % pl->cols);
+    double total[FIELDS] = {0}, one[FIELDS];
+    const sums all = sums_at(total, 1, 0);
+    *exponent = 0;
+    /* first as if the domain had no exponent; a domain that leaves the range all columns again */
+    for (int pass = 0; pass < 2; pass++) {
+        clear(total, 1, 0, 1);
+        for (int64_t c = first; c < first + columns; c++) {
+            measure_feature(&v, c / pl->cols, c % pl->cols, origin, *exponent, one);
+            join(all, 0, one[0], one[1], one[2], one[3], one[4]);
+        }
+        if (pass || pl->esize < sizeof(double) || !is_extreme(total[0], total[3], origin))
+            break;
+        for (int64_t c = first; c < first + columns; c++) {
+            const int e = unit_exponent(&v, c / pl->cols, c % pl->cols, origin);
+            *exponent = e > *exponent || c == first ? e : *exponent;
+        }
+        if (*exponent == 0)
+            break;
+    }
+    *mean = origin + ldexp(total[1], *exponent);
+    *m2 = total[3] + total[4];
+}
