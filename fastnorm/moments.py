@@ -158,7 +158,8 @@ class Moments:
 
     @property
     def _exponent(self) -> Array:
-        return np.asarray(self.exponent, np.int64)
+        exponent: Array = np.asarray(self.exponent).astype(np.int64)
+        return exponent
 
     def _m2_in(self, unit: Any) -> tuple[Array, Any]:
         steps = 2 * (self._exponent - unit)
