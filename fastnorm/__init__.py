@@ -20,7 +20,7 @@ from ._core import (
 from ._types import DerivedContext, Gradients, SwitchableGradients, WeightGradients
 from .blocked import from_blocked, to_blocked
 from .cosine import CosineNorm, cosine_norm
-from .deploy import Folded, fold_batch_norm
+from .deploy import Folded, FoldedBefore, fold_batch_norm, fold_batch_norm_before
 from .functional import (
     backward,
     batch_norm,
@@ -56,6 +56,7 @@ __all__ = [
     "CosineNorm",
     "DerivedContext",
     "Folded",
+    "FoldedBefore",
     "Gradients",
     "GroupNorm",
     "InstanceNorm",
@@ -79,6 +80,7 @@ __all__ = [
     "batch_renorm_r_max",
     "cosine_norm",
     "fold_batch_norm",
+    "fold_batch_norm_before",
     "from_blocked",
     "get_isa",
     "get_num_threads",

@@ -9,7 +9,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from . import _check as check
 from . import functional as F
+from ._check import count as count  # of other modules' arguments too
+from ._state import loadable, named
 from ._types import AnyContext, Array
 
 
@@ -30,9 +33,7 @@ class Layer:
     """
 
     def __init__(self, dtype: DTypeLike) -> None:
-        self.dtype = np.dtype(dtype)
-        if self.dtype not in (np.float32, np.float64):
-            raise TypeError(f"dtype: expected float32 or float64, got {self.dtype}")
+        self.dtype = check.float_dtype(dtype)
         self.params: dict[str, Array] = {}
         self.grads: dict[str, Array] = {}
         self.buffers: dict[str, Array] = {}
@@ -41,7 +42,7 @@ class Layer:
 
     def train(self, mode: bool = True) -> Self:
         """Use batch statistics, and update the running ones; ``mode=False`` is `eval`."""
-        self.training = bool(mode)
+        self.training = check.flag(mode, "mode")
         return self
 
     def eval(self) -> Self:
@@ -50,40 +51,50 @@ class Layer:
 
     def state_dict(self) -> dict[str, Array]:
         """Return copies of the parameters and buffers, by torch's names."""
-        return {name: array.copy() for name, array in {**self.params, **self.buffers}.items()}
+        return {name: array.copy() for name, array in self._arrays().items()}
 
-    def load_state_dict(self, state: Mapping[str, ArrayLike], strict: bool = True) -> None:
+    def _arrays(self) -> dict[str, Array]:
+        return {**self.params, **self.buffers}
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Load parameters and buffers, in place.
 
         Parameters
         ----------
         state : mapping of str to array_like
-            As `state_dict` returns it, or torch's with NumPy arrays. Floats of another precision
-            are converted. ``num_batches_tracked`` may be missing, as in old checkpoints.
+            As `state_dict` returns it, or torch's, with its tensors or with arrays, or in the names
+            that Keras, flax, TensorFlow, ONNX, MXNet or Paddle have for the same (see the table in
+            the README). Floats of another precision are converted. ``num_batches_tracked`` may be
+            missing, as in old checkpoints.
         strict : bool
             Whether missing and unexpected names are an error.
 
         Raises
         ------
         ValueError
-            Missing or unexpected names, a wrong shape, a negative count of batches; nothing was
-            loaded.
+            Missing or unexpected names, two names of the same thing, a wrong shape, a value too
+            large for the layer's dtype, a negative count of batches; nothing was loaded.
         TypeError
-            A value that is no array of numbers; nothing was loaded.
+            A value that is no array of numbers, or a masked array; nothing was loaded.
         """
-        if not isinstance(state, Mapping):
-            raise TypeError(f"state: expected a mapping, got {type(state).__name__}")
-        own = {**self.params, **self.buffers}
-        missing = own.keys() - state.keys() - {"num_batches_tracked"}
-        unexpected = state.keys() - own.keys()
-        if strict and (missing or unexpected):
+        own = self._arrays()
+        given = named(state, "state")
+        missing = own.keys() - given.keys() - {"num_batches_tracked"}
+        unexpected = [name for key, (name, _) in given.items() if key not in own]
+        if check.flag(strict, "strict") and (missing or unexpected):
             raise ValueError(
                 f"state: expected {sorted(own)}, got {sorted(state, key=str)} "
                 f"(missing {sorted(missing)}, unexpected {sorted(unexpected, key=str)})"
             )
-        values = {k: loadable(k, state[k], own[k]) for k in own if k in state}
-        for name, value in values.items():
-            own[name][...] = value
+        found = {key: given[key] for key in own if key in given}
+        values = {k: loadable(f"state[{name!r}]", v, own[k]) for k, (name, v) in found.items()}
+        for key in values:
+            if not own[key].flags.writeable:
+                raise ValueError(
+                    f"{key}: expected a writeable array to load into, got a read-only one"
+                )
+        for key, value in values.items():
+            own[key][...] = value
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what copy and pickle take: all but the context, which belongs to one call."""
@@ -110,8 +121,30 @@ class Norm(Layer):
             self.params["bias"] = np.zeros(shape, self.dtype)
 
     def _check(self, x: ArrayLike) -> None:
+        """Raise where x is not what the layer is made for: the functions would blame its arrays."""
+        array = check.array(x, "x")
+        self._check_dtype(array.dtype)
+        self._check_sizes(array)
+
+    def _check_sizes(self, x: Array) -> None:
         """Raise where the sizes of x are not the layer's; without a weight nothing else would."""
         raise AssertionError("a layer checks its input")
+
+    def _check_dtype(self, dtype: np.dtype[Any]) -> None:
+        if _is_computed_in(dtype, self.dtype):
+            return
+        own = {a.dtype for name, a in self._arrays().items() if name != "num_batches_tracked"}
+        if own != {self.dtype}:  # a layer without any takes every float
+            return
+        single = self.dtype == np.float32
+        message = (
+            f"x: expected dtype {'float32, float16 or bfloat16' if single else 'float64'}, as the "
+            f"layer is of {self.dtype}, got {dtype}: convert x"
+        )
+        other = np.dtype(np.float64 if single else np.float32)
+        if _is_computed_in(dtype, other):
+            message += f", or make the layer with dtype=np.{other}"
+        raise TypeError(message)
 
     def _forward(self, x: ArrayLike) -> tuple[Array, AnyContext]:
         """Return what the functional form returns with `return_ctx`."""
@@ -155,38 +188,21 @@ class Norm(Layer):
         return grads.x
 
 
-def count(value: int, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
-    return int(value)
-
-
-def loadable(name: str, given: ArrayLike, target: Array) -> Array:
-    """`given` with the dtype of `target`, which it can be written to."""
-    value = np.asarray(given)
-    integer = target.dtype.kind == "i"
-    if value.dtype.kind not in ("iu" if integer else "f") and (
-        integer or value.dtype.name != "bfloat16"
-    ):
-        raise TypeError(f"state[{name!r}]: expected {target.dtype}, got {value.dtype}")
-    if value.shape != target.shape:
-        raise ValueError(f"state[{name!r}]: expected shape {target.shape}, got {value.shape}")
-    value = value.astype(target.dtype)
-    if name == "num_batches_tracked" and value < 0:
-        raise ValueError(f"state[{name!r}]: expected a count from 0 to 2**63 - 1, got {given!r}")
-    if not target.flags.writeable:
-        raise ValueError(f"{name}: expected a writeable array to load into, got a read-only one")
-    return value
+def _is_computed_in(x: np.dtype[Any], own: np.dtype[Any]) -> bool:
+    """Whether an x of one dtype goes with parameters of the other, float32 or float64."""
+    if x.itemsize == 2:
+        return own == np.float32 and check.is_float(x)
+    return x.newbyteorder("=") == own
 
 
 def check_channels(x: ArrayLike, channels: int, layout: str) -> None:
-    shape = np.shape(x)
-    axis = -1 if layout == "channels_last" or str(layout).endswith("C") else 1
-    if str(layout).endswith("c"):  # blocks: the function compares them with the parameters
-        return
-    if len(shape) >= 2 and shape[axis] != channels:
+    """Raise where x has not these channels in this layout, which a layer has checked."""
+    shape = check.array(x, "x").shape
+    rank, axis, block = check.LAYOUTS.get(layout, (0, 1, 1))
+    if rank and len(shape) != rank:
+        raise ValueError(f"x: expected {rank} dimensions in {layout}, got shape {shape}")
+    blocks = -(-channels // block)
+    if len(shape) >= 2 and (shape[axis] != blocks or block not in (1, shape[-1])):
         raise ValueError(f"x: expected {channels} channels in {layout}, got shape {shape}")
 
 
@@ -194,21 +210,24 @@ class ChannelNorm(Norm):
     """A layer over `num_features` channels, in a layout, that may track running statistics."""
 
     def __init__(
-        self, num_features: int, eps: float, momentum: float | None, affine: bool, track: bool,
-        ddof: int, layout: str, dtype: DTypeLike,
+        self, num_features: int, eps: float, momentum: float | None, affine: bool, bias: bool,
+        track: bool, ddof: int, layout: str, dtype: DTypeLike,
     ) -> None:  # fmt: skip
         super().__init__(dtype)
         self.num_features = count(num_features, "num_features")
-        self.eps, self.momentum, self.ddof, self.layout = eps, momentum, ddof, layout
-        self.affine, self.track_running_stats = affine, track
-        if affine:
-            self._affine(self.num_features)
-        if track:
+        self.eps = check.number(eps, "eps")
+        self.momentum = None if momentum is None else check.number(momentum, "momentum", 0.0, 1.0)
+        self.affine, self.bias = check.flag(affine, "affine"), check.flag(bias, "bias")
+        self.track_running_stats = check.flag(track, "track_running_stats")
+        self.ddof, self.layout = check.ddof(ddof), check.layout(layout)
+        if self.affine:
+            self._affine(self.num_features, bias=self.bias)
+        if self.track_running_stats:
             self.buffers["running_mean"] = np.zeros(self.num_features, self.dtype)
             self.buffers["running_var"] = np.ones(self.num_features, self.dtype)
             self.buffers["num_batches_tracked"] = np.zeros((), np.int64)
 
-    def _check(self, x: ArrayLike) -> None:
+    def _check_sizes(self, x: Array) -> None:
         check_channels(x, self.num_features, self.layout)
 
     def _common(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The normalizers as layers: parameters, running statistics, train and eval, gradients.
 
-State names and shapes are torch's: a checkpoint loads as it is once its tensors are arrays.
+State names and shapes are torch's: a checkpoint loads as it is; so do those of others, whose names
+are known. Arguments are checked when a layer is made.
 A layer keeps the context of its last call for `backward`, and with it that call's input.
 """
 
@@ -12,10 +13,12 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from . import _check as check
 from . import functional as F
+from ._axis_layers import LayerNorm, RMSNorm
 from ._core import Context
 from ._layer import ChannelNorm, Norm, check_channels, count
-from ._types import AnyContext, Array
+from ._types import AnyContext, Array, DerivedContext, Gradients, MaybeArray
 
 __all__ = [
     "BatchNorm",
@@ -45,9 +48,11 @@ class BatchNorm(ChannelNorm):
     momentum : float or None
         Weight of a batch in the running statistics; None: the average of all batches.
     affine : bool
-        Whether there are a weight and a bias, of shape (C,).
+        Whether there are a weight and, with `bias`, a bias, of shape (C,).
     track_running_stats : bool
         Whether there are running statistics; without, batch statistics serve in eval too.
+    bias : bool
+        Whether there is a bias where there is a weight.
     ddof : int
         Of the variance that ``running_var`` takes: 1 as torch, 0 as Keras and ONNX.
     layout : str
@@ -70,10 +75,11 @@ class BatchNorm(ChannelNorm):
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
-                 affine: bool = True, track_running_stats: bool = True, *, ddof: int = 1,
-                 layout: str = "NCHW", dtype: DTypeLike = np.float32) -> None:  # fmt: skip
+                 affine: bool = True, track_running_stats: bool = True, *, bias: bool = True,
+                 ddof: int = 1, layout: str = "NCHW",
+                 dtype: DTypeLike = np.float32) -> None:  # fmt: skip
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, ddof, layout, dtype
+            num_features, eps, momentum, affine, bias, track_running_stats, ddof, layout, dtype
         )
 
     def _forward(self, x: ArrayLike) -> tuple[Array, AnyContext]:
@@ -92,6 +98,11 @@ def batch_renorm_d_max(step: int) -> float:
     return float(np.interp(step, [5000, 25000], [0.0, 5.0]))
 
 
+def _schedule(value: Schedule, name: str, low: float) -> Schedule:
+    """Check a number now; what a callable returns is checked by the function that it goes to."""
+    return value if callable(value) else check.number(value, name, low, np.inf)
+
+
 def _at(schedule: Schedule, step: int) -> float:
     return schedule(step) if callable(schedule) else schedule
 
@@ -101,7 +112,7 @@ class BatchRenorm(ChannelNorm):
 
     Parameters
     ----------
-    num_features, eps, momentum, affine, ddof, layout, dtype
+    num_features, eps, momentum, affine, bias, ddof, layout, dtype
         As in :class:`BatchNorm`; ddof is 0, as in the paper.
     r_max, d_max : float or callable
         Bounds of the corrections; a callable takes the number of batches seen so far. The
@@ -126,10 +137,10 @@ class BatchRenorm(ChannelNorm):
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
                  affine: bool = True, *, r_max: Schedule = batch_renorm_r_max,
-                 d_max: Schedule = batch_renorm_d_max, ddof: int = 0, layout: str = "NCHW",
-                 dtype: DTypeLike = np.float32) -> None:  # fmt: skip
-        super().__init__(num_features, eps, momentum, affine, True, ddof, layout, dtype)
-        self.r_max, self.d_max = r_max, d_max
+                 d_max: Schedule = batch_renorm_d_max, bias: bool = True, ddof: int = 0,
+                 layout: str = "NCHW", dtype: DTypeLike = np.float32) -> None:  # fmt: skip
+        super().__init__(num_features, eps, momentum, affine, bias, True, ddof, layout, dtype)
+        self.r_max, self.d_max = _schedule(r_max, "r_max", 1.0), _schedule(d_max, "d_max", 0.0)
 
     def _forward(self, x: ArrayLike) -> tuple[Array, Context]:
         step = int(self.buffers["num_batches_tracked"])
@@ -139,119 +150,54 @@ class BatchRenorm(ChannelNorm):
         )  # fmt: skip
 
 
-class LayerNorm(Norm):
-    """Layer Norm.
+class _OneSample(DerivedContext):
+    """Context of a call with one sample, without the axis of samples."""
 
-    Parameters
-    ----------
-    normalized_shape : int or tuple of int
-        Sizes of the normalized axes: the shape of weight and bias.
-    eps : float
-        Added to the variance.
-    elementwise_affine : bool
-        Whether there is a weight, and, with `bias`, a bias.
-    bias : bool
-        Whether there is a bias.
-    axis : int or tuple of int, optional
-        The normalized axes; as in torch the last ones by default. ``LayerNorm(C, axis=1)``
-        normalizes the channels of an NCHW image.
-    dtype : dtype
-        float32, of an input in float32, float16 or bfloat16; or float64, of one in float64.
+    def __init__(self, ctx: Context, shape: tuple[int, ...]) -> None:
+        self._ctx, self._shape = ctx, shape
 
-    References
-    ----------
-    Ba, Kiros, Hinton: Layer Normalization, 2016. arXiv:1607.06450
+    def backward(self, dy: ArrayLike, out: MaybeArray) -> Gradients:
+        """As :func:`fastnorm.backward`; a layer has no `out`."""
+        dy = check.array(dy, "dy")
+        if dy.shape != self._shape:
+            raise ValueError(f"dy: expected x's shape {self._shape}, got {dy.shape}")
+        grads = F.backward(dy[None], self._ctx)._asdict()
+        return Gradients(grads["x"][0], grads["weight"], grads["bias"])
 
-    Examples
-    --------
-    >>> import numpy as np, fastnorm
-    >>> fastnorm.LayerNorm(4)(np.array([[1, 2, 3, 4]], np.float32)).round(2)
-    array([[-1.34, -0.45,  0.45,  1.34]], dtype=float32)
+
+class _InstanceLayer(ChannelNorm):
+    """Statistics of each sample: x may be one alone, ``(C, L)``.
+
+    In a layout of any number of dimensions only two are one sample, since ``(N, C)`` has a single
+    value in each instance; three could be ``(N, C, L)`` or ``(C, H, W)``, and are the first. In a
+    layout that has its number, as "NC" and "NCDHW", one less is one sample.
     """
 
-    def __init__(self, normalized_shape: int | tuple[int, ...], eps: float = 1e-5,
-                 elementwise_affine: bool = True, bias: bool = True, *,
-                 axis: int | tuple[int, ...] | None = None,
-                 dtype: DTypeLike = np.float32) -> None:  # fmt: skip
-        super().__init__(dtype)
-        self.eps, self.axis = eps, axis
-        self.elementwise_affine = elementwise_affine
-        self.normalized_shape, self._axes = _normalized(normalized_shape, axis)
-        self.bias = elementwise_affine and bias
-        self._affine(self.normalized_shape, elementwise_affine, self.bias)
+    def _normalize(self, x: ArrayLike) -> tuple[Array, Context]:
+        """Return what the functional form returns with `return_ctx`, of samples."""
+        raise AssertionError("a layer defines its call")
 
-    def _check(self, x: ArrayLike) -> None:
-        _check_normalized(x, self.normalized_shape, self._axes)
+    def _is_one_sample(self, x: Array) -> bool:
+        rank = check.LAYOUTS.get(self.layout, (0, 1, 1))[0]
+        return x.ndim == (rank - 1 if rank else 2)
 
-    def _forward(self, x: ArrayLike) -> tuple[Array, Context]:
-        return F.layer_norm(x, **self.params, axis=self._axes, eps=self.eps, return_ctx=True)
+    def _check_sizes(self, x: Array) -> None:
+        super()._check_sizes(x[None] if self._is_one_sample(x) else x)
 
-
-class RMSNorm(Norm):
-    """RMS Norm: Layer Norm without the mean.
-
-    Parameters
-    ----------
-    normalized_shape, eps, elementwise_affine, axis, dtype
-        As in :class:`LayerNorm`; there is no bias.
-
-    References
-    ----------
-    Zhang, Sennrich: Root Mean Square Layer Normalization, 2019. arXiv:1910.07467
-
-    Examples
-    --------
-    >>> import numpy as np, fastnorm
-    >>> fastnorm.RMSNorm(2)(np.array([[3, 4]], np.float32)).round(3)
-    array([[0.849, 1.131]], dtype=float32)
-    """
-
-    def __init__(self, normalized_shape: int | tuple[int, ...], eps: float = 1e-6,
-                 elementwise_affine: bool = True, *, axis: int | tuple[int, ...] | None = None,
-                 dtype: DTypeLike = np.float32) -> None:  # fmt: skip
-        super().__init__(dtype)
-        self.eps, self.axis = eps, axis
-        self.elementwise_affine = elementwise_affine
-        self.normalized_shape, self._axes = _normalized(normalized_shape, axis)
-        self._affine(self.normalized_shape, elementwise_affine, False)
-
-    def _check(self, x: ArrayLike) -> None:
-        _check_normalized(x, self.normalized_shape, self._axes)
-
-    def _forward(self, x: ArrayLike) -> tuple[Array, Context]:
-        return F.rms_norm(x, **self.params, axis=self._axes, eps=self.eps, return_ctx=True)
+    def _forward(self, x: ArrayLike) -> tuple[Array, AnyContext]:
+        x = check.array(x, "x")
+        if not self._is_one_sample(x):
+            return self._normalize(x)
+        y, ctx = self._normalize(x[None])
+        return y[0], _OneSample(ctx, x.shape)
 
 
-def _normalized(
-    shape: int | tuple[int, ...], axis: int | tuple[int, ...] | None
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    sizes = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
-    sizes = tuple(count(n, "normalized_shape") for n in sizes)
-    axes = tuple(range(-len(sizes), 0)) if axis is None else axis
-    axes = tuple(axes) if isinstance(axes, (tuple, list)) else (axes,)
-    if len(axes) != len(sizes):
-        raise ValueError(
-            f"axis: expected {len(sizes)} axes for normalized_shape {sizes}, got {axes}"
-        )
-    return sizes, axes
-
-
-def _check_normalized(x: ArrayLike, sizes: tuple[int, ...], axes: tuple[int, ...]) -> None:
-    shape = np.shape(x)
-    if all(-len(shape) <= a < len(shape) for a in axes):
-        found = tuple(shape[a] for a in sorted(a % len(shape) for a in axes))
-        if found != sizes:
-            raise ValueError(
-                f"x: expected sizes {sizes} along the normalized axes, got shape {shape}"
-            )
-
-
-class InstanceNorm(ChannelNorm):
+class InstanceNorm(_InstanceLayer):
     """Instance Norm.
 
     Parameters
     ----------
-    num_features, eps, momentum, ddof, layout, dtype
+    num_features, eps, momentum, bias, ddof, layout, dtype
         As in :class:`BatchNorm`.
     affine : bool
         Whether there are a weight and a bias; as in torch, not by default.
@@ -260,6 +206,11 @@ class InstanceNorm(ChannelNorm):
 
     Notes
     -----
+    x of two dimensions is one sample ``(C, L)``, or ``(L, C)`` with channels last, and so are y and
+    dx: ``(N, C)`` has one value in each instance, and needs ``layout="NC"``. x of three dimensions
+    is ``(N, C, L)``: of one image ``(C, H, W)`` give ``x[None]``. In a layout that has its number
+    of dimensions, as "NCDHW", one less is one sample.
+
     ``momentum=None`` averages over all batches, as everywhere; torch's InstanceNorm never updates
     its running statistics then.
 
@@ -276,13 +227,14 @@ class InstanceNorm(ChannelNorm):
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
-                 affine: bool = False, track_running_stats: bool = False, *, ddof: int = 1,
-                 layout: str = "NCHW", dtype: DTypeLike = np.float32) -> None:  # fmt: skip
+                 affine: bool = False, track_running_stats: bool = False, *, bias: bool = True,
+                 ddof: int = 1, layout: str = "NCHW",
+                 dtype: DTypeLike = np.float32) -> None:  # fmt: skip
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, ddof, layout, dtype
+            num_features, eps, momentum, affine, bias, track_running_stats, ddof, layout, dtype
         )
 
-    def _forward(self, x: ArrayLike) -> tuple[Array, Context]:
+    def _normalize(self, x: ArrayLike) -> tuple[Array, Context]:
         return F.instance_norm(
             x, use_input_stats=self.training or not self.buffers, return_ctx=True, **self._common()
         )
@@ -298,7 +250,7 @@ class GroupNorm(Norm):
         Instance Norm.
     num_channels : int
         C.
-    eps, affine, layout, dtype
+    eps, affine, bias, layout, dtype
         As in :class:`BatchNorm`.
 
     References
@@ -313,7 +265,8 @@ class GroupNorm(Norm):
     """
 
     def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True,
-                 *, layout: str = "NCHW", dtype: DTypeLike = np.float32) -> None:  # fmt: skip
+                 *, bias: bool = True, layout: str = "NCHW",
+                 dtype: DTypeLike = np.float32) -> None:  # fmt: skip
         super().__init__(dtype)
         self.num_groups = count(num_groups, "num_groups")
         self.num_channels = count(num_channels, "num_channels")
@@ -321,11 +274,12 @@ class GroupNorm(Norm):
             raise ValueError(
                 f"num_groups: expected a divisor of the {num_channels} channels, got {num_groups}"
             )
-        self.eps, self.affine, self.layout = eps, affine, layout
-        if affine:
-            self._affine(self.num_channels)
+        self.eps, self.layout = check.number(eps, "eps"), check.layout(layout)
+        self.affine, self.bias = check.flag(affine, "affine"), check.flag(bias, "bias")
+        if self.affine:
+            self._affine(self.num_channels, bias=self.bias)
 
-    def _check(self, x: ArrayLike) -> None:
+    def _check_sizes(self, x: Array) -> None:
         check_channels(x, self.num_channels, self.layout)
 
     def _forward(self, x: ArrayLike) -> tuple[Array, Context]:
@@ -342,7 +296,7 @@ class SwitchableNorm(ChannelNorm):
 
     Parameters
     ----------
-    num_features, eps, momentum, ddof, layout, dtype
+    num_features, eps, momentum, bias, ddof, layout, dtype
         As in :class:`BatchNorm`; ddof is 0, as in the paper. ``params`` has ``mean_logits`` and
         ``var_logits`` of shape (3,), in the order instance, layer, batch, which start at 1.
 
@@ -362,27 +316,32 @@ class SwitchableNorm(ChannelNorm):
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, *,
-                 ddof: int = 0, layout: str = "NCHW",
+                 bias: bool = True, ddof: int = 0, layout: str = "NCHW",
                  dtype: DTypeLike = np.float32) -> None:  # fmt: skip
-        super().__init__(num_features, eps, momentum, True, True, ddof, layout, dtype)
+        super().__init__(num_features, eps, momentum, True, bias, True, ddof, layout, dtype)
         self.params["mean_logits"] = np.ones(3, self.dtype)
         self.params["var_logits"] = np.ones(3, self.dtype)
 
     def _forward(self, x: ArrayLike) -> tuple[Array, Context]:
-        return F.switchable_norm(x, training=self.training, return_ctx=True, **self._common())
+        arguments = {"bias": None, **self._common()}
+        return F.switchable_norm(x, training=self.training, return_ctx=True, **arguments)
 
 
-class InstanceRenorm(ChannelNorm):
+class InstanceRenorm(_InstanceLayer):
     """Instance Renorm: instance statistics, corrected toward the running ones.
 
     Parameters
     ----------
-    num_features, eps, momentum, affine, ddof, layout, dtype
+    num_features, eps, momentum, affine, bias, ddof, layout, dtype
         As in :class:`BatchNorm`; ddof is 0.
     r_max, d_max : float or callable
         As in :class:`BatchRenorm`.
     blend : float
         From 0, plain Instance Norm, to 1, the whole correction.
+
+    Notes
+    -----
+    x may be one sample ``(C, L)``, as in :class:`InstanceNorm`.
 
     References
     ----------
@@ -399,12 +358,13 @@ class InstanceRenorm(ChannelNorm):
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
                  affine: bool = True, *, r_max: Schedule = 3.0, d_max: Schedule = 5.0,
-                 blend: float = 1.0, ddof: int = 0, layout: str = "NCHW",
+                 blend: float = 1.0, bias: bool = True, ddof: int = 0, layout: str = "NCHW",
                  dtype: DTypeLike = np.float32) -> None:  # fmt: skip
-        super().__init__(num_features, eps, momentum, affine, True, ddof, layout, dtype)
-        self.r_max, self.d_max, self.blend = r_max, d_max, blend
+        super().__init__(num_features, eps, momentum, affine, bias, True, ddof, layout, dtype)
+        self.r_max, self.d_max = _schedule(r_max, "r_max", 1.0), _schedule(d_max, "d_max", 0.0)
+        self.blend = check.number(blend, "blend", 0.0, 1.0)
 
-    def _forward(self, x: ArrayLike) -> tuple[Array, Context]:
+    def _normalize(self, x: ArrayLike) -> tuple[Array, Context]:
         step = int(self.buffers["num_batches_tracked"])
         return F.instance_renorm(
             x, training=self.training, r_max=_at(self.r_max, step), d_max=_at(self.d_max, step),

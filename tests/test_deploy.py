@@ -1,4 +1,4 @@
-"""fold_batch_norm: a network without its Batch Norm computes what it did with it."""
+"""fold_batch_norm and its kin: a network without its Batch Norm computes what it did with it."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import assert_close
+from frameworks import FRAMEWORKS
 
 import fastnorm
 
@@ -19,6 +20,12 @@ def statistics(rng, channels, dtype=np.float64):
         "running_mean": rng.standard_normal(channels).astype(dtype),
         "running_var": rng.uniform(0.1, 3, channels).astype(dtype),
     }
+
+
+def convolution(torch, name, x, weight, bias, **options):
+    """A function of torch, of arrays."""
+    arrays = [None if a is None else torch.from_numpy(a.copy()) for a in (x, weight, bias)]
+    return getattr(torch, name)(*arrays, **options).numpy()
 
 
 def normalize(y, state, eps=1e-5):
@@ -55,21 +62,186 @@ def test_every_convolution_of_torch(rng):
     x = rng.standard_normal((2, 6, 9, 8))
     state = statistics(rng, 4)
     kinds = [
-        (torch.conv2d, (4, 6, 3, 3), 0, {"padding": 1, "stride": 2}),
-        (torch.conv2d, (4, 3, 3, 2), 0, {"groups": 2, "dilation": 2}),
-        (torch.conv_transpose2d, (6, 4, 3, 3), 1, {"stride": 2}),
+        ("conv2d", (4, 6, 3, 3), 0, {"padding": 1, "stride": 2}),
+        ("conv2d", (4, 3, 3, 2), 0, {"groups": 2, "dilation": 2}),
+        ("conv_transpose2d", (6, 4, 3, 3), 1, {"stride": 2}),
     ]
-    for function, shape, axis, options in kinds:
+    for name, shape, axis, options in kinds:
         weight, bias = rng.standard_normal(shape), rng.standard_normal(4)
-
-        def convolve(w, b, function=function, options=options):
-            arrays = [torch.from_numpy(np.ascontiguousarray(a)) for a in (x, w, b)]
-            return function(*arrays, **options).numpy()
-
         folded = fastnorm.fold_batch_norm(weight, bias, state, axis=axis)
         assert folded.weight.shape == shape
-        want = normalize(convolve(weight, bias), state)
-        assert_close(convolve(*folded), want, 1e-12, f"{function.__name__} {shape}")
+        want = normalize(convolution(torch, name, x, weight, bias, **options), state)
+        assert_close(convolution(torch, name, x, *folded, **options), want, 1e-12, name)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("groups", [1, 2, 3, 6])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_transposed_convolutions_in_groups(rng, rank, groups, with_bias):
+    torch = pytest.importorskip("torch")
+    name, outputs = f"conv_transpose{rank}d", 2 * groups
+    x = rng.standard_normal((2, 6, 5, 4, 3)[: 2 + rank])
+    weight = rng.standard_normal((6, 2, 3, 2, 3)[: 2 + rank])
+    bias = rng.standard_normal(outputs) if with_bias else None
+    state = statistics(rng, outputs)
+    for options in ({}, {"stride": 2, "padding": 1, "output_padding": 1}, {"dilation": 2}):
+        options = {"groups": groups, **options}
+        want = normalize(convolution(torch, name, x, weight, bias, **options), state)
+        for axis in (1, -1 - rank):
+            folded = fastnorm.fold_batch_norm(weight, bias, state, axis=axis, groups=groups)
+            got = convolution(torch, name, x, *folded, **options)
+            assert_close(got, want, 1e-12, f"{options}")
+
+
+def test_groups_of_other_convolutions_do_not_matter(rng):
+    state, weight = statistics(rng, 6), rng.standard_normal((6, 2, 3, 3))
+    last = np.ascontiguousarray(weight.transpose(2, 3, 1, 0))  # HWIO
+    want = fastnorm.fold_batch_norm(weight, None, state)
+    got = fastnorm.fold_batch_norm(weight, None, state, groups=3)
+    np.testing.assert_array_equal(got.weight, want.weight)
+    got = fastnorm.fold_batch_norm(last, None, state, axis=-1, groups=3)
+    np.testing.assert_array_equal(got.weight.transpose(3, 2, 0, 1), want.weight)
+
+
+def padded_with(x, value, width):
+    """What a user does: `value` of each channel around x."""
+    shape = (*x.shape[:2], *(n + 2 * width for n in x.shape[2:]))
+    padded = np.empty(shape)
+    padded[...] = value.reshape(-1, *[1] * (x.ndim - 2))
+    padded[(..., *(slice(width, width + n) for n in x.shape[2:]))] = x
+    return padded
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("groups", [1, 2, 3, 6])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_before_a_convolution(rng, rank, groups, with_bias):
+    torch = pytest.importorskip("torch")
+    name = f"conv{rank}d"
+    x = 2 + rng.standard_normal((2, 6, 7, 6, 5)[: 2 + rank])
+    weight = rng.standard_normal((2 * groups, 6 // groups, 3, 2, 3)[: 2 + rank])
+    bias = rng.standard_normal(2 * groups) if with_bias else None
+    state = statistics(rng, 6)
+    for options in ({}, {"stride": 2}, {"dilation": 2, "padding": 2}, {"padding": 1}):
+        options = {"groups": groups, **options}
+        want = convolution(torch, name, normalize(x, state, 1e-3), weight, bias, **options)
+        width = options.pop("padding", 0)
+        folded = fastnorm.fold_batch_norm_before(
+            weight, bias, state, groups=groups, padding=width, eps=1e-3
+        )
+        assert folded.weight.shape == weight.shape
+        assert (folded.padding_value is None) == (width == 0)
+        given = padded_with(x, folded.padding_value, width) if width else x
+        got = convolution(torch, name, given, folded.weight, folded.bias, **options)
+        assert_close(got, want, 1e-12, f"{options}")
+        # and where the input channels are not on axis 1
+        order = (*range(2, 2 + rank), 1, 0)
+        last = fastnorm.fold_batch_norm_before(
+            weight.transpose(order), bias, state, axis=-1, groups=groups, padding=width, eps=1e-3
+        )
+        np.testing.assert_array_equal(last.weight, folded.weight.transpose(order))
+        assert_close(last.bias, folded.bias, 1e-14, "bias")
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_before_a_convolution_that_repeats_its_input(rng, mode):
+    torch = pytest.importorskip("torch")
+    conv = torch.nn.Conv2d(4, 3, 3, padding=1, padding_mode=mode).double()
+    state, x = statistics(rng, 4), rng.standard_normal((2, 4, 6, 5))
+    want = conv(torch.from_numpy(normalize(x, state))).detach().numpy()
+    folded = fastnorm.fold_batch_norm_before(conv.weight, conv.bias, state)
+    conv.weight.data, conv.bias.data = (torch.from_numpy(a) for a in folded[:2])
+    assert_close(conv(torch.from_numpy(x)).detach().numpy(), want, 1e-12, mode)
+
+
+@pytest.mark.parametrize("layer", [fastnorm.BatchNorm, fastnorm.BatchRenorm])
+@pytest.mark.parametrize("axis", [0, -1, 1])
+def test_before_a_linear_layer(rng, layer, axis):
+    x, weight, bias = (rng.standard_normal(s) for s in ((20, 7), (5, 7), 5))
+    bn = layer(7, eps=1e-3, dtype=np.float64).eval()
+    bn.load_state_dict(statistics(rng, 7))
+    given = weight if axis == 0 else weight.T
+    folded = fastnorm.fold_batch_norm_before(given, bias, bn, axis=axis)
+    got = x @ (folded.weight.T if axis == 0 else folded.weight) + folded.bias
+    assert_close(got, bn(x) @ weight.T + bias, 1e-12, "y")
+
+
+def test_what_cannot_be_padded_is_refused(rng):
+    weight, state = rng.standard_normal((3, 4, 3, 3)), statistics(rng, 4)
+    state["weight"][[1, 3]] = 0
+    match = r"padding: expected none, .* channel\(s\) \[1, 3\], whose weight is 0"
+    for padding in (1, (0, 1), [[0, 0], [1, 2]], "same", "SAME"):
+        with pytest.raises(ValueError, match=match):
+            fastnorm.fold_batch_norm_before(weight, None, state, padding=padding)
+    for padding in (0, (0, 0), "valid"):
+        folded = fastnorm.fold_batch_norm_before(weight, None, state, padding=padding)
+        assert folded.padding_value is None
+    state["bias"][[1, 3]] = 0  # of every value such a channel makes 0
+    folded = fastnorm.fold_batch_norm_before(weight, None, state, padding=1)
+    assert (folded.padding_value[[1, 3]] == 0).all()
+    np.testing.assert_allclose(normalize(folded.padding_value[None], state), 0, atol=1e-14)
+    state["weight"][1], state["bias"][1] = 1e-30, 1e30
+    with pytest.raises(ValueError, match=r"of no value that float32 holds in channel\(s\) \[1\]"):
+        fastnorm.fold_batch_norm_before(weight.astype(np.float32), None, state, padding=1)
+
+
+def test_a_transposed_convolution_behind_is_refused(rng):
+    """Its border, and what lies between strides, sees a part of the kernel."""
+    for axis in (1, -3):
+        with pytest.raises(ValueError, match=r"axis: expected 0 or -1, .*not transposed, got 1"):
+            fastnorm.fold_batch_norm_before(
+                np.ones((4, 2, 3, 3)), None, statistics(rng, 4), axis=axis
+            )
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_the_names_of_every_framework(rng, framework):
+    state, weight = statistics(rng, 4), rng.standard_normal((4, 4))
+    named = dict(zip(FRAMEWORKS[framework], state.values(), strict=True))
+    named["num_batches_tracked"] = np.int64(1)
+    for fold in (fastnorm.fold_batch_norm, fastnorm.fold_batch_norm_before):
+        for got, want in zip(fold(weight, None, named), fold(weight, None, state), strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_tensors_of_torch(rng, dtype):
+    torch = pytest.importorskip("torch")
+    conv = torch.nn.Conv1d(4, 6, 3).to(getattr(torch, dtype))
+    bn = torch.nn.BatchNorm1d(6).to(getattr(torch, dtype))
+    folded = fastnorm.fold_batch_norm(conv.weight, conv.bias, bn.state_dict(keep_vars=True))
+    assert folded.weight.dtype == ("float32" if dtype == "bfloat16" else dtype)
+    plain = [p.detach().double().numpy() for p in (conv.weight, conv.bias)]
+    want = fastnorm.fold_batch_norm(*plain, {k: v.double() for k, v in bn.state_dict().items()})
+    np.testing.assert_array_equal(folded.weight, want.weight.astype(folded.weight.dtype))
+    np.testing.assert_array_equal(folded.bias, want.bias.astype(folded.weight.dtype))
+
+
+def test_what_the_dtype_cannot_hold_is_refused(rng):
+    weight, state = np.full((2, 2), 600, np.float16), statistics(rng, 2)
+    state["weight"][1], state["running_var"][1] = 1000, 1.0
+    for fold in (fastnorm.fold_batch_norm, fastnorm.fold_batch_norm_before):
+        with pytest.raises(
+            ValueError, match=r"^weight: expected values that float16 can hold, got 5"
+        ):
+            fold(weight, None, state)
+    state = {**statistics(rng, 2), "running_mean": np.array([1e6, 0.0])}
+    for fold in (fastnorm.fold_batch_norm, fastnorm.fold_batch_norm_before):
+        with pytest.raises(ValueError, match=r"^bias: expected values that float16 can hold, got"):
+            fold(weight, None, state)
+
+
+@pytest.mark.parametrize("fold", [fastnorm.fold_batch_norm, fastnorm.fold_batch_norm_before])
+def test_the_range_of_float64(rng, fold):
+    state = statistics(rng, 2)
+    weight = np.array([[1e300, 1.0], [1.0, 1e-300]])
+    with np.errstate(all="raise"):  # what vanishes is no fault
+        fold(weight, None, {**state, "weight": np.array([1.0, 1e-200])})
+    for change in ({"weight": np.full(2, 1e10)}, {"running_mean": np.array([1e300, 1e300])}):
+        with pytest.raises(ValueError, match=r"^bn: expected results that float64 can hold"):
+            fold(weight, np.full(2, 1e308), {**state, "running_var": np.full(2, 1e-4), **change})
+    state["running_mean"][0] = np.nan
+    assert np.isnan(fold(weight, None, state).bias).any()  # as what it folds
 
 
 def test_missing_parameters_are_one_and_zero(rng):
@@ -119,63 +291,6 @@ def test_the_digits_network(monkeypatch, rng, layer):
     right = logits.argmax(1) == digits.target[1280:]
     assert right.mean() > 0.8, "the network has learned something; chance is 0.1"
     assert_close(folded(x[1280:]), logits, 1e-5, "logits")
-
-
-BAD = {
-    "training": (ValueError, r"^bn: expected a layer in eval", lambda a: {"bn": a["bn"].train()}),
-    "no statistics": (
-        ValueError,
-        r"^bn: expected running statistics, got \['bias', 'weight'\]",
-        lambda a: {"bn": fastnorm.BatchNorm(4, track_running_stats=False).eval()},
-    ),
-    "another layer": (
-        TypeError,
-        r"^bn: expected a BatchNorm, .* got GroupNorm",
-        lambda a: {"bn": fastnorm.GroupNorm(2, 4)},
-    ),
-    "no mean": (
-        ValueError,
-        r"^bn: expected running statistics, .* without \['running_mean'\]",
-        lambda a: {"bn": {**a["state"], "running_mean": None}},
-    ),
-    "channels": (
-        ValueError,
-        r"^bn\['running_mean'\]: expected shape \(3,\).* got \(4,\)",
-        lambda a: {"axis": 1, "bias": None},
-    ),
-    "bias": (ValueError, r"^bias: expected shape \(4,\)", lambda a: {"bias": np.zeros(3)}),
-    "bias dtype": (TypeError, r"^bias: expected an array of floats", lambda a: {"bias": [1] * 4}),
-    "weight dtype": (
-        TypeError,
-        r"^weight: expected an array of floats, got int64",
-        lambda a: {"weight": np.ones((4, 3), np.int64)},
-    ),
-    "axis": (
-        ValueError,
-        r"^axis: expected an axis of shape \(4, 3\), got 2",
-        lambda a: {"axis": 2},
-    ),
-    "axis type": (TypeError, r"^axis: expected an int, got str", lambda a: {"axis": "O"}),
-    "scalar": (ValueError, r"^axis: expected an axis", lambda a: {"weight": np.float64(1)}),
-    "two eps": (ValueError, r"^eps: expected None", lambda a: {"eps": 1e-3}),
-    "eps type": (TypeError, r"^eps: .* got str", lambda a: {"bn": a["state"], "eps": "1e-5"}),
-    "negative eps": (ValueError, r"^eps: .* got -1", lambda a: {"bn": a["state"], "eps": -1.0}),
-    "variance": (
-        ValueError,
-        r"^bn\['running_var'\]: expected running_var \+ eps above 0, got -0.9",
-        lambda a: {"bn": {**a["state"], "running_var": -np.ones(4)}, "eps": 0.1},
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_named(rng, name):
-    error, message, change = BAD[name]
-    bn = fastnorm.BatchNorm(4).eval()
-    good = {"weight": np.ones((4, 3)), "bias": np.zeros(4), "bn": bn}
-    fastnorm.fold_batch_norm(**good)
-    with pytest.raises(error, match=message):
-        fastnorm.fold_batch_norm(**{**good, **change({"bn": bn, "state": bn.state_dict()})})
 
 
 @pytest.fixture(scope="module")

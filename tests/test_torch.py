@@ -55,7 +55,20 @@ PAIRS = {
         lambda: torch.nn.InstanceNorm2d(6, affine=True, track_running_stats=True, momentum=0.3),
         lambda: fastnorm.InstanceNorm(6, affine=True, track_running_stats=True, momentum=0.3),
     ),
-    "RMSNorm": (lambda: torch.nn.RMSNorm(8, eps=1e-6), lambda: fastnorm.RMSNorm(8)),
+    "RMSNorm": (lambda: torch.nn.RMSNorm(8, eps=1e-6), lambda: fastnorm.RMSNorm(8, eps=1e-6)),
+    "RMSNorm-default": (lambda: torch.nn.RMSNorm(8), lambda: fastnorm.RMSNorm(8)),
+    "BatchNorm2d-no-bias": (
+        lambda: torch.nn.BatchNorm2d(6, bias=False),
+        lambda: fastnorm.BatchNorm(6, bias=False),
+    ),
+    "InstanceNorm2d-no-bias": (
+        lambda: torch.nn.InstanceNorm2d(6, affine=True, bias=False),
+        lambda: fastnorm.InstanceNorm(6, affine=True, bias=False),
+    ),
+    "GroupNorm-no-bias": (
+        lambda: torch.nn.GroupNorm(3, 6, bias=False),
+        lambda: fastnorm.GroupNorm(3, 6, bias=False),
+    ),
 }
 
 
@@ -93,6 +106,41 @@ def test_channels_last(rng):
     want = module(torch.tensor(np.ascontiguousarray(np.moveaxis(x, -1, 1)))).detach().numpy()
     assert_close(np.moveaxis(layer(x), -1, 1), want, 4e-6, "y")
     np.testing.assert_allclose(layer.buffers["running_var"], module.running_var.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("own", [np.float32, np.float64])
+def test_state_dicts_as_torch_gives_them(dtype, own, rng):
+    """Tensors of any precision, that want gradients too, on any strides."""
+    module = torch.nn.BatchNorm1d(6)
+    parameters(module, rng)
+    module.running_mean = torch.tensor(rng.standard_normal((6, 2)))[:, 0]
+    module = module.to(getattr(torch, dtype))
+    module.num_batches_tracked += 7
+    layer = fastnorm.BatchNorm(6, dtype=own)
+    for state in (module.state_dict(), module.state_dict(keep_vars=True)):
+        layer.load_state_dict(state)
+        for name, tensor in state.items():
+            want = tensor.detach().double().numpy().astype(own)
+            np.testing.assert_array_equal(layer.state_dict()[name], want, name)
+    assert any(tensor.requires_grad for tensor in state.values())
+    assert layer.buffers["num_batches_tracked"] == 7
+
+
+@pytest.mark.parametrize("track", [False, True])
+def test_one_sample_of_instance_norm(track, rng):
+    module = torch.nn.InstanceNorm1d(6, affine=True, track_running_stats=track)
+    layer = fastnorm.InstanceNorm(6, affine=True, track_running_stats=track)
+    x, dy = (rng.standard_normal((6, 20)).astype(np.float32) for _ in range(2))
+    given = torch.tensor(x, requires_grad=True)
+    want = module(given)
+    want.backward(torch.tensor(dy))
+    assert_close(layer(x), want.detach().numpy(), 4e-6, "y")
+    assert_close(layer.backward(dy), given.grad.numpy(), 2e-5, "dx")
+    for name, param in module.named_parameters():
+        assert_close(layer.grads[name], param.grad.numpy(), 2e-5, name)
+    if track:
+        assert_close(layer.buffers["running_var"], module.running_var.numpy(), 4e-6, "var")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

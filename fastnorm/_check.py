@@ -1,0 +1,162 @@
+"""Checks of arguments before the compiled core sees them; each message names its argument."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from ._types import Array
+
+_LARGEST = sys.float_info.max
+
+# The core's names: dimensions of x (0: any from 2 on), axis of the channels, channels of a block
+LAYOUTS: dict[str, tuple[int, int, int]] = {
+    "channels_first": (0, 1, 1), "channels_last": (0, -1, 1), "NCHW": (0, 1, 1),
+    "NHWC": (0, -1, 1), "NC": (2, 1, 1), "NCL": (3, 1, 1), "NLC": (3, -1, 1),
+    "NCDHW": (5, 1, 1), "NDHWC": (5, -1, 1),
+    **{f"NC{space}{block}c": (3 + len(space), 1, block)
+       for space in ("L", "HW", "DHW") for block in (8, 16)},
+}  # fmt: skip
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def integer(value: int, name: str) -> int:
+    """Return an int."""
+    if not _is_int(value):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    return int(value)
+
+
+def count(value: int, name: str) -> int:
+    """Return an int of at least 1."""
+    value = integer(value, name)
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+    return value
+
+
+def number(value: float, name: str, low: float = 0.0, high: float = _LARGEST) -> float:
+    """Return a number from `low` to `high`, by default a finite one."""
+    if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    try:
+        result = float(value)
+    except OverflowError:  # of an int
+        result = math.inf
+    if not low <= result <= high:
+        wanted = f"of at least {low:g}" if high >= _LARGEST else f"in [{low:g}, {high:g}]"
+        raise ValueError(f"{name}: expected a finite number {wanted}, got {result:g}")
+    return result
+
+
+def flag(value: bool, name: str) -> bool:
+    """Return a bool; 0 and 1 are accepted, as by the functions."""
+    if not isinstance(value, (bool, np.bool_, int)):
+        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+    return bool(value)
+
+
+def ddof(value: int) -> int:
+    """Return 0 or 1."""
+    if not _is_int(value):
+        raise TypeError(f"ddof: expected 0 or 1, got {type(value).__name__}")
+    if value not in (0, 1):
+        raise ValueError(f"ddof: expected 0 or 1, got {value}")
+    return int(value)
+
+
+def layout(value: str) -> str:
+    """Return the name of a layout."""
+    if not isinstance(value, str):
+        raise TypeError(f"layout: expected a str, got {type(value).__name__}")
+    if value not in LAYOUTS:
+        raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {value!r}")
+    return value
+
+
+def float_dtype(value: DTypeLike) -> np.dtype[Any]:
+    """Return float32 or float64; not of None, which is float64 to NumPy and float32 to torch."""
+    try:
+        dtype = None if value is None else np.dtype(value)
+    except (TypeError, ValueError, SyntaxError):
+        dtype = None
+    if dtype is None or dtype not in (np.float32, np.float64):
+        got = repr(value) if dtype is None else dtype
+        raise TypeError(f"dtype: expected float32 or float64, got {got}")
+    return dtype
+
+
+def ints(value: int | Sequence[int], name: str) -> tuple[int, ...]:
+    """Return one int, or a tuple or list of them, as a tuple."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if not values:
+        raise ValueError(f"{name}: expected at least one int, got {value!r}")
+    if not all(map(_is_int, values)):
+        raise TypeError(f"{name}: expected an int or a tuple of ints, got {value!r}")
+    return tuple(map(int, values))
+
+
+def array(value: ArrayLike, name: str) -> Array:
+    """Return an array, which may be of any dtype."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name}: expected an array without a mask, got a masked array: fill it first, with "
+            "its method filled"
+        )
+    if isinstance(value, np.ndarray):
+        return value
+    try:
+        result = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # a ragged list; a tensor with gradient
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        raise kind(
+            f"{name}: expected an array of numbers, got {type(value).__name__}: {error}"
+        ) from None
+    if result.dtype == object:
+        raise TypeError(f"{name}: expected an array of numbers, got {type(value).__name__}")
+    return result
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether a dtype is a float of NumPy's or ml_dtypes' bfloat16."""
+    return dtype.kind == "f" or dtype.name == "bfloat16"
+
+
+def floats(value: ArrayLike, name: str) -> Array:
+    """Return an array of floats; of a tensor of torch too, on any device, with its gradient left.
+
+    bfloat16 tensors come as float32, which holds their values: NumPy has no such type.
+    """
+    result = array(detached(value), name)
+    if not is_float(result.dtype):
+        raise TypeError(f"{name}: expected an array of floats, got {result.dtype}")
+    return result
+
+
+def detached(value: Any) -> Any:
+    """Return a tensor of torch as one that NumPy can read, and all else as it is."""
+    if hasattr(value, "detach") and hasattr(value, "cpu"):
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":  # of which NumPy can make nothing
+            value = value.float()  # which holds the same values
+    return value
+
+
+def rounded(values: Array, dtype: np.dtype[Any], name: str) -> Array:
+    """Return the values in `dtype`, each of which it must be able to hold."""
+    with np.errstate(all="ignore"):
+        result = values.astype(dtype)
+    lost = np.isfinite(values) & ~np.isfinite(result)
+    if lost.any():
+        raise ValueError(
+            f"{name}: expected values that {dtype} can hold, got {values[lost].flat[0]:g}"
+        )
+    return result
