@@ -153,7 +153,7 @@ def detached(value: Any) -> Any:
 def rounded(values: Array, dtype: np.dtype[Any], name: str) -> Array:
     """Return the values in `dtype`, each of which it must be able to hold."""
     with np.errstate(all="ignore"):
-        result = values.astype(dtype)
+        result = values.astype(dtype, order="C")
     lost = np.isfinite(values) & ~np.isfinite(result)
     if lost.any():
         raise ValueError(

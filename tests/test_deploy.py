@@ -140,6 +140,7 @@ def test_before_a_convolution(rng, rank, groups, with_bias):
             weight.transpose(order), bias, state, axis=-1, groups=groups, padding=width, eps=1e-3
         )
         np.testing.assert_array_equal(last.weight, folded.weight.transpose(order))
+        assert last.weight.flags.c_contiguous
         assert_close(last.bias, folded.bias, 1e-14, "bias")
 
 
