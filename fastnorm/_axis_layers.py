@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -114,6 +115,7 @@ def _normalized(
     if not given:
         raise ValueError("normalized_shape: expected at least one size, got ()")
     sizes = tuple(count(n, "normalized_shape") for n in given)
+    count(math.prod(sizes), "normalized_shape")
     axes = tuple(range(-len(sizes), 0)) if axis is None else check.ints(axis, "axis")
     if len(axes) != len(sizes):
         raise ValueError(

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from ._types import Array
 
 _LARGEST = sys.float_info.max
+_MOST = sys.maxsize // 8  # float64 elements that an array can be said to have
 
 # The core's names: dimensions of x (0: any from 2 on), axis of the channels, channels of a block
 LAYOUTS: dict[str, tuple[int, int, int]] = {
@@ -36,10 +37,12 @@ def integer(value: int, name: str) -> int:
 
 
 def count(value: int, name: str) -> int:
-    """Return an int of at least 1."""
+    """Return an int of at least 1, and not more than an array can have elements."""
     value = integer(value, name)
     if value < 1:
         raise ValueError(f"{name}: expected at least 1, got {value}")
+    if value > _MOST:
+        raise ValueError(f"{name}: expected at most {_MOST}, got {value}")
     return value
 
 

@@ -32,8 +32,10 @@ NO_DTYPE = [*THINGS, "NHWC", "f3", None, np.int32, "f2", np.complex64, 32, ">f4"
             "{", ["a"], {"names": ["a"]}]  # fmt: skip
 # argument: (values of a wrong type, what the TypeError expects, values that are a ValueError)
 WRONG = {
-    "num_features": (NO_INT, "an int", {0: "at least 1, got 0", -3: "at least 1, got -3"}),
-    "num_channels": (NO_INT, "an int", {0: "at least 1, got 0"}),
+    "num_features": (NO_INT, "an int", {
+        0: "at least 1, got 0", -3: "at least 1, got -3", 2**62: "at most", 10**400: "at most",
+    }),
+    "num_channels": (NO_INT, "an int", {0: "at least 1, got 0", 2**62: "at most"}),
     "num_groups": (NO_INT, "an int", {0: "at least 1, got 0", 4: "a divisor of the 6 channels"}),
     "eps": (NO_NUMBER, "a number", {
         -1: "a finite number of at least 0, got -1", -1e-300: "a finite", NAN: "a finite",
@@ -56,6 +58,7 @@ WRONG = {
     "blend": ([*NO_NUMBER, None], "a number", {1.1: r"a finite number in \[0, 1\]", NAN: "a fini"}),
     "normalized_shape": ([*NO_INT, (3, 2.5), [3, None]], "an int", {
         0: "at least 1, got 0", (3, -1): "at least 1, got -1", (): "at least one size",
+        (2**31, 2**31): "at most", 10**20: "at most",
     }),
     "axis": ([*NO_NUMBER, 1.5, (1, 2.5), (True, 2), range(2)], "an int or a tuple of ints", {
         1: "2 axes", (0, 1, 2): "2 axes", (1, 1): "distinct axes", (): "at least one int",
