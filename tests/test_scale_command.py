@@ -1,87 +1,17 @@
-"""`fastnorm scale` and what it calls: all or nothing, and clear about what is wrong."""
+"""`fastnorm scale` and `scale_file`: what they make, and clear words about what is wrong."""
 
 import os
-import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from tables import METHODS, oracle, scaled, table
+from tables import METHODS, oracle, table
 
 from fastnorm import outofcore
+from fastnorm.outofcore import _blocks
 
 CONSOLE = [sys.executable, "-c", "from fastnorm.cli import main; main()"]
-
-
-# ---- all or nothing --------------------------------------------------------------------------
-
-# stops in the second pass, half of the output written, until a signal comes
-HALF_WAY = """
-import sys, time
-from fastnorm import cli, outofcore
-apply, calls = outofcore.apply, []
-def slow(*arguments):
-    calls.append(1)
-    if len(calls) == 5:
-        print("half", flush=True)
-        time.sleep(100)
-    return apply(*arguments)
-outofcore.apply = slow
-sys.argv = ["fastnorm", "scale", *sys.argv[1:], "--block-bytes", "80000"]
-cli.main()
-"""
-
-
-@pytest.mark.parametrize("old", [b"what was there", None])
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
-def test_an_interrupt_leaves_what_was_there(tmp_path, old, sent, code):
-    np.save(tmp_path / "in.npy", table((10_000, 10)))
-    if old is not None:
-        (tmp_path / "out.npy").write_bytes(old)
-    process = subprocess.Popen(
-        [sys.executable, "-c", HALF_WAY, tmp_path / "in.npy", tmp_path / "out.npy"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # a shell's job in the background inherits that it is ignored
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    try:
-        assert process.stdout.readline() == "half\n"
-        (unfinished,) = set(tmp_path.iterdir()) - {tmp_path / "in.npy", tmp_path / "out.npy"}
-        assert unfinished.stat().st_size > 200_000
-        process.send_signal(sent)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == code
-    assert "Traceback" not in errors
-    left = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "in.npy"}
-    assert left == ({} if old is None else {"out.npy": old})
-
-
-def test_an_existing_output_is_replaced_when_all_is_written(tmp_path, monkeypatch):
-    x = table((100, 4))
-    target = tmp_path / "out.npy"
-    target.write_bytes(b"old")
-    seen = []
-    apply = outofcore.apply
-    monkeypatch.setattr(
-        outofcore, "apply", lambda *a: (seen.append(target.read_bytes()), apply(*a))
-    )
-    y = scaled(tmp_path, x, block_bytes=320)
-    assert seen == [b"old"] * 10
-    np.testing.assert_allclose(y, oracle(x, 0, "standard"), rtol=1e-12, atol=1e-12)
-
-
-def test_a_link_stays_one_and_permissions_are_the_usual_ones(tmp_path):
-    np.save(tmp_path / "in.npy", table((100, 4)))
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "out.npy").symlink_to(tmp_path / "elsewhere" / "real.npy")
-    outofcore.scale_file(tmp_path / "in.npy", tmp_path / "out.npy")
-    assert (tmp_path / "out.npy").is_symlink()
-    real = tmp_path / "elsewhere" / "real.npy"
-    assert list((tmp_path / "elsewhere").iterdir()) == [real]
-    assert real.stat().st_mode == (tmp_path / "in.npy").stat().st_mode
 
 
 # ---- bad input -------------------------------------------------------------------------------
@@ -182,17 +112,45 @@ def test_bad_targets_and_sources(tmp_path):
 
 def test_a_source_that_shrinks_is_an_error(tmp_path, monkeypatch):
     np.save(tmp_path / "in.npy", table((1000, 4)))
-    statistics = outofcore._statistics
+    measure = _blocks.Pass.measure
 
     def shrinking(*arguments):
-        found = statistics(*arguments)
+        measure(*arguments)
         os.truncate(tmp_path / "in.npy", 5000)
-        return found
 
-    monkeypatch.setattr(outofcore, "_statistics", shrinking)
+    monkeypatch.setattr(_blocks.Pass, "measure", shrinking)
     with pytest.raises(ValueError, match="cut short while it was read"):
         outofcore.scale_file(tmp_path / "in.npy", tmp_path / "out.npy", block_bytes=3200)
     assert [path.name for path in tmp_path.iterdir()] == ["in.npy"]
+
+
+def test_what_cannot_be_read_twice_or_replaced_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("in.npy", table((10, 4)))
+    os.mkfifo("pipe")
+    os.mkdir("folder")
+    before = sorted(os.listdir())
+    for source in ("pipe", "pipe:/x", "/dev/zero", "/dev/null"):
+        name = source.partition(":")[0]
+        for call in (
+            lambda source=source: outofcore.scale_file(source, "out.npy"),
+            lambda source=source: outofcore.moments(source),
+            lambda source=source: outofcore.scale_file("in.npy", "out.npy", groups=source),
+        ):
+            with pytest.raises(ValueError, match=f"{name}: expected a regular file, which can be"):
+                call()
+    with pytest.raises(ValueError, match="pipe: expected a regular file"):
+        outofcore.scale_file("in.npy", "out.npy", stats="pipe")
+    for target in ("pipe", "folder", ".", "new/", "/dev/null"):
+        with pytest.raises(ValueError, match=f"target: expected the name of a file, got {target}"):
+            outofcore.scale_file("in.npy", target)
+    for target in ("none/out.npy", "in.npy/out.npy", "n" * 256):
+        with pytest.raises(OSError, match=f"'{target}'$"):
+            outofcore.scale_file("in.npy", target)
+    for source in ("none.npy", "folder", "in.npy/x", "n" * 256):
+        with pytest.raises(OSError, match=f"'{source}'$"):
+            outofcore.scale_file(source, "out.npy")
+    assert sorted(os.listdir()) == before
 
 
 # ---- the command -----------------------------------------------------------------------------
@@ -227,15 +185,68 @@ def test_the_command(tmp_path):
         (["in.npy", "out.npy", "--method", "robust"], 2, "'robust' is not one of"),
         (["in.npy", "out.npy", "--block-bytes", "0"], 2, "0 is not in the range x>=1"),
         (["in.npy"], 2, "Missing argument 'OUT.npy'"),
+        ([], 2, "Missing argument 'IN.npy'"),
+        (["--output-dir", "."], 2, "Missing argument 'IN.npy'"),
+        (["in.npy", "in.npy", "out.npy"], 2, "Several inputs need --output-dir"),
+        (["in.npy", "./in.npy", "--output-dir", "o"], 2, "./in.npy would both become o/in.npy"),
+        (["in.npy", "--output-dir", "."], 1, "Error: target: expected another file than the sou"),
+        (["in.npy", "--output-dir", "o/o"], 1, "No such file or directory: 'o/o'"),
+        (["in.npy", "--output-dir", "in.npy"], 2, "Directory 'in.npy' is a file"),
+        (["in.npy", "none.npy", "--output-dir", "o"], 1, "No such file or directory: 'none.npy'"),
+        (["-", "out.npy"], 2, "-: expected files, which can be read twice"),
+        (["/dev/stdin", "out.npy"], 1, "Error: /dev/stdin: expected a regular file, which can be"),
+        (["in.npy", "out.npy", "--stats", "in.npy"], 1, "Error: in.npy: expected statistics of"),
+        (["in.npy", "out.npy", "--stats", "none"], 1, "No such file or directory: 'none'"),
+        (
+            ["in.npy", "out.npy", "--group-by", "in.npy"],
+            1,
+            "Error: groups: expected a vector of 10",
+        ),
+        (
+            ["in.npy", "none.npy", "--output-dir", "o", "--group-by", "in.npy"],
+            2,
+            "--group-by: expected 2, one for each input",
+        ),
     ],
 )
 def test_errors_of_the_command(tmp_path, arguments, code, message):
     np.save(tmp_path / "in.npy", table((10, 4)))
-    done = scale(*arguments, cwd=tmp_path)
+    done = scale(*arguments, cwd=tmp_path, input="")
     assert done.returncode == code
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["in.npy"]
+
+
+def test_statistics_several_files_and_groups(tmp_path):
+    x, labels = table((60, 3)), np.array(["a", "b", "b"] * 20)
+    for i in range(2):
+        np.save(tmp_path / f"x{i}.npy", x[30 * i : 30 * i + 30])
+        np.save(tmp_path / f"labels{i}.npy", labels[30 * i : 30 * i + 30])
+    inputs, groups = ["x0.npy", "x1.npy"], ["--group-by=labels0.npy", "--group-by=labels1.npy"]
+    for options in ([], groups):
+        done = scale(*inputs, *options, "--output-dir=out/", "--save-stats=s.json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        want = oracle(x, 0, "standard")
+        for each in np.unique(labels) if options else []:
+            want[labels == each] = oracle(x[labels == each], 0, "standard")
+        got = np.concatenate([np.load(tmp_path / "out" / name) for name in inputs])
+        np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
+        done = scale("x1.npy", "again.npy", *options[1:], "--stats=s.json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        np.testing.assert_array_equal(np.load(tmp_path / "again.npy"), got[30:])
+
+
+def test_the_command_reads_and_writes_hdf5(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    x = table((60, 3), "float32")
+    with h5py.File(tmp_path / "in.h5", "w") as file:
+        file.update({"a": x[:20], "group/b": x[20:]})
+    done = scale("in.h5:/a", "in.h5:/group/b", "--output-dir", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with h5py.File(tmp_path / "out" / "in.h5") as file:
+        y = np.concatenate([file["a"], file["group/b"]])
+    np.testing.assert_allclose(y, oracle(x, 0, "standard"), atol=1e-5)
 
 
 def test_a_full_disk_is_an_error(tmp_path):

@@ -1,152 +1,73 @@
-"""Arrays that are read in blocks, and ``.npy`` files that appear only when they are complete.
-
-Files are read and written, not mapped: a file that shrinks or a full disk is then an error, where
-a mapping would end the process, and a limit on the address space may be below the file's size.
-"""
+"""Headers of ``.npy`` files."""
 
 from __future__ import annotations
 
+import ast
+import io
 import math
 import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
 
-from .._types import Array
+from ._hdf5 import SIGNATURE
 
-Index: TypeAlias = tuple[slice, ...]
+Header = tuple[tuple[int, ...], bool, np.dtype[Any]]
 
-
-@dataclass(frozen=True)
-class Source:
-    """An array or a file in C order; one in Fortran order is seen as its transpose."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    transposed: bool
-    array: Array | None = None
-    file: Any = None
-    start: int = 0
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def blocks(self, elements: int, dtype: np.dtype[Any]) -> Iterator[tuple[Index, Array]]:
-        """Blocks of at most so many elements, in the order of the file, converted to `dtype`.
-
-        All use the same memory, which the caller may overwrite.
-        """
-        room = np.empty(min(elements, math.prod(self.shape)), dtype)
-        if self.file is not None:
-            self.file.seek(self.start)
-        for index in split(self.shape, room.size):
-            shape = tuple(s.stop - s.start for s in index)
-            block = room[: math.prod(shape)]
-            if self.array is not None:
-                np.copyto(block.reshape(shape), self.array[index])
-            else:
-                self._read(block)
-            yield index, block.reshape(shape)
-
-    def _read(self, block: Array) -> None:
-        """Read what comes next in the file; what is to be converted, by pieces that fit a cache."""
-        step = block.size if block.dtype == self.dtype else 1 << 16
-        for start in range(0, block.size, step):
-            piece = block[start : start + step]
-            raw = piece if piece.dtype == self.dtype else np.empty(piece.shape, self.dtype)
-            if self.file.readinto(raw.view(np.uint8)) != raw.nbytes:
-                raise ValueError(f"{self.file.name}: the file was cut short while it was read")
-            if raw is not piece:
-                np.copyto(piece, raw)
+LENGTH_BYTES = {(1, 0): 2, (2, 0): 4, (3, 0): 4}
+MOST_TEXT = 10_000  # as np.load; a header of numbers has hundreds
 
 
-def split(shape: tuple[int, ...], elements: int) -> Iterator[Index]:
-    """Pieces that lie in one piece in an array in C order, in that order."""
-    axis = next(i for i in range(len(shape)) if math.prod(shape[i + 1 :]) <= elements)
-    step = max(1, elements // math.prod(shape[axis + 1 :]))
-    for outer in np.ndindex(*shape[:axis]):
-        head = [slice(i, i + 1) for i in outer]
-        for start in range(0, shape[axis], step):
-            piece = slice(start, min(start + step, shape[axis]))
-            yield (*head, piece, *(slice(0, n) for n in shape[axis + 1 :]))
+def read_header(file: IO[bytes]) -> Header:
+    """Return shape, whether in Fortran order, and dtype; leave the file at its data.
 
-
-@contextmanager
-def open_source(source: str | os.PathLike[str] | Array) -> Iterator[Source]:
-    """Open what is read: an array, or an ``.npy`` file by its name."""
-    if isinstance(source, np.ndarray):
-        transposed = source.flags.f_contiguous and not source.flags.c_contiguous
-        array = source.T if transposed else source
-        _check_not_empty("source", array.shape)
-        yield Source(array.shape, array.dtype, transposed, array=array)
-        return
-    if not isinstance(source, (str, os.PathLike)):
-        raise TypeError(
-            f"source: expected an array or the name of an .npy file, got {type(source).__name__}"
-        )
-    with open(source, "rb") as file:
-        yield _read_header(file)
-
-
-def _read_header(file: IO[bytes]) -> Source:
-    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    What `np.load` refuses is refused, and so are arrays without elements.
+    """
+    prefix = file.read(npy.MAGIC_LEN)
+    length = file.read(LENGTH_BYTES.get((*prefix[-2:],), 0))
+    size = int.from_bytes(length, "little")
+    text = file.read(min(size, MOST_TEXT + 1))
     try:
-        version = npy.read_magic(file)
-        if version not in readers:
+        version = npy.read_magic(io.BytesIO(prefix))
+        if version not in LENGTH_BYTES:
             raise ValueError(f"version {version} of the format")
-        shape, fortran, dtype = readers[version](file)
-    except ValueError as error:
-        raise ValueError(f"{file.name}: expected an .npy file of numbers, got {error}") from None
-    _check_not_empty(file.name, shape)
-    if fortran:
-        shape = shape[::-1]
-    source = Source(shape, dtype, fortran, file=file, start=file.tell())
-    have = os.fstat(file.fileno()).st_size - source.start
-    if not dtype.hasobject and have < source.nbytes:
-        raise ValueError(f"{file.name}: expected {source.nbytes} bytes of data, got {have}")
-    return source
+        if size > MOST_TEXT:
+            raise ValueError(f"a header of {size} bytes")
+        if len(text) < size:
+            raise ValueError(f"{len(text)} bytes of a header of {size}")
+        shape, is_fortran, dtype = _parse(text, version)
+    except Exception as error:  # of NumPy's parser, which is Python's: of any kind
+        if prefix.startswith(SIGNATURE[: npy.MAGIC_LEN]):
+            message = f"{file.name}: expected the name of a dataset, as {file.name}:/name"
+        else:
+            message = f"{file.name}: expected an .npy file of numbers, got {str(error)[:200]}"
+        raise ValueError(message) from None
+    need = math.prod(shape) * dtype.itemsize
+    if need == 0:
+        raise ValueError(f"{file.name}: expected an array with elements, got shape {shape}")
+    have = os.fstat(file.fileno()).st_size - file.tell()
+    if have < need:
+        raise ValueError(f"{file.name}: expected {need} bytes of data, got {have}")
+    return shape, is_fortran, dtype
 
 
-def _check_not_empty(name: str, shape: tuple[int, ...]) -> None:
-    if math.prod(shape) == 0:
-        raise ValueError(f"{name}: expected an array with elements, got shape {shape}")
+def _parse(text: bytes, version: tuple[int, int]) -> Header:
+    if version == (3, 0):
+        ast.literal_eval(text.decode())  # it has UTF-8, and no numbers as Python 2 wrote them
+    header = io.BytesIO(len(text).to_bytes(4, "little") + text)
+    shape, is_fortran, dtype = npy.read_array_header_2_0(header)
+    if any(isinstance(n, bool) or n < 0 for n in shape) or math.prod(shape) >= 1 << 60:
+        raise ValueError(f"shape {shape}")
+    np.empty((1,) * len(shape))  # knows the largest rank
+    if dtype.hasobject or dtype.subdtype is not None:
+        raise ValueError(f"dtype {dtype}")
+    return shape, is_fortran, dtype
 
 
-@contextmanager
-def replacing(
-    target: str | os.PathLike[str], source: str | os.PathLike[str] | Array
-) -> Iterator[IO[bytes]]:
-    """Open a file that takes the name `target` when all is written, and else disappears."""
-    if not isinstance(target, (str, os.PathLike)):
-        raise TypeError(f"target: expected the name of a file, got {type(target).__name__}")
-    path = Path(os.path.realpath(target))
-    if path.exists():
-        if not path.is_file():
-            raise ValueError(f"target: expected the name of a file, got {path}")
-        name = getattr(source, "filename", None) if isinstance(source, np.ndarray) else source
-        if name is not None and path.samefile(name):
-            raise ValueError(f"target: expected another file than the source, got {path}")
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(unfinished, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def write_header(file: IO[bytes], like: Source, dtype: np.dtype[Any]) -> None:
-    """Write the header of an array that lies as the source does."""
-    shape = like.shape[::-1] if like.transposed else like.shape
+def write_header(
+    file: IO[bytes], shape: tuple[int, ...], is_fortran: bool, dtype: np.dtype[Any]
+) -> None:
     descr = npy.dtype_to_descr(dtype)
-    header = {"descr": descr, "fortran_order": like.transposed, "shape": shape}
+    header = {"descr": descr, "fortran_order": is_fortran, "shape": shape}
     npy.write_array_header_1_0(file, header)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from .. import _core
 from .._types import Array, Axes
@@ -38,6 +36,10 @@ class Extremes:
             np.fmin.reduce(x, axis, initial=np.nan).astype(np.float64),
             np.fmax.reduce(x, axis, initial=np.nan).astype(np.float64),
         )
+
+    @classmethod
+    def empty(cls, shape: tuple[int, ...]) -> Extremes:
+        return cls(np.full(shape, np.nan), np.full(shape, np.nan))
 
     def __add__(self, other: Extremes) -> Extremes:
         return Extremes(np.fmin(self.low, other.low), np.fmax(self.high, other.high))
@@ -80,42 +82,3 @@ def apply(
     if method == "minmax":
         np.minimum(y, 1, out=y)  # the largest value may round to above 1
     return y
-
-
-def normalize_axes(axis: Axes | None, rank: int) -> tuple[int, ...]:
-    if rank == 0:
-        raise ValueError("x: expected at least 1 dimension, got a scalar")
-    if axis is None:
-        return tuple(range(max(rank - 1, 1)))
-    _core.measure(np.zeros((1,) * rank), axis, None, None, None)  # checks axis
-    return tuple(sorted(int(i) % rank for i in np.atleast_1d(axis)))
-
-
-def work_dtype(
-    dtype: np.dtype[Any], result: DTypeLike | None = None, name: str = "x"
-) -> np.dtype[Any]:
-    """In which dtype x is scaled: no narrower than x and the result."""
-    floats = [np.dtype(name) for name in ("float16", "float32", "float64")]
-    if dtype.kind not in "iub" and dtype.newbyteorder("=") not in floats:
-        raise TypeError(
-            f"{name}: expected float16, float32, float64, integers or booleans, got {dtype}"
-        )
-    work = np.dtype(np.float64) if dtype.kind in "iub" else dtype.newbyteorder("=")
-    if result is None:
-        return work
-    if result not in floats:  # nor what is no dtype
-        raise TypeError(f"dtype: expected float16, float32 or float64, got {result!r}")
-    return np.result_type(work, result)
-
-
-def check_method(method: str) -> None:
-    if not isinstance(method, str) or method not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-
-
-def extra(module: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        message = f'{error.name} is missing: pip install "fastnorm-cpu[{extra}]"'
-        raise ModuleNotFoundError(message, name=error.name) from error
