@@ -50,8 +50,7 @@ def test_statistics_of_one_file_scale_another(tmp_path, method, dtype):
     center = wide.mean(0) if method == "standard" else wide.min(0)
     width = wide.std(0) if method == "standard" else np.ptp(wide, 0)
     want = (two.astype(np.longdouble) - center) / np.where(width, width, 1)
-    if method == "minmax":
-        want = np.minimum(want, 1)
+    assert method == "standard" or (want > 1.5).any()  # others' values may lie anywhere
     tolerance = 1e-5 if dtype == "float32" else 1e-12
     got = np.load(tmp_path / "out2.npy")
     np.testing.assert_allclose(got, want.astype(float), rtol=tolerance, atol=tolerance)
@@ -164,6 +163,18 @@ def test_statistics_of_other_features_are_refused_by_name(tmp_path):
         with pytest.raises((ValueError, OSError), match=message):
             outofcore.scale_file(tmp_path / "in.npy", tmp_path / "out.npy", **given)
         assert names(tmp_path) == ["g.json", "in.npy", "s.json"]
+    np.save(tmp_path / "labels.npy", [1, 5])
+    for target, options in [
+        ("s.json", {"stats": tmp_path / "s.json"}),
+        ("labels.npy", {"groups": tmp_path / "labels.npy"}),
+        ("labels.npy", {"groups": np.load(tmp_path / "labels.npy", mmap_mode="r")}),
+    ]:
+        content = (tmp_path / target).read_bytes()
+        with pytest.raises(
+            ValueError, match=r"target: expected another file than the (stats|groups)"
+        ):
+            outofcore.scale_file(tmp_path / "in.npy", tmp_path / target, **options)
+        assert (tmp_path / target).read_bytes() == content
     outofcore.scale_file(tmp_path / "in.npy", tmp_path / "out.npy", axis=[-2], method="standard",
                          stats=tmp_path / "g.json", groups=[5, 1])  # fmt: skip
 
@@ -307,17 +318,18 @@ def test_groups_of_a_dask_array(chunks, method):
 
 
 def test_memory_is_that_of_blocks_and_of_groups_times_features(tmp_path):
-    rows, features, count = 64_000, 64, 100
+    rows, features, count = 8000, 512, 10
     x = np.ones((rows, features))
     x[::3], x[::7] = 7, np.nan
     np.save(tmp_path / "in.npy", x)
-    block, of_table = x.nbytes // 16, 8 * features * count
-    for labels in (np.arange(rows) % count, np.arange(rows) // (rows // count)):
+    block, of_table = x.nbytes // 8, 8 * features * count
+    numbers = np.arange(rows)
+    for labels in (numbers % count, numbers // (rows // count), numbers % 50 == 0):
         tracemalloc.start()
         try:
             outofcore.scale_file(tmp_path / "in.npy", tmp_path / "out.npy", groups=labels,
                                  block_bytes=block)  # fmt: skip
-            assert tracemalloc.get_traced_memory()[1] < 4 * block + 20 * of_table + 80 * rows
+            assert tracemalloc.get_traced_memory()[1] < 2.5 * block + 20 * of_table + 80 * rows
         finally:
             tracemalloc.stop()
 

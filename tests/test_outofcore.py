@@ -81,6 +81,11 @@ def test_a_mean_far_from_0_costs_no_digits(tmp_path):
     np.testing.assert_allclose(np.nanstd(y, 0), 1, rtol=1e-8)
 
 
+def test_a_constant_whose_square_is_no_float64_becomes_0(tmp_path):
+    x = np.full((40, 3), 1e200)
+    np.testing.assert_array_equal(scaled(tmp_path, x, block_bytes=100), 0)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_what_stands_in_for_nan_leaves_no_trace(dtype):
     x = (1000 + np.random.default_rng(0).normal(size=(400, 3))).astype(dtype)

@@ -24,7 +24,8 @@ def slow(*arguments):
     calls.append(1)
     if len(calls) == 5:
         print("half", flush=True)
-        time.sleep(100)
+        for _ in range(1000):
+            time.sleep(0.1)  # one that begins just after a signal would last
     return apply(*arguments)
 _blocks.apply = slow
 sys.argv = ["fastnorm", "scale", *sys.argv[1:], "--block-bytes", "80000"]
@@ -86,6 +87,31 @@ def test_an_interrupt_leaves_no_folder_statistics_or_datasets(tmp_path, sent, co
     assert process.returncode == code
     assert "Traceback" not in errors
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.h5", "in.npy"]
+
+
+def test_a_second_signal_does_not_disturb_cleaning_up():
+    command = pytest.importorskip("fastnorm.outofcore.command")
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    before, cleaned = [*map(signal.getsignal, numbers)], []
+    with command._signals():
+        pass
+    assert [*map(signal.getsignal, numbers)] == before
+
+    def interrupted():
+        with command._signals():
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            finally:
+                [signal.raise_signal(number) for number in numbers]
+                cleaned.append(True)
+
+    try:
+        with pytest.raises(SystemExit, match="143"):
+            interrupted()
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    assert cleaned == [True]
 
 
 def test_nohup_goes_on(tmp_path):

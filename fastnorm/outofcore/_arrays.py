@@ -24,7 +24,8 @@ from ._groups import settle_groups
 from ._hdf5 import is_dataset
 from ._labelled import bare
 from ._sources import open_source
-from ._stats import Stats, check_fit, checked, empty_table, from_table, settle, to_table
+from ._stats import Stats, check_fit, from_table, settle, to_table
+from ._tables import checked, empty_table
 
 
 def moments(
@@ -140,7 +141,8 @@ def scale(
     ----------
     x : dask.array.Array, ndarray, pandas.DataFrame, pandas.Series or xarray.DataArray
         float16, float32, float64; integers and booleans count as float64. NaN, NA and what is
-        masked are left out of the statistics, and stay so.
+        masked are left out of the statistics, and stay so. A Dataset of xarray by its variables:
+        ``dataset.map(scale, keep_attrs=True)``.
     axis : int, tuple or list of int, optional
         Axes whose elements share statistics; by default all but the last, of a vector its only one.
         Those of a DataArray also by name.
@@ -148,7 +150,8 @@ def scale(
         Standard, the default: mean 0 and (biased) variance 1. Min-max: from 0 to 1. A constant
         feature becomes 0, as by scikit-learn's scalers.
     stats : Stats or name of a file, optional
-        Statistics of other data, from `fit`, instead of those of x. They have a method and an axis.
+        Statistics of other data, from `fit`, instead of those of x; by those of min-max x may come
+        out below 0 and above 1. They have a method and an axis.
     groups : array_like or name of a file, optional
         A label for each row of x, along axis 0, which must be among `axis`: each group gets
         statistics of its own. Integers, booleans or text; in order, whatever their index says.

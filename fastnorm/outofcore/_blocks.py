@@ -14,7 +14,7 @@ from ._checks import BLOCK_BYTES, block_elements, extra, work_dtype
 from ._groups import by_group
 from ._scaling import METHODS, Statistics, apply
 from ._sources import Index, Source
-from ._stats import add, checked, flip, flipped
+from ._tables import add, checked, flip, flipped
 
 Update = Callable[[int], Any]
 

@@ -14,7 +14,7 @@ from ..moments import Moments
 from ._checks import extra, is_from, work_dtype
 from ._groups import by_group
 from ._scaling import METHODS, Extremes, Statistics, apply
-from ._stats import add, checked, empty_table
+from ._tables import add, checked, empty_table
 
 
 def is_dask(x: Any) -> bool:

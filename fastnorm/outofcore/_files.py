@@ -25,7 +25,8 @@ from ._groups import settle_groups
 from ._hdf5 import SUFFIXES, write_dataset
 from ._npy import write_header
 from ._sources import Index, Source, check_source, identity, open_source
-from ._stats import Stats, check_fit, checked, empty_table, from_table, settle, to_table
+from ._stats import Stats, check_fit, from_table, settle, to_table
+from ._tables import checked, empty_table
 from ._targets import Target, check_distinct, parse_target, replacing
 
 
@@ -112,7 +113,9 @@ def scale_file(
         if known is not None:
             raise ValueError("stats, save_stats: expected one of them, got both")
         outputs.append(parse_target(save_stats, "save_stats"))
-    check_distinct(outputs, [found for found in map(identity, sources) if found is not None])
+    given = [("source", x) for x in sources] + [("groups", x) for x in each_groups or []]
+    inputs = [(what, *found) for what, x in [*given, ("stats", stats)] for found in identity(x)]
+    check_distinct(outputs, inputs)
     with ExitStack() as stack:
         opened = [stack.enter_context(open_source(each, "source")) for each in sources]
         axes = _common_axes(opened, axis, known, stats_name)

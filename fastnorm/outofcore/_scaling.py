@@ -80,5 +80,6 @@ def apply(
     center, divisor = center_and_divisor
     y: Array = _core.apply(x, center, divisor, None, None, axes, None, 0.0, out, False)
     if method == "minmax":
-        np.minimum(y, 1, out=y)  # the largest value may round to above 1
+        # the largest value may round to above 1; other data than were measured may lie above it
+        np.minimum(y, 1, out=y, where=y < 1 + 8 * np.finfo(y.dtype).eps)
     return y

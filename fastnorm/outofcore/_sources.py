@@ -140,14 +140,14 @@ def check_source(x: Any, argument: str) -> None:
         )
 
 
-def identity(x: Any) -> tuple[str, str | None] | None:
-    """Return which file, and which dataset in it, a source is, as far as that is known."""
+def identity(x: Any) -> list[tuple[str, str | None]]:
+    """Return which file, and which dataset in it, an input is, as far as that is known."""
     if is_name(x):
-        return split_name(os.fsdecode(x))
+        return [split_name(os.fsdecode(x))]
     if is_dataset(x):
-        return x.file.filename, None  # it is open, all of it
+        return [(x.file.filename, None)] if x else []  # it is open, all of it
     name = getattr(x, "filename", None)  # of a mapped file
-    return None if name is None else (os.fsdecode(name), None)
+    return [] if name is None else [(os.fsdecode(name), None)]
 
 
 def _dataset_source(dataset: Any) -> Source:

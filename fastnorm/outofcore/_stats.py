@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,6 +24,7 @@ from ._checks import (
     work_dtype,
 )
 from ._scaling import METHODS, Extremes, Statistics, coefficients
+from ._tables import change
 from ._targets import parse_target, replacing
 
 FORMAT, VERSION = "fastnorm.outofcore.Stats", 1
@@ -192,42 +192,6 @@ def check_fit(
     return stats.axis
 
 
-# ---- tables: statistics with an axis of groups, the first, also where there is but one group ----
-
-
-def empty_table(method: str, shape: tuple[int, ...]) -> Statistics:
-    kind: Any = Extremes if method == "minmax" else Moments
-    return _change(lambda values: np.array(np.broadcast_to(values, shape)), kind.empty(shape))
-
-
-@np.errstate(invalid="ignore", over="ignore")  # of infinity, which `coefficients` refuses
-def add(table: Statistics, index: Any, found: Any) -> None:
-    """Add statistics to some of a table's, in place."""
-    total = _change(lambda values: values[index], table) + found
-    is_first = table.count[index] == 0 if isinstance(table, Moments) else False
-    for field in fields(table):
-        value = np.where(is_first, getattr(found, field.name), getattr(total, field.name))
-        getattr(table, field.name)[index] = value
-
-
-def flipped(table: Statistics) -> Statistics:
-    """Return a view of the table for the transpose of the data."""
-    return _change(flip, table)
-
-
-def flip(values: Array) -> Array:
-    return values.transpose(0, *range(values.ndim - 1, 0, -1))
-
-
-def checked(table: Statistics, name: str) -> tuple[Array, ...]:
-    """Return coefficients; say of which data they cannot be had."""
-    try:
-        with np.errstate(over="ignore"):
-            return coefficients(table)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-
-
 def from_table(
     method: str,
     axes: tuple[int, ...],
@@ -235,7 +199,7 @@ def from_table(
     table: Statistics,
     groups: Array | None,
 ) -> Stats:
-    found = table if groups is not None else _change(lambda values: values[0, ...], table)
+    found = table if groups is not None else change(lambda values: values[0, ...], table)
     return Stats(method, axes, np.dtype(dtype.name), found, groups)
 
 
@@ -243,13 +207,7 @@ def to_table(stats: Stats) -> Statistics:
     if stats.groups is not None:
         return stats.statistics
     shape = stats.shape
-    return _change(lambda values: np.broadcast_to(values, shape)[np.newaxis], stats.statistics)
-
-
-def _change(change: Callable[[Array], Array], found: Statistics) -> Statistics:
-    """Return statistics with every array changed."""
-    changed = (change(getattr(found, field.name)) for field in fields(found))
-    return cast(Statistics, cast(Any, type(found))(*changed))
+    return change(lambda values: np.broadcast_to(values, shape)[np.newaxis], stats.statistics)
 
 
 # ---- JSON ---------------------------------------------------------------------------------------

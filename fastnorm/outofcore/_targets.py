@@ -36,18 +36,20 @@ def parse_target(name: Any, argument: str = "target") -> Target:
     return Target(text, path, dataset)
 
 
-def check_distinct(targets: Sequence[Target], sources: Sequence[tuple[str, str | None]]) -> None:
-    """Refuse a target that is another one, or a source: (file, dataset in it)."""
+def check_distinct(
+    targets: Sequence[Target], inputs: Sequence[tuple[str, str, str | None]]
+) -> None:
+    """Refuse a target that is another one, or an input: (what, file, dataset in it)."""
     for i, target in enumerate(targets):
         for other in targets[:i]:
             if target.path == other.path and _overlap(target.dataset, other.dataset):
                 raise ValueError(f"target: expected different files, got {target.name} twice")
-        for file, dataset in sources:
+        for what, file, dataset in inputs:
             if not target.path.exists() or not os.path.exists(file):
                 continue
             if target.path.samefile(file) and _overlap(target.dataset, dataset):
                 raise ValueError(
-                    f"target: expected another file than the source, got {target.name}"
+                    f"target: expected another file than the {what}, got {target.name}"
                 )
 
 

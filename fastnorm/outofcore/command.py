@@ -119,9 +119,9 @@ def _signals() -> Iterator[None]:
     came: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
-        came.append(number)
-        if len(came) > 1:
+        if came:
             return
+        came.append(number)
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         sys.exit(128 + number)
@@ -131,5 +131,5 @@ def _signals() -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in before.items() if not came else ():  # else the program ends
             signal.signal(number, handler)
