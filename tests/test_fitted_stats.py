@@ -190,7 +190,7 @@ def test_several_files_have_one_fit(tmp_path, method, block_bytes):
     targets = [str(tmp_path / f"out{i}.npy") for i in range(3)]
     for source, part in zip(sources, parts, strict=True):
         np.save(source, part)
-    outofcore.scale_file(sources, targets, method=method, block_bytes=block_bytes,
+    outofcore.scale_file(sources, tuple(targets), method=method, block_bytes=block_bytes,
                          save_stats=tmp_path / "s.json")  # fmt: skip
     want = np.split(oracle(np.concatenate(parts), 0, method), [50, 81])
     for target, part, each in zip(targets, parts, want, strict=True):

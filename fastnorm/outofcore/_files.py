@@ -53,11 +53,11 @@ def scale_file(
 
     Parameters
     ----------
-    source : str, os.PathLike, ndarray or h5py.Dataset, or a list of these
+    source : str, os.PathLike, ndarray or h5py.Dataset, or a list or tuple of these
         An ``.npy`` file; an HDF5 dataset, also by name, as ``file.h5:/group/name``; an array, such
         as a memory-mapped one. float16, float32, float64, integers or booleans, of any shape but ()
         and without 0. Several have statistics in common, and features of one shape.
-    target : str or os.PathLike, or a list of these
+    target : str or os.PathLike, or a list or tuple of these
         The ``.npy`` file to write, apart from `source`, or the dataset, ``file.h5:/name``: other
         datasets of the file stay (the file is copied), and one of HDF5 hands down its attributes
         and how it is stored. One for each source: all appear at the end.
@@ -148,19 +148,19 @@ def scale_file(
 
 def _pairs(source: Any, target: Any) -> tuple[list[Any], list[Target]]:
     """Return sources and the target of each."""
-    sources = source if isinstance(source, list) else [source]
+    sources = list(source) if isinstance(source, (list, tuple)) else [source]
     for each in sources:
         check_source(each, "source")
-    targets = target if isinstance(source, list) else [target]
+    targets = target if isinstance(source, (list, tuple)) else [target]
     if not sources:
-        raise ValueError("source: expected at least one, got []")
-    if not isinstance(targets, list) or len(targets) != len(sources):
+        raise ValueError(f"source: expected at least one, got {source}")
+    if not isinstance(targets, (list, tuple)) or len(targets) != len(sources):
         raise ValueError(
             f"target: expected a list of {len(sources)}, one for each source, got {target!r}"
         )
     parsed = [parse_target(each) for each in targets]
     for each in parsed:
-        if each.dataset is None and each.name.endswith(SUFFIXES):
+        if each.dataset is None and each.name.lower().endswith(SUFFIXES):
             raise ValueError(
                 f"target: expected the name of a dataset, as {each.name}:/name, got {each.name}"
             )
@@ -169,14 +169,15 @@ def _pairs(source: Any, target: Any) -> tuple[list[Any], list[Target]]:
 
 def _each_groups(groups: Any, source: Any) -> list[Any] | None:
     """Return the labels of each source."""
-    if groups is None or not isinstance(source, list):
+    if groups is None or not isinstance(source, (list, tuple)):
         return None if groups is None else [groups]
-    if not isinstance(groups, list) or len(groups) != len(source):
+    if not isinstance(groups, (list, tuple)) or len(groups) != len(source):
+        many = f" of {len(groups)}" if isinstance(groups, (list, tuple)) else ""
         raise ValueError(
             f"groups: expected a list of {len(source)}, one for each source, got "
-            f"{type(groups).__name__}" + (f" of {len(groups)}" if isinstance(groups, list) else "")
+            f"{type(groups).__name__}{many}"
         )
-    return groups
+    return list(groups)
 
 
 def _common_axes(

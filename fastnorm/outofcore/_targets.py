@@ -26,8 +26,9 @@ class Target:
 
 
 def parse_target(name: Any, argument: str = "target") -> Target:
+    """Read the name of an output; only a target may be a dataset."""
     text = text_of(argument, name)
-    file, dataset = split_name(text)
+    file, dataset = split_name(text) if argument == "target" else (text, None)
     with naming(text):
         path = Path(os.path.realpath(file))
         is_file = path.is_file() if path.exists() else not file.endswith("/")
