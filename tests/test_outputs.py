@@ -65,9 +65,8 @@ def test_an_interrupt_leaves_what_was_there(tmp_path, old, sent, code):
         (unfinished,) = set(tmp_path.iterdir()) - {tmp_path / "in.npy", tmp_path / "out.npy"}
         assert unfinished.stat().st_size > 200_000
         process.send_signal(sent)
-        process.send_signal(signal.SIGTERM)  # in a hurry
         _, errors = process.communicate(timeout=60)
-    assert process.returncode in (code, 143)
+    assert process.returncode == code
     assert "Traceback" not in errors
     left = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "in.npy"}
     assert left == ({} if old is None else {"out.npy": old})
