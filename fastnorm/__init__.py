@@ -45,6 +45,7 @@ from .layers import (
     batch_renorm_d_max,
     batch_renorm_r_max,
 )
+from .lengths import normalize
 from .moments import Moments
 from .reparam import WeightNorm, WeightNormInit, weight_norm, weight_norm_init
 from .sync import SyncBatchNorm, sync_batch_norm
@@ -88,6 +89,7 @@ __all__ = [
     "instance_norm",
     "instance_renorm",
     "layer_norm",
+    "normalize",
     "outofcore",
     "recommend",
     "rms_norm",

@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from . import _check as check
 from . import functional as F
+from ._check import count
 from ._core import Context
-from ._layer import Norm, count
+from ._layer import Norm
 from ._types import Array
 
 __all__ = ["LayerNorm", "RMSNorm"]

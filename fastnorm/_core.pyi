@@ -35,6 +35,12 @@ def apply(
     x: ArrayLike, mean: Array, std: Array, weight: Param, bias: Param, axis: Axes | None,
     layout: str | None, eps: float, out: MaybeArray, return_ctx: bool,
 ) -> Any: ...  # fmt: skip
+def divide_by_deviation(
+    x: ArrayLike, axis: Axes, kind: str, least: float, out: MaybeArray, return_ctx: bool
+) -> Any: ...
+def checked_rows(
+    x: ArrayLike, axis: Axes, out: MaybeArray, return_ctx: bool
+) -> tuple[Array, tuple[int, ...]]: ...
 def measure_grad(dy: ArrayLike, ctx: Context, out: MaybeArray) -> Array: ...
 def apply_grad(
     dy: ArrayLike, ctx: Context, sums: Array, count: float, out: MaybeArray

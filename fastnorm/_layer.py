@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from . import _check as check
 from . import functional as F
-from ._check import count as count  # of other modules' arguments too
 from ._state import loadable, named
 from ._types import AnyContext, Array
 
@@ -214,7 +213,7 @@ class ChannelNorm(Norm):
         track: bool, ddof: int, layout: str, dtype: DTypeLike,
     ) -> None:  # fmt: skip
         super().__init__(dtype)
-        self.num_features = count(num_features, "num_features")
+        self.num_features = check.count(num_features, "num_features")
         self.eps = check.number(eps, "eps")
         self.momentum = None if momentum is None else check.number(momentum, "momentum", 0.0, 1.0)
         self.affine, self.bias = check.flag(affine, "affine"), check.flag(bias, "bias")

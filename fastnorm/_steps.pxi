@@ -77,6 +77,23 @@ def apply(x, mean, std, weight, bias, axis, layout, eps, out, return_ctx):
     return _forward(ctx, out, return_ctx)
 
 
+def divide_by_deviation(x, axis, kind, least, out, return_ctx):
+    """x over `axis` less its mean ("layer") or as it is, divided by the standard deviation, the root
+    mean square ("rms") or the length ("l2"), of which each is at least `least`."""
+    cdef Context ctx = _start(x, {"layer": FN_LAYER, "rms": FN_RMS, "l2": FN_L2}[kind], 0.0)
+    _set_axis(ctx, axis)
+    ctx.p.sigma_min = _number(least, "eps", 0, math.inf)
+    return _forward(ctx, out, return_ctx)
+
+
+def checked_rows(x, axis, out, return_ctx):
+    """x as an array that is dense, and the axes from 0 on; raise what layer norm would."""
+    cdef Context ctx = _start(x, FN_LAYER, 0.0)
+    axes = _axes(axis, len(ctx.shape))
+    _check_forward_out(ctx, out, return_ctx)
+    return ctx.x, axes
+
+
 def measure_grad(dy, ctx, out):
     """Sums of dy and of dy * (x - mean) over each channel: an array of shape (2, C), float64.
     `out` is only checked, for `apply_grad`."""

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike
 
+from . import _core
 from ._layer import Norm
 from ._types import Array, DerivedContext, Gradients, MaybeArray
-from .functional import backward, layer_norm, rms_norm
+from .functional import backward
 
 __all__ = ["CosineNorm", "cosine_norm"]
 
@@ -29,10 +30,11 @@ class _Units:
     """Vectors of K elements along `axis`, divided by their norms, times sqrt(K); and back."""
 
     def __init__(self, vectors: Array, centered: bool, eps: float, axis: int = 1) -> None:
-        normalize: Any = layer_norm if centered else rms_norm
-        # eps is added to the sum of squares; there, to their mean
-        eps = eps / vectors.shape[axis]
-        self.units, self._ctx = normalize(vectors, axis=axis, eps=eps, return_ctx=True)
+        # the least length; there, the least root mean square
+        least = eps / math.sqrt(vectors.shape[axis])
+        self.units, self._ctx = _core.divide_by_deviation(
+            vectors, axis, "layer" if centered else "rms", least, None, True
+        )
 
     def backward(self, grad: Array) -> Array:
         """Gradient of the vectors, in the memory of that of `units`."""
@@ -216,7 +218,7 @@ def cosine_norm(
 ) -> tuple[Array, DerivedContext]: ...  # fmt: skip
 def cosine_norm(
     x: ArrayLike, weight: ArrayLike, *, centered: bool = False, stride: Size = 1,
-    padding: Size = 0, eps: float = 1e-16, return_ctx: bool = False,
+    padding: Size = 0, eps: float = 1e-8, return_ctx: bool = False,
 ) -> Array | tuple[Array, DerivedContext]:  # fmt: skip
     """Cosine Norm: a linear layer or a convolution whose products are cosines.
 
@@ -232,8 +234,8 @@ def cosine_norm(
         Of the convolution, one for each spatial axis; padding is by zeros, which count as elements
         of their patch.
     eps : float
-        Added to each sum of squares, so that a vector of zeros (centered: a constant one) gives 0
-        and not NaN. The default is that of ``torch.nn.functional.cosine_similarity``, squared.
+        The least length that a vector is divided by, as in torch's ``cosine_similarity``: one of
+        zeros (centered: a constant one) gives 0 and not NaN.
     return_ctx : bool
         Whether to return ``(y, ctx)``; ctx is what :func:`backward` takes.
 
@@ -251,9 +253,10 @@ def cosine_norm(
 
     Notes
     -----
-    ``y = <x, w> / sqrt((|x|^2 + eps) * (|w|^2 + eps))`` for each pair of a row or patch x and a
-    weight w. With unit vectors ``u = x / |x|`` and ``v = w / |w|`` the gradient is
-    ``dx = sum(dy * (v - y * u)) / |x|``. The products are NumPy's, by BLAS: their last bits, unlike
+    ``y = <x, w> / (max(|x|, eps) * max(|w|, eps))`` for each pair of a row or patch x and a weight
+    w. With unit vectors ``u = x / |x|`` and ``v = w / |w|`` the gradient is
+    ``dx = sum(dy * (v - y * u)) / |x|``; of a vector shorter than eps, ``sum(dy * v) / eps``. The
+    products are NumPy's, by BLAS: their last bits, unlike
     those of other functions, may differ between machines and thread counts.
 
     References
@@ -312,7 +315,7 @@ class CosineNorm(Norm):
     """
 
     def __init__(self, weight: ArrayLike, *, centered: bool = False, stride: Size = 1,
-                 padding: Size = 0, eps: float = 1e-16) -> None:  # fmt: skip
+                 padding: Size = 0, eps: float = 1e-8) -> None:  # fmt: skip
         weight = np.array(_native(weight), order="C")
         super().__init__(weight.dtype)
         self.params["weight"] = weight
@@ -320,7 +323,7 @@ class CosineNorm(Norm):
         smallest = weight.shape[1:]
         self._forward(np.zeros((1, *smallest), weight.dtype))  # for its checks
 
-    def _check(self, x: ArrayLike) -> None:
+    def _check_sizes(self, x: Array) -> None:
         """Leave it to the function, which compares x with the weight."""
 
     def _forward(self, x: ArrayLike) -> tuple[Array, DerivedContext]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import fastnorm
 
-from ._layer import Norm, count
+from ._check import count
+from ._layer import Norm
 
 __all__ = ["Recommendation", "num_groups_for", "recommend"]
 

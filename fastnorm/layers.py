@@ -16,8 +16,9 @@ from numpy.typing import ArrayLike, DTypeLike
 from . import _check as check
 from . import functional as F
 from ._axis_layers import LayerNorm, RMSNorm
+from ._check import count
 from ._core import Context
-from ._layer import ChannelNorm, Norm, check_channels, count
+from ._layer import ChannelNorm, Norm, check_channels
 from ._types import AnyContext, Array, DerivedContext, Gradients, MaybeArray
 
 __all__ = [

@@ -147,10 +147,11 @@ class Moments:
         part = other.count / np.where(count > 0, count, 1)  # weights may sum to less than 1
         delta = (other.mean - self.mean) + (other.mean_low - self.mean_low)
         mean, mean_low = _two_sum(self.mean, self.mean_low + delta * part)
-        unit = _unit(self, other, delta)
+        apart = np.where((np.asarray(self.count) > 0) & (np.asarray(other.count) > 0), delta, 0)
+        unit = _unit(self, other, apart)
         a, a_low = self._m2_in(unit)
         b, b_low = other._m2_in(unit)
-        deviation = np.ldexp(delta, -unit)
+        deviation = np.ldexp(apart, -unit)
         m2, low = _two_sum(a, b)
         m2, more = _two_sum(m2, deviation * deviation * (self.count * part))
         m2, m2_low = _two_sum(m2, a_low + b_low + (low + more))
@@ -168,11 +169,11 @@ class Moments:
     def var(self, ddof: float = 0) -> Array:
         """Variance: ``m2 / (count - ddof)``; NaN where that leaves no element."""
         with np.errstate(over="ignore", under="ignore"):
-            return np.ldexp(self._scaled_var(ddof), 2 * self._exponent)
+            return np.asarray(np.ldexp(self._scaled_var(ddof), 2 * self._exponent))
 
     def std(self, ddof: float = 0) -> Array:
         """Root of `var`; a float64 also where the variance is none."""
-        return np.ldexp(np.sqrt(self._scaled_var(ddof)), self._exponent)
+        return np.asarray(np.ldexp(np.sqrt(self._scaled_var(ddof)), self._exponent))
 
     def _scaled_var(self, ddof: float) -> Array:
         if isinstance(ddof, bool) or not isinstance(ddof, (int, float, np.number)):

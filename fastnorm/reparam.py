@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from . import _core
-from ._layer import Layer, count
+from ._check import count
+from ._layer import Layer
 from ._types import Array, MaybeArray, WeightGradients, WithContext
 from .functional import backward
 from .moments import Moments

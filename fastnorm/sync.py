@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from . import _core
-from ._layer import check_channels
 from ._reduce import allreduce
 from ._types import AnyContext, Array, DerivedContext, Gradients, MaybeArray, Param
 from .comm import Communicator, SingleProcess
@@ -109,18 +109,18 @@ def _communicator(comm: Communicator | None) -> Communicator:
 
 
 def _train(
-    comm: Communicator, channels: int | None, x: Any, weight: Param, bias: Param,
+    comm: Communicator, check: Callable[[Any], None] | None, x: Any, weight: Param, bias: Param,
     running_mean: MaybeArray, running_var: MaybeArray, training: bool, momentum: float, eps: float,
     ddof: int, layout: str, out: MaybeArray, return_ctx: bool,
 ) -> Array | tuple[Array, AnyContext]:  # fmt: skip
-    """Normalize by the statistics of all ranks; `channels` are those of a layer."""
+    """Normalize by the statistics of all ranks; `check` is what a layer asks of x."""
     call = ""
 
     def measure() -> tuple[str, Array]:
         # all that can be wrong must come to light here, where the other ranks get to know it
         nonlocal x, call
-        if channels is not None:
-            check_channels(x, channels, layout)
+        if check is not None:
+            check(x)
         x = _core.check_batch_norm(
             x, weight, bias, running_mean, running_var, training, momentum, eps, ddof, layout, out,
             return_ctx,
@@ -237,7 +237,7 @@ class SyncBatchNorm(BatchNorm):
 
     Parameters
     ----------
-    num_features, eps, momentum, affine, track_running_stats, ddof, layout, dtype
+    num_features, eps, momentum, affine, track_running_stats, bias, ddof, layout, dtype
         As in :class:`BatchNorm`.
     comm : Communicator, optional
         As in :func:`sync_batch_norm`. Copies of the layer share it.
@@ -261,11 +261,11 @@ class SyncBatchNorm(BatchNorm):
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
                  affine: bool = True, track_running_stats: bool = True, *,
-                 comm: Communicator | None = None, ddof: int = 1, layout: str = "NCHW",
-                 dtype: DTypeLike = np.float32) -> None:  # fmt: skip
+                 comm: Communicator | None = None, bias: bool = True, ddof: int = 1,
+                 layout: str = "NCHW", dtype: DTypeLike = np.float32) -> None:  # fmt: skip
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats,
-            ddof=ddof, layout=layout, dtype=dtype,
+            bias=bias, ddof=ddof, layout=layout, dtype=dtype,
         )  # fmt: skip
         self.comm = comm
         _communicator(comm)
@@ -282,7 +282,7 @@ class SyncBatchNorm(BatchNorm):
             return super()._forward(x)
         common = {"weight": None, "bias": None, "running_mean": None, "running_var": None}
         return _train(  # type: ignore[return-value]
-            _communicator(self.comm), self.num_features, x, training=True, out=None,
+            _communicator(self.comm), super()._check, x, training=True, out=None,
             return_ctx=True, **{**common, **self._common()},
         )  # fmt: skip
 

@@ -157,9 +157,31 @@ def test_vectors_without_a_direction_give_zero(centered, dtype, rng):
     assert np.isnan(without[1]).all()
 
 
-def test_eps_is_added_to_the_sums_of_squares():
-    y = fastnorm.cosine_norm(np.array([[3.0, 4.0]]), np.array([[0.0, 2.0]]), eps=5.0)
-    np.testing.assert_allclose(y, [[8 / np.sqrt(30 * 9)]])
+@pytest.mark.parametrize("length", [3e-10, 1e-8, 3e-8, 1.0])
+def test_eps_is_the_least_length_as_in_torch(length):
+    torch = pytest.importorskip("torch")
+    x, w = np.array([[0.6, 0.8], [3.0, -4.0]]), np.array([[1.0, 2.0]])
+    x[0] *= length
+    want = torch.nn.functional.cosine_similarity(torch.tensor(x), torch.tensor(w), dim=1)
+    np.testing.assert_allclose(fastnorm.cosine_norm(x, w)[:, 0], want.numpy(), rtol=1e-14)
+    if length == 1e-8:  # where it has no slope
+        return
+    y, ctx = fastnorm.cosine_norm(x, w, return_ctx=True)
+    dx = fastnorm.backward(np.ones_like(y), ctx).x
+    h = 1e-6 * length
+    for j in range(2):  # a length below eps is a constant
+        step = np.zeros_like(x)
+        step[0, j] = h
+        slope = (fastnorm.cosine_norm(x + step, w) - fastnorm.cosine_norm(x - step, w)) / (2 * h)
+        np.testing.assert_allclose(dx[0, j], slope[0, 0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e20, 1e37])
+def test_long_and_short_vectors(size, rng):
+    x, w = (rng.standard_normal(shape) for shape in ((4, 50), (3, 50)))
+    want = definition(x, w, False)
+    got = fastnorm.cosine_norm((x * size).astype("f4"), w.astype("f4"), eps=0)
+    np.testing.assert_allclose(got, want, atol=1e-6)
 
 
 def test_empty_batches_and_strides(rng):

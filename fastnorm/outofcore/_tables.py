@@ -18,14 +18,11 @@ def empty_table(method: str, shape: tuple[int, ...]) -> Statistics:
     return change(lambda values: np.array(np.broadcast_to(values, shape)), kind.empty(shape))
 
 
-@np.errstate(invalid="ignore", over="ignore")  # of infinity, which `coefficients` refuses
 def add(table: Statistics, index: Any, found: Any) -> None:
     """Add statistics to some of a table's, in place."""
     total = change(lambda values: values[index], table) + found
-    is_first = table.count[index] == 0 if isinstance(table, Moments) else False
     for field in fields(table):
-        value = np.where(is_first, getattr(found, field.name), getattr(total, field.name))
-        getattr(table, field.name)[index] = value
+        getattr(table, field.name)[index] = getattr(total, field.name)
 
 
 def flipped(table: Statistics) -> Statistics:

@@ -1,0 +1,148 @@
+"""Vectors divided by their length, in whatever norm, forward and backward."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from . import _check as check
+from . import _core
+from ._types import AnyContext, Array, Axes, DerivedContext, Gradients, MaybeArray
+
+__all__ = ["normalize"]
+
+
+@overload
+def normalize(
+    x: ArrayLike, ord: float = ..., axis: Axes = ..., *, eps: float = ..., out: MaybeArray = ...,
+    return_ctx: Literal[False] = ...,
+) -> Array: ...  # fmt: skip
+@overload
+def normalize(
+    x: ArrayLike, ord: float = ..., axis: Axes = ..., *, eps: float = ..., out: MaybeArray = ...,
+    return_ctx: Literal[True],
+) -> tuple[Array, AnyContext]: ...  # fmt: skip
+@overload
+def normalize(
+    x: ArrayLike, ord: float = ..., axis: Axes = ..., *, eps: float = ..., out: MaybeArray = ...,
+    return_ctx: bool,
+) -> Array | tuple[Array, AnyContext]: ...  # fmt: skip
+def normalize(
+    x: ArrayLike, ord: float = 2.0, axis: Axes = 1, *, eps: float = 1e-12, out: MaybeArray = None,
+    return_ctx: bool = False,
+) -> Array | tuple[Array, AnyContext]:  # fmt: skip
+    """Divide vectors by their length: ``x / max(norm(x, ord), eps)``.
+
+    torch's ``normalize``, ONNX's ``LpNormalization``, scikit-learn's ``Normalizer``.
+
+    Parameters
+    ----------
+    x : array_like, float32, float64, float16 or bfloat16
+        Vectors of any shape.
+    ord : float
+        Of the norm, above 0: ``sum(abs(x)**ord)**(1 / ord)``; ``math.inf`` is the largest
+        magnitude. 2, the Euclidean length, is computed by the C kernels, in one pass; the others
+        by NumPy in float64.
+    axis : int or tuple of int
+        Axes that a vector lies along; 1, as in torch.
+    eps : float
+        The least length that a vector is divided by, at least 0, so that a vector of zeros stays
+        zero.
+    out : ndarray, optional
+        Where to write y.
+    return_ctx : bool
+        Whether to return ``(y, ctx)``; ctx is what :func:`backward` takes.
+
+    Returns
+    -------
+    y : ndarray
+        Shape and dtype of x.
+
+    Raises
+    ------
+    TypeError
+        An argument of the wrong type or dtype.
+    ValueError
+        A wrong shape, axis or value; `out` that overlaps x with `return_ctx`.
+
+    Notes
+    -----
+    With the length n of a vector, ``y = x / n`` and p for `ord`, the gradient is
+    ``dx = (dy - sign(x) * abs(y)**(p - 1) * sum(dy * y)) / n``; of a vector shorter than eps it is
+    ``dy / eps``. With ``ord=inf`` the elements of the largest magnitude share it equally.
+
+    References
+    ----------
+    torch.nn.functional.normalize; ONNX operator LpNormalization
+
+    Examples
+    --------
+    >>> import numpy as np, fastnorm
+    >>> x = np.array([[3.0, -4.0], [0.0, 0.0]])
+    >>> fastnorm.normalize(x)
+    array([[ 0.6, -0.8],
+           [ 0. ,  0. ]])
+    >>> fastnorm.normalize(x, ord=1).round(3)
+    array([[ 0.429, -0.571],
+           [ 0.   ,  0.   ]])
+    """
+    ord = check.number(ord, "ord", high=math.inf)
+    if not ord > 0:
+        raise ValueError(f"ord: expected a number above 0, got {ord}")
+    eps = check.number(eps, "eps")
+    if ord == 2:
+        y: Array | tuple[Array, AnyContext] = _core.divide_by_deviation(
+            x, axis, "l2", eps, out, return_ctx
+        )
+        return y
+    # the core checks x, axis and out, and what is returned has the dtype and memory that it chooses
+    bare, axes = _core.checked_rows(x, axis, out, return_ctx)
+    ctx = _Lengths(bare, ord, axes, eps)
+    target = _core.empty_like(bare) if out is None else out
+    np.copyto(target, ctx.y, casting="unsafe")
+    return (target, ctx) if return_ctx else target
+
+
+class _Lengths(DerivedContext):
+    """What :func:`normalize` keeps in another norm than the Euclidean one."""
+
+    def __init__(self, x: Array, ord: float, axes: tuple[int, ...], eps: float) -> None:
+        self._x, self._ord, self._axes = x, ord, axes
+        exact = x.astype(np.float64)
+        with np.errstate(all="ignore"):  # inf and NaN stay in their vectors
+            largest = np.abs(exact).max(axes, keepdims=True, initial=0)
+            # in units of the largest magnitude, whose powers may be no float64
+            unit = np.where((largest > 0) & np.isfinite(largest), largest, 1)
+            if ord == math.inf:
+                length = largest
+            else:
+                powers = (np.abs(exact / unit) ** ord).sum(axes, keepdims=True)
+                length = unit * powers ** (1 / ord)
+            self._clamped = length < eps
+            self._length = np.maximum(length, eps)
+            self.y = np.divide(exact, self._length, where=self._length != 0,
+                               out=np.zeros_like(exact))  # fmt: skip
+
+    def backward(self, dy: ArrayLike, out: MaybeArray) -> Gradients:
+        """As :func:`fastnorm.backward`."""
+        dy = check.array(dy, "dy")
+        if dy.dtype.newbyteorder("=") != self._x.dtype:
+            raise TypeError(f"dy: expected x's dtype {self._x.dtype}, got {dy.dtype}")
+        if dy.shape != self._x.shape:
+            raise ValueError(f"dy: expected x's shape {self._x.shape}, got {dy.shape}")
+        if out is not None:
+            raise TypeError(f"out: expected None after this forward, got {type(out).__name__}")
+        exact, size = dy.astype(np.float64), np.abs(self.y)
+        with np.errstate(all="ignore"):
+            if self._ord == math.inf:
+                largest = size == size.max(self._axes, keepdims=True, initial=0)
+                slope: Any = largest / largest.sum(self._axes, keepdims=True)
+            else:
+                slope = np.where(size > 0, size ** (self._ord - 1), 0)
+            along = np.sign(self.y) * slope * (exact * self.y).sum(self._axes, keepdims=True)
+            dx = exact - np.where(self._clamped, 0, along)
+            dx = np.divide(dx, self._length, where=self._length != 0, out=np.zeros_like(dx))
+        return Gradients(dx.astype(self._x.dtype), None, None)
