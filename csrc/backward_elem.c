@@ -129,12 +129,12 @@ static void task_rows(fn_job *job, int64_t task) {
 static void apply_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1, double *sums) {
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
-    const int64_t i = ((p / pl->c * pl->s + r) * pl->c + p % pl->c) * (int64_t)pl->esize;
+    const int64_t i = ((p / pl->c * pl->s + r) * pl->ld + p % pl->c) * (int64_t)pl->esize;
     if (fn_any_careful(cf, p, p1)) {
         fn_careful_part(job, p, p1, 0, 1, r * pl->c, r1 * pl->c, sums, sums + pl->s);
         return;
     }
-    pl->k->col_grad_apply_elem(job->x + i, job->dy + i, job->out + i, r1 - r, pl->c, p1 - p,
+    pl->k->col_grad_apply_elem(job->x + i, job->dy + i, job->out + i, r1 - r, pl->ld, p1 - p,
                                fn_at(job, cf->center, p), fn_at(job, cf->scale, p),
                                fn_at(job, cf->shift, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
                                job->weight ? fn_at(job, job->weight, r) : NULL, sums + r,
@@ -175,7 +175,9 @@ void fn_backward_elem(fn_job *job) {
         fn_parallel(job, g.parts, task_units, 0);
     for (int64_t part = 0; part < g.parts; part++) {
         const double *more = part_sums(job, part);
-        for (int64_t i = 0; i < 2 * pl->s; i++)
-            job->param_sums[i] += more[i];
+        for (int64_t i = 0; i < pl->s; i++) {
+            job->dweight[i] += more[i];
+            job->dbias[i] += more[pl->s + i];
+        }
     }
 }

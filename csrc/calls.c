@@ -145,20 +145,31 @@ typedef struct {
     const char *x, *dy;
     char *out;
     double *saved;
-    fn_plan whole;    /* of the problem without slices */
-    int64_t elements; /* of the problem; 0: there is no plan */
-    int64_t samples;  /* of a slice */
+    fn_plan whole;            /* of the problem without slices */
+    int64_t elements;         /* of the problem; 0: there is no plan */
+    int64_t samples, columns; /* of a slice */
 } call;
 
 /* Coefficients of short domains fill more memory than the domains: rows of two floats have 40 bytes
- * of statistics and coefficients each.  Where a sample's domains are its own, so many planes are
- * taken at a time; the bits of a sample do not depend on the others. */
+ * of statistics and coefficients each.  So about so many planes are taken at a time: samples, where
+ * their domains are their own, or columns of a matrix.  The bits of a domain do not depend on the
+ * others. */
 #define SLICE_PLANES (1 << 17)
-static int64_t slice_samples(const fn_problem *p, const fn_params *params, const fn_plan *whole) {
-    const int own = whole->elem || p->norm == FN_GROUP ||
-                    (p->norm == FN_INSTANCE && p->training && !params->running_mean) ||
-                    (p->norm == FN_INSTANCE_RENORM && !p->training);
-    return own ? fn_max(1, SLICE_PLANES / whole->c) : p->n;
+static int samples_are_apart(const call *of) {
+    const fn_problem *p = of->problem;
+    return of->whole.elem || p->norm == FN_GROUP ||
+           (p->norm == FN_INSTANCE && p->training && !of->params->running_mean) ||
+           (p->norm == FN_INSTANCE_RENORM && !p->training);
+}
+static void cut(call *of) {
+    const fn_plan *whole = &of->whole;
+    of->samples = of->problem->n;
+    of->columns = whole->c;
+    if (samples_are_apart(of))
+        of->samples = fn_max(1, SLICE_PLANES / whole->c);
+    if (whole->col && whole->per_domain == 1 && of->problem->norm != FN_SWITCHABLE &&
+        (whole->n == 1 || of->samples == 1) && of->problem->layout != FN_BLOCKED)
+        of->columns = fn_min(whole->c, SLICE_PLANES);
 }
 
 static fn_status make_call(call *of, const fn_problem *problem, const fn_params *params,
@@ -167,7 +178,7 @@ static fn_status make_call(call *of, const fn_problem *problem, const fn_params 
     of->saved = saved;
     fn_status status = fn_plan_make(&of->whole, problem, params, dy != NULL, &of->elements);
     if (status == FN_OK && of->elements)
-        of->samples = slice_samples(problem, params, &of->whole);
+        cut(of);
     return status;
 }
 
@@ -177,27 +188,46 @@ static int wants_elem(const call *of) {
            (of->params->weight || of->grads->weight || of->grads->bias);
 }
 
-/* the job of samples [n, n + count), in the workspace */
-static void make_job(const call *of, fn_job *job, int64_t n, int64_t count, room *from) {
-    fn_problem part = *of->problem;
+/* samples [n, n1), columns [c, c1) of a call */
+typedef struct {
+    int64_t n, n1, c, c1;
+} slice;
+
+/* the parameters from channel c on */
+static fn_params params_from(const call *of, int64_t c) {
+    fn_params q = *of->params;
+    const void **fields[] = {&q.weight, &q.bias, (const void **)&q.running_mean,
+                             (const void **)&q.running_var};
+    for (int i = of->whole.elem ? 2 : 0; i < 4; i++)
+        if (*fields[i])
+            *fields[i] = (const char *)*fields[i] + c * (int64_t)of->whole.asize;
+    return q;
+}
+
+/* the job of a slice, in the workspace */
+static void make_job(const call *of, fn_job *job, slice at, room *from) {
     const fn_plan *whole = &of->whole;
+    fn_problem part = *of->problem;
     int64_t elements;
-    *job = (fn_job){.dy = of->dy};
-    part.n = count;
-    if (count == of->problem->n)
+    *job = (fn_job){.dy = of->dy, .params = params_from(of, at.c)};
+    part.n = at.n1 - at.n;
+    part.c = at.c1 - at.c == whole->c ? part.c : at.c1 - at.c;
+    if (part.n == of->problem->n && part.c == of->problem->c)
         job->plan = *whole;
     else
         fn_plan_make(&job->plan, &part, of->params, of->dy != NULL, &elements);
-    const int64_t at = n * whole->c * part.s * (int64_t)whole->esize;
+    if (part.c != of->problem->c)
+        job->plan.ld = whole->c;
+    const int64_t start = (at.n * whole->c * part.s + at.c) * (int64_t)whole->esize;
     const int64_t bytes = of->elements * (int64_t)whole->esize;
-    const int64_t first = n * whole->sample_domains;
-    job->x = of->x + at;
-    job->dy = of->dy ? of->dy + at : NULL;
-    job->out = of->out ? of->out + at : NULL;
-    job->cf = (fn_coefs){.plan = &job->plan, .params = of->params};
+    const int64_t first = at.n * whole->sample_domains + at.c;
+    job->x = of->x + start;
+    job->dy = of->dy ? of->dy + start : NULL;
+    job->out = of->out ? of->out + start : NULL;
+    job->cf = (fn_coefs){.plan = &job->plan, .params = &job->params};
     job->cf.count = (double)job->plan.count;
-    job->weight = (void *)of->params->weight;
-    job->bias = of->dy ? NULL : (void *)of->params->bias;
+    job->weight = (void *)job->params.weight;
+    job->bias = of->dy ? NULL : (void *)job->params.bias;
     job->want_dbias = of->grads && of->grads->bias;
     job->threads = fn_threads_for(bytes);
     job->scratch_bytes = fn_job_scratch(&job->plan);
@@ -209,33 +239,54 @@ static void make_job(const call *of, fn_job *job, int64_t n, int64_t count, room
              wants_elem(of) && of->grads->weight && !of->params->weight);
 }
 
-/* sums of the gradients of the parameters, over all slices */
+/* Parameters whose gradients are summed over slices: all of the elements, those of a slice's
+ * channels. */
 static int64_t param_count(const call *of) {
-    return of->whole.elem ? of->problem->s : of->problem->c;
+    return of->whole.elem ? of->problem->s : fn_min(of->columns, of->problem->c);
+}
+
+/* the sums, dweight and behind it dbias, to `count` parameters from c on */
+static void put_param_grads(const call *of, const double *sums, int64_t c, int64_t count) {
+    void *const to[] = {of->grads->weight, of->grads->bias};
+    for (int i = 0; i < 2; i++)
+        if (to[i])
+            fn_put_all(&of->whole, (char *)to[i] + c * (int64_t)of->whole.asize, 0,
+                       sums + i * param_count(of), count);
 }
 
 /* run(job) for each slice, in one workspace: the first slice needs the most */
-static fn_status for_slices(const call *of, void (*run)(fn_job *),
-                            void (*end)(const call *, fn_job *)) {
-    const int64_t N = of->problem->n, sums = of->grads ? 2 * param_count(of) : 0;
+static fn_status for_slices(const call *of, void (*run)(fn_job *)) {
+    const int64_t N = of->problem->n, C = of->whole.c;
+    const int64_t count = of->grads ? param_count(of) : 0;
     fn_job job;
     room from = {NULL, 0};
-    take_doubles(&from, sums);
-    make_job(of, &job, 0, fn_min(of->samples, N), &from);
+    slice at = {0, fn_min(of->samples, N), 0, fn_min(of->columns, C)};
+    take_doubles(&from, 2 * count);
+    make_job(of, &job, at, &from);
     char *w = fn_allocate(from.used);
     if (!w)
         return FN_NO_MEMORY;
-    for (int64_t n = 0; n < N; n += of->samples) {
-        from = (room){fn_line(w), 0};
-        double *param_sums = take_doubles(&from, sums);
-        if (n == 0)
-            memset(param_sums, 0, (size_t)sums * sizeof *param_sums);
-        make_job(of, &job, n, fn_min(of->samples, N - n), &from);
-        job.param_sums = param_sums;
-        run(&job);
+    from = (room){fn_line(w), 0};
+    double *sums = take_doubles(&from, 2 * count);
+    for (at.c = 0; at.c < C; at.c = at.c1) {
+        at.c1 = fn_min(at.c + of->columns, C);
+        if (at.c == 0 || !of->whole.elem)
+            memset(sums, 0, (size_t)(2 * count) * sizeof *sums);
+        for (at.n = 0; at.n < N; at.n = at.n1) {
+            room left = from;
+            at.n1 = fn_min(at.n + of->samples, N);
+            make_job(of, &job, at, &left);
+            job.dweight = sums;
+            job.dbias = sums + count;
+            run(&job);
+        }
+        if (of->grads && !of->whole.elem)
+            put_param_grads(of, sums, at.c, fn_min(count, of->problem->c - at.c));
     }
-    if (end)
-        end(of, &job);
+    if (of->grads && of->whole.elem)
+        put_param_grads(of, sums, 0, count);
+    if (of->grads && of->problem->norm == FN_SWITCHABLE) /* of which there is one slice */
+        fn_logit_grads(&job.cf, of->grads);
     free(w);
     return FN_OK;
 }
@@ -255,19 +306,9 @@ fn_status fn_forward(const fn_problem *problem, const fn_params *params, const v
     const fn_float_mode mode = fn_enter_float_mode();
     fn_status status = make_call(&of, problem, params, x, NULL, y, saved);
     if (status == FN_OK && of.elements)
-        status = for_slices(&of, fn_run_forward, NULL);
+        status = for_slices(&of, fn_run_forward);
     fn_leave_float_mode(mode);
     return status;
-}
-
-static void put_param_grads(const call *of, fn_job *job) {
-    const int64_t count = param_count(of);
-    if (of->grads->weight)
-        fn_put_all(&job->plan, of->grads->weight, 0, job->param_sums, count);
-    if (of->grads->bias)
-        fn_put_all(&job->plan, of->grads->bias, 0, job->param_sums + count, count);
-    if (of->problem->norm == FN_SWITCHABLE)
-        fn_logit_grads(&job->cf, of->grads);
 }
 
 static void zero_grads(const fn_problem *p, const fn_grads *grads) {
@@ -294,7 +335,7 @@ fn_status fn_backward(const fn_problem *problem, const fn_params *params, const 
         status = dx ? FN_OK : FN_NO_MEMORY;
     }
     if (status == FN_OK && of.elements)
-        status = for_slices(&of, fn_run_backward, put_param_grads);
+        status = for_slices(&of, fn_run_backward);
     free(dx);
     fn_leave_float_mode(mode);
     return status;
@@ -319,12 +360,13 @@ static fn_status step(const fn_problem *problem, const fn_params *params, const 
     const fn_float_mode mode = fn_enter_float_mode();
     fn_status status = make_call(&of, problem, params, x, dy, out, (double *)saved);
     if (status == FN_OK && of.elements) {
+        const slice all = {0, problem->n, 0, of.whole.c};
         room from = {NULL, 0};
-        make_job(&of, &job, 0, problem->n, &from);
+        make_job(&of, &job, all, &from);
         char *w = fn_allocate(from.used);
         if (w) {
             from = (room){fn_line(w), 0};
-            make_job(&of, &job, 0, problem->n, &from);
+            make_job(&of, &job, all, &from);
             job.cf.count = count > 0 ? count : job.cf.count;
             run(&job, sums);
         }

@@ -13,7 +13,7 @@
 /* All forms are one here: in each segment a group of cols planes is a run of s * cols elements,
  * of which element i belongs to plane i % cols of the group, and to row i / cols. */
 static int64_t run_at(const fn_plan *pl, int64_t group, int64_t g) {
-    return g * pl->seg_stride + group * pl->cols * pl->s;
+    return g * pl->seg_stride + group * pl->ld * pl->s;
 }
 
 /* w elements of each of `rows` rows of `array`, from element i on, in double */
@@ -21,7 +21,7 @@ static void load(const fn_job *job, const char *array, int64_t i, int64_t rows, 
                  double *to) {
     static const double zero[COLUMNS] = {0};
     const fn_plan *pl = &job->plan;
-    pl->k->widen(array + i * (int64_t)pl->esize, rows, pl->cols, w, zero, NULL, to);
+    pl->k->widen(array + i * (int64_t)pl->esize, rows, pl->ld, w, zero, NULL, to);
 }
 
 /* What walks over planes: `at` is called for pieces of columns [p, p + w) of a group, w <= COLUMNS.
@@ -38,7 +38,7 @@ static void visit_rows(walk at, int64_t g, int64_t r, int64_t r1, visit function
     const fn_plan *pl = &at.job->plan;
     double x[PIECE], dy[PIECE], out[PIECE];
     for (int64_t rows; r < r1; r += rows) {
-        const int64_t i = run_at(pl, at.p / pl->cols, g) + r * pl->cols + at.p % pl->cols;
+        const int64_t i = run_at(pl, at.p / pl->cols, g) + r * pl->ld + at.p % pl->cols;
         rows = fn_min(PIECE / at.w, r1 - r);
         load(at.job, at.job->x, i, rows, at.w, x);
         if (at.job->dy)
@@ -46,7 +46,7 @@ static void visit_rows(walk at, int64_t g, int64_t r, int64_t r1, visit function
         function(&at, r, rows * at.w, x, dy, out);
         for (int64_t k = 0; k < rows && at.job->out; k++)
             pl->k->narrow(out + k * at.w, at.w,
-                          at.job->out + (i + k * pl->cols) * (int64_t)pl->esize);
+                          at.job->out + (i + k * pl->ld) * (int64_t)pl->esize);
     }
 }
 
@@ -72,8 +72,8 @@ static void look(glance *at, const fn_job *job, const char *array, int64_t p, in
     for (int64_t g = 0; g < pl->nseg; g++) {
         const int64_t i = run_at(pl, p / pl->cols, g) + p % pl->cols;
         double low[COLUMNS], high[COLUMNS];
-        pl->k->col_extremes(array + i * (int64_t)pl->esize, pl->s, pl->cols, w, 0, job->scratch,
-                            low, high);
+        pl->k->col_extremes(array + i * (int64_t)pl->esize, pl->s, pl->ld, w, 0, job->scratch, low,
+                            high);
         for (int64_t c = 0; c < w; c++) {
             at->low[c] = low[c] < at->low[c] ? low[c] : at->low[c];
             at->high[c] = high[c] > at->high[c] ? high[c] : at->high[c];

@@ -175,6 +175,7 @@ typedef struct {
     int64_t n, c, s; /* as walked: batch norm channels last has n = 1, s = n*s; c is a multiple of
                         the block, and those from p.c on are padding */
     int64_t cols;    /* planes side by side: c in column form, the block, 1 in row form */
+    int64_t ld;      /* elements from row to row: cols, or more in a slice of columns */
 
     int64_t count;            /* elements of a domain */
     int64_t domains;          /* number of domains */
@@ -310,7 +311,7 @@ void fn_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1);
 /* dweight and dbias of channel normalizers, for channels [c0, c1), at most FN_CHANNELS of them, are
  * added to sums of c elements each */
 #define FN_CHANNELS 64
-void fn_param_grads(const fn_coefs *cf, double *sums, int64_t c0, int64_t c1);
+void fn_param_grads(const fn_coefs *cf, double *dweight, double *dbias, int64_t c0, int64_t c1);
 /* switchable: gradients of the logits */
 void fn_logit_grads(const fn_coefs *cf, const fn_grads *grads);
 /* running statistics of channels [c0, c1), at most FN_CHANNELS of them; the last thing a successful

@@ -19,12 +19,12 @@
 #define MOST_CHUNKS 64
 #define CHUNK_TABLE (4 << 20) /* bytes for the moments of all chunks, or one chunk */
 
-/* Group `g` of cols features: in each of nseg segments a run of rows * cols elements, from
- * segment * seg_stride + g * rows * cols on. */
+/* Group `g` of cols features: in each of nseg segments a matrix of rows rows, ld elements apart,
+ * from segment * seg_stride + g * rows * ld on. */
 typedef struct {
     const char *x;
     const fn_kernels *k, *k64;
-    int64_t esize, groups, nseg, seg_stride, rows, cols;
+    int64_t esize, groups, nseg, seg_stride, rows, cols, ld;
     int skip_nan;
     const double *weight; /* of each row, or NULL */
 } view;
@@ -114,9 +114,9 @@ static int64_t room_bytes(void) {
 /* n rows of w columns from row i of a segment on to the tile */
 static void convert(const view *v, const char *x, int64_t n, int64_t w, const double *origin,
                     const double *unit, double *to) {
-    const int64_t fold = w == v->cols && !unit ? fn_max(1, FLAT / w) : 1, whole = n / fold;
-    v->k->widen(x, whole, fold * v->cols, fold * w, origin, unit, to);
-    v->k->widen(x + whole * fold * v->cols * v->esize, n % fold, v->cols, w, origin, unit,
+    const int64_t fold = w == v->ld && !unit ? fn_max(1, FLAT / w) : 1, whole = n / fold;
+    v->k->widen(x, whole, fold * v->ld, fold * w, origin, unit, to);
+    v->k->widen(x + whole * fold * v->ld * v->esize, n % fold, v->ld, w, origin, unit,
                 to + whole * fold * w);
 }
 
@@ -131,7 +131,7 @@ static void measure_rows(const view *v, int64_t group, int64_t c, int64_t w, int
         for (int64_t n, full = 0; full < most && i < end; full += n, i += n) {
             const int64_t seg = i / v->rows, r = i % v->rows;
             n = fn_min(fn_min(most - full, v->rows - r), end - i);
-            const int64_t from = seg * v->seg_stride + (group * v->rows + r) * v->cols + c;
+            const int64_t from = seg * v->seg_stride + (group * v->rows + r) * v->ld + c;
             convert(v, v->x + from * v->esize, n, w, at.origin, unit, at.tile + full * w);
         }
         const int64_t rows = i - first;
@@ -162,7 +162,7 @@ static double element(const view *v, int64_t group, int64_t c, int64_t i) {
     static const double zero = 0;
     const int64_t seg = i / v->rows, r = i % v->rows;
     double value;
-    v->k->widen(v->x + (seg * v->seg_stride + (group * v->rows + r) * v->cols + c) * v->esize, 1, 1,
+    v->k->widen(v->x + (seg * v->seg_stride + (group * v->rows + r) * v->ld + c) * v->esize, 1, 1,
                 1, &zero, NULL, &value);
     return value;
 }
@@ -286,7 +286,8 @@ static view view_of(const fn_plan *pl, const char *x) {
                   .nseg = pl->nseg,
                   .seg_stride = pl->seg_stride,
                   .rows = rows,
-                  .cols = pl->cols};
+                  .cols = pl->cols,
+                  .ld = pl->ld};
 }
 
 static void cut(measure_job *m) {

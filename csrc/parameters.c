@@ -5,10 +5,9 @@
 /* ---- gradients -----------------------------------------------------------------------------*/
 
 /* dweight = sum dy * xhat and dbias = sum dy of channels [c0, c1), over the samples, in order:
- * added to sums[c] and sums[C + c] */
-void fn_param_grads(const fn_coefs *cf, double *sums, int64_t c0, int64_t c1) {
+ * added to them */
+void fn_param_grads(const fn_coefs *cf, double *dweight, double *dbias, int64_t c0, int64_t c1) {
     const fn_plan *plan = cf->plan;
-    double *dweight = sums, *dbias = sums + plan->p.c;
     for (int64_t p = 0; p < plan->planes; p += plan->c)
         for (int64_t c = c0; c < c1; c++) {
             dweight[c] += cf->sum_dy_xc[p + c];

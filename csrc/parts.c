@@ -41,7 +41,7 @@ static char *out_at(const fn_job *job, int64_t i) {
 
 /* Column form: row r of plane p, in elements. */
 static int64_t row_at(const fn_plan *pl, int64_t p, int64_t r) {
-    return (p / pl->cols * pl->s + r) * pl->cols + p % pl->cols;
+    return (p / pl->cols * pl->s + r) * pl->ld + p % pl->cols;
 }
 static int64_t chunk_rows(const fn_plan *pl, int64_t k) {
     return fn_min(pl->mchunks.size, pl->s - k * pl->mchunks.size);
@@ -74,7 +74,7 @@ void fn_moments_chunk(fn_job *job, int64_t i, int64_t i1, int64_t k) {
                             job->scratch, job->mean + to, job->m2 + to);
     } else if (pl->col) {
         (pl->squares ? pl->k->col_squares : pl->k->col_moments)(
-            x_at(job, chunk_at(pl, i, k)), chunk_rows(pl, k), pl->cols, i1 - i, job->fetch,
+            x_at(job, chunk_at(pl, i, k)), chunk_rows(pl, k), pl->ld, i1 - i, job->fetch,
             job->scratch, job->mean + to, job->m2 + to);
     } else if (pl->block) {
         fn_run run;
@@ -102,8 +102,8 @@ void fn_grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k) {
                                  job->fetch, center, job->scratch, job->mean + to, job->m2 + to);
     } else if (pl->col) {
         const int64_t off = chunk_at(pl, p, k);
-        pl->k->col_grad_moments(x_at(job, off), dy_at(job, off), chunk_rows(pl, k), pl->cols,
-                                p1 - p, job->fetch, center, w ? fn_at(job, w, k * ch->size) : NULL,
+        pl->k->col_grad_moments(x_at(job, off), dy_at(job, off), chunk_rows(pl, k), pl->ld, p1 - p,
+                                job->fetch, center, w ? fn_at(job, w, k * ch->size) : NULL,
                                 job->scratch, job->mean + to, job->m2 + to);
     } else {
         fn_run run;
@@ -241,13 +241,12 @@ void fn_col_part(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1) {
     }
     const char *center = fn_at(job, cf->center, p);
     if (job->dy)
-        pl->k->col_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), r1 - r, pl->cols, p1 - p,
+        pl->k->col_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), r1 - r, pl->ld, p1 - p,
                               center, fn_at(job, cf->a, p), fn_at(job, cf->b, p),
                               fn_at(job, cf->e, p), job->stream, job->scratch);
     else
-        pl->k->col_apply(x_at(job, i), out_at(job, i), r1 - r, pl->cols, p1 - p, center,
-                         fn_at(job, cf->scale, p), fn_at(job, cf->shift, p),
-                         pl->elem && job->weight ? fn_at(job, job->weight, r) : NULL,
-                         pl->elem && job->bias ? fn_at(job, job->bias, r) : NULL, job->stream,
-                         job->scratch);
+        pl->k->col_apply(
+            x_at(job, i), out_at(job, i), r1 - r, pl->ld, p1 - p, center, fn_at(job, cf->scale, p),
+            fn_at(job, cf->shift, p), pl->elem && job->weight ? fn_at(job, job->weight, r) : NULL,
+            pl->elem && job->bias ? fn_at(job, job->bias, r) : NULL, job->stream, job->scratch);
 }

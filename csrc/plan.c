@@ -136,6 +136,7 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
     else /* one channel: both layouts are the same rows */
         plan->col = p->layout == FN_CHANNELS_LAST && p->c != 1;
     plan->cols = plan->block ? plan->block : plan->col ? plan->c : 1;
+    plan->ld = plan->cols;
 
     /* constants for each channel, in instance norm too */
     const int over_n = p->norm == FN_BATCH || p->norm == FN_BATCH_RENORM || p->norm == FN_WEIGHT ||

@@ -186,7 +186,7 @@ static void task_update_running(fn_job *job, int64_t i) {
     fn_update_running(&job->cf, i * FN_CHANNELS, fn_min((i + 1) * FN_CHANNELS, job->plan.c));
 }
 static void task_param_grads(fn_job *job, int64_t i) {
-    fn_param_grads(&job->cf, job->param_sums, i * FN_CHANNELS,
+    fn_param_grads(&job->cf, job->dweight, job->dbias, i * FN_CHANNELS,
                    fn_min((i + 1) * FN_CHANNELS, job->plan.p.c));
 }
 static int64_t grad_tasks(const fn_plan *pl) {

@@ -6,15 +6,16 @@
 
 typedef struct {
     fn_plan plan;
+    fn_params params; /* from its first channel on */
     fn_coefs cf;
     const char *x, *dy; /* dy NULL: forward */
     char *out;          /* y or dx */
     void *weight, *bias;
-    double *mean, *m2;  /* moments, or gradient sums, of each chunk */
-    void *extra;        /* what tasks of measure.c and columns.c need besides */
-    double *param_sums; /* backward: dweight, and behind it dbias, of the samples so far */
-    void *elem_work;    /* sums of parts, where the parameters belong to the elements; or NULL */
-    int want_dbias;     /* of the elements; dweight, where there is a weight */
+    double *mean, *m2;       /* moments, or gradient sums, of each chunk */
+    void *extra;             /* what tasks of measure.c and columns.c need besides */
+    double *dweight, *dbias; /* sums over the samples so far */
+    void *elem_work; /* sums of parts, where the parameters belong to the elements; or NULL */
+    int want_dbias;  /* of the elements; dweight, where there is a weight */
     int threads;
     char *team;    /* fn_team_bytes bytes of the workspace; NULL: one thread */
     char *scratch; /* of this thread, for column kernels */
