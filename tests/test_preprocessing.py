@@ -1,4 +1,4 @@
-"""Scalers: scikit-learn's checks, its own scalers as the oracle, and what they promise besides."""
+"""Scalers: scikit-learn's checks, its own scalers as the oracle, and memory."""
 
 import pickle
 import subprocess
@@ -16,12 +16,18 @@ pytest.importorskip("sklearn", "1.6")
 
 import sklearn.preprocessing as theirs
 from scipy import sparse
+from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
-from sklearn.decomposition import PCA
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import fastnorm.preprocessing as ours
-from fastnorm.preprocessing import MinMaxScaler, StandardScaler, Whitener
+from fastnorm.preprocessing import (
+    MaxAbsScaler,
+    MinMaxScaler,
+    RobustScaler,
+    StandardScaler,
+    Whitener,
+)
 
 DATA = {"wine": load_wine, "breast_cancer": load_breast_cancer, "digits": load_digits}
 ATTRIBUTES = {
@@ -29,15 +35,24 @@ ATTRIBUTES = {
     "MinMaxScaler": (
         "data_min_", "data_max_", "data_range_", "scale_", "min_", "n_samples_seen_",
     ),
+    "MaxAbsScaler": ("max_abs_", "scale_", "n_samples_seen_"),
+    "RobustScaler": ("center_", "scale_"),
 }  # fmt: skip
-BOTH = [
+ALL = [
     ("StandardScaler", {}),
     ("StandardScaler", {"with_mean": False}),
     ("StandardScaler", {"with_std": False}),
     ("StandardScaler", {"with_mean": False, "with_std": False}),
     ("MinMaxScaler", {}),
     ("MinMaxScaler", {"feature_range": (-2, 3), "clip": True}),
+    ("MaxAbsScaler", {}),
+    ("MaxAbsScaler", {"clip": True}),
+    ("RobustScaler", {}),
+    ("RobustScaler", {"with_centering": False, "quantile_range": (10, 80)}),
+    ("RobustScaler", {"with_scaling": False}),
+    ("RobustScaler", {"unit_variance": True, "quantile_range": (1.5, 99)}),
 ]
+SCALERS = [StandardScaler(), MinMaxScaler(), MaxAbsScaler(), RobustScaler()]
 LAYOUTS = {
     "C": np.ascontiguousarray,
     "F": np.asfortranarray,
@@ -47,7 +62,10 @@ TOLERANCE = {"float64": 1e-10, "float32": 2e-5, "float16": 1e-2}
 
 
 def pair(name, arguments):
-    return getattr(ours, name)(**arguments), getattr(theirs, name)(**arguments)
+    other = getattr(theirs, name)
+    if missing := set(arguments) - set(other().get_params()):
+        pytest.skip(f"this scikit-learn's {name} has no {missing}")
+    return getattr(ours, name)(**arguments), other(**arguments)
 
 
 def assert_same_attributes(found, wanted, rtol):
@@ -67,6 +85,11 @@ def assert_same_attributes(found, wanted, rtol):
         StandardScaler(with_std=False),
         MinMaxScaler(),
         MinMaxScaler(clip=True),
+        MaxAbsScaler(),
+        MaxAbsScaler(clip=True),
+        RobustScaler(),
+        RobustScaler(with_centering=False, unit_variance=True),
+        StandardScaler(clip=(-2, 3), dtype=np.float32),
         Whitener(),
         Whitener("zca"),
         Whitener(n_components=1),
@@ -78,7 +101,7 @@ def test_scikit_learns_checks(estimator, check):
         check(estimator)
 
 
-@pytest.mark.parametrize(("name", "arguments"), BOTH)
+@pytest.mark.parametrize(("name", "arguments"), ALL)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("data", DATA)
@@ -117,7 +140,7 @@ def test_agrees_with_an_exact_oracle_on_two_million_rows(columns, dtype):
     assert abs(y.max() - 1) < tolerance
 
 
-@pytest.mark.parametrize("name", ["StandardScaler", "MinMaxScaler"])
+@pytest.mark.parametrize("name", ATTRIBUTES)
 def test_agrees_with_scikit_learn_on_two_million_rows(rng, name):
     x = rng.standard_normal((2_000_000, 10), np.float32) * 2 + 30
     mine, other = pair(name, {})
@@ -125,7 +148,7 @@ def test_agrees_with_scikit_learn_on_two_million_rows(rng, name):
     np.testing.assert_allclose(mine.transform(x), other.transform(x), rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize(("name", "arguments"), BOTH)
+@pytest.mark.parametrize(("name", "arguments"), ALL)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
 def test_nan_is_passed_over_and_kept(rng, dtype, layout, name, arguments):
@@ -145,7 +168,7 @@ def test_nan_is_passed_over_and_kept(rng, dtype, layout, name, arguments):
     np.testing.assert_allclose(y, wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize(("name", "arguments"), BOTH)
+@pytest.mark.parametrize(("name", "arguments"), [a for a in ALL if a[0] != "RobustScaler"])
 @pytest.mark.parametrize("missing", [False, True])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_partial_fit_is_fit_of_all(rng, dtype, missing, name, arguments):
@@ -244,7 +267,7 @@ def test_affine_is_exact_to_rounding_and_the_same_bits_everywhere(rng):
         _core.affine(x[1:], center, factor, shift, x[:-1])
 
 
-@pytest.mark.parametrize("scaler", [StandardScaler(), MinMaxScaler()])
+@pytest.mark.parametrize("scaler", SCALERS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_infinities_are_refused_and_nothing_is_written(rng, layout, scaler):
     x = LAYOUTS[layout](rng.normal(size=(300, 4)))
@@ -252,7 +275,9 @@ def test_infinities_are_refused_and_nothing_is_written(rng, layout, scaler):
     bad = LAYOUTS[layout](x)
     bad[200, 1] = np.inf
     before, state = bad.copy(), pickle.dumps(vars(scaler))
-    for call in (scaler.fit, scaler.partial_fit, scaler.transform, scaler.inverse_transform):
+    new = clone(scaler)
+    calls = (scaler.fit, new.partial_fit, scaler.transform, scaler.inverse_transform)
+    for call in calls:
         for copy in (True, False):
             scaler.set_params(copy=copy)
             with pytest.raises(ValueError, match="infinity"):
@@ -260,9 +285,12 @@ def test_infinities_are_refused_and_nothing_is_written(rng, layout, scaler):
             np.testing.assert_array_equal(bad, before)
     scaler.set_params(copy=True)
     assert pickle.dumps(vars(scaler)) == state
+    assert not hasattr(new, "n_features_in_")
 
 
-@pytest.mark.parametrize("scaler", [StandardScaler(), MinMaxScaler(clip=True)])
+@pytest.mark.parametrize(
+    "scaler", [StandardScaler(clip=9), MinMaxScaler(clip=True), MaxAbsScaler(), RobustScaler()]
+)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_copy_false_writes_into_x(rng, layout, scaler):
     x = LAYOUTS[layout](rng.normal(size=(300, 4)))
@@ -272,7 +300,6 @@ def test_copy_false_writes_into_x(rng, layout, scaler):
     assert np.shares_memory(x, y)
     np.testing.assert_array_equal(y, wanted)
     np.testing.assert_array_equal(x, wanted)
-    scaler.set_params(clip=False) if "clip" in scaler.get_params() else None
     np.testing.assert_allclose(scaler.inverse_transform(x), original, rtol=1e-12, atol=1e-12)
     frozen = original.copy()
     frozen.flags.writeable = False
@@ -282,8 +309,8 @@ def test_copy_false_writes_into_x(rng, layout, scaler):
 
 def test_a_failed_fit_changes_nothing(rng):
     x = rng.normal(size=(20, 3))
-    for scaler in (StandardScaler(), MinMaxScaler(), Whitener()):
-        scaler.fit(x)
+    for scaler in (StandardScaler(), MinMaxScaler(), MaxAbsScaler(), RobustScaler(), Whitener()):
+        scaler.partial_fit(x)
         state = pickle.dumps(vars(scaler))
         for bad in (np.ones((20, 3, 1)), np.empty((0, 3)), [["a", "b", "c"]]):
             with pytest.raises(ValueError):  # noqa: PT011  scikit-learn's texts
@@ -291,37 +318,6 @@ def test_a_failed_fit_changes_nothing(rng):
         with pytest.raises(ValueError, match="features"):
             scaler.partial_fit(np.ones((5, 4)))
         assert pickle.dumps(vars(scaler)) == state
-
-
-@pytest.mark.parametrize(
-    ("scaler", "error", "text"),
-    [
-        (StandardScaler(copy="no"), TypeError, "copy: expected a bool"),
-        (StandardScaler(with_std=1), TypeError, "with_std: expected a bool"),
-        (MinMaxScaler((1, 1)), ValueError, "feature_range: expected"),
-        (MinMaxScaler((0, np.inf)), ValueError, "feature_range: expected"),
-        (MinMaxScaler((0, 1, 2)), ValueError, "feature_range: expected"),
-        (MinMaxScaler("ab"), TypeError, "feature_range: expected"),
-        (Whitener("pcb"), ValueError, "kind: expected 'pca' or 'zca'"),
-        (Whitener(n_components=4), ValueError, "n_components: expected 1 to the 3 features"),
-        (Whitener(n_components=1.0), TypeError, "n_components: expected an int"),
-        (Whitener(eps=-1), ValueError, "eps: expected"),
-        (Whitener(eps="0"), TypeError, "eps: expected"),
-    ],
-)
-def test_bad_arguments_are_named(scaler, error, text):
-    with pytest.raises(error, match=text):
-        scaler.fit(np.eye(5)[:, :3])
-    assert not hasattr(scaler, "n_features_in_")
-
-
-def test_weights_below_0_are_refused(rng):
-    x = rng.normal(size=(5, 3))
-    scaler = StandardScaler().fit(x)
-    state = pickle.dumps(vars(scaler))
-    with pytest.raises(ValueError, match=r"sample_weight: expected at least 0, got -1.0"):
-        scaler.partial_fit(x, sample_weight=[1, 1, 1, -1, 1])
-    assert pickle.dumps(vars(scaler)) == state
 
 
 def test_sparse_x_is_not_centered():
@@ -332,63 +328,16 @@ def test_sparse_x_is_not_centered():
         StandardScaler(with_mean=False).fit(x).inverse_transform(np.ones((3, 4)))
 
 
-@pytest.mark.parametrize("kind", ["pca", "zca"])
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_whitened_features_have_the_identity_for_covariance(rng, dtype, kind):
-    x = (rng.normal(size=(3000, 8)) @ rng.normal(size=(8, 8)) + 1000).astype(dtype)
-    whitener = Whitener(kind).fit(x)
-    np.testing.assert_allclose(whitener.covariance_, np.cov(x.T.astype(float)), rtol=1e-9)
-    y = whitener.transform(x)
-    assert y.dtype == dtype
-    tolerance = 1e-9 if dtype == "float64" else 1e-3
-    np.testing.assert_allclose(np.cov(y.T.astype(float)), np.eye(8), atol=tolerance)
-    back = whitener.inverse_transform(y)
-    np.testing.assert_allclose(back, x, rtol=1e-12 if dtype == "float64" else 1e-5)
-    if kind == "pca":
-        other = PCA(whiten=True, svd_solver="full").fit(x.astype(float))
-        wanted = other.transform(x.astype(float))
-        wanted *= np.sign((wanted * y).sum(0))
-        np.testing.assert_allclose(y, wanted, atol=tolerance)
-        np.testing.assert_allclose(whitener.explained_variance_, other.explained_variance_)
-    else:
-        np.testing.assert_allclose(whitener.whitening_, whitener.whitening_.T, atol=1e-12)
-
-
-@pytest.mark.parametrize("kind", ["pca", "zca"])
-def test_whitening_of_directions_without_variance(kind):
-    x = load_digits().data  # some pixels are always 0
-    whitener = Whitener(kind).fit(x)
-    rank = np.linalg.matrix_rank(whitener.covariance_)
-    y = whitener.transform(x)
-    assert np.abs(y).max() < 100
-    np.testing.assert_allclose(np.trace(np.cov(y.T)), rank)
-    np.testing.assert_allclose(whitener.inverse_transform(y), x, atol=1e-10)
-    some = Whitener(kind, n_components=5, eps=0.1).fit(x)
-    values = np.linalg.eigvalsh(np.cov(some.transform(x).T))[::-1][:5]
-    largest = some.explained_variance_
-    np.testing.assert_allclose(np.sort(values), np.sort(largest / (largest + 0.1)))
-
-
-def test_whitener_partial_fit_is_fit_of_all(rng):
-    x = rng.normal(size=(900, 6)) @ rng.normal(size=(6, 6)) + 50
-    whole, parts = Whitener().fit(x), Whitener()
-    for part in np.split(x, [2, 3, 500]):
-        parts.partial_fit(part)
-    assert parts.n_samples_seen_ == 900
-    np.testing.assert_allclose(parts.covariance_, whole.covariance_, rtol=1e-11, atol=1e-11)
-    np.testing.assert_allclose(parts.transform(x), whole.transform(x), rtol=1e-8, atol=1e-8)
-
-
 def test_names_and_output_containers(rng):
     x = rng.normal(size=(20, 3))
-    for scaler in (StandardScaler(), MinMaxScaler(), Whitener("zca")):
+    for scaler in (*SCALERS, Whitener("zca")):
         assert list(scaler.fit(x).get_feature_names_out()) == ["x0", "x1", "x2"]
         assert list(scaler.get_feature_names_out(["a", "b", "c"])) == ["a", "b", "c"]
     names = Whitener(n_components=2).fit(x).get_feature_names_out()
     assert list(names) == ["whitener0", "whitener1"]
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame(x, columns=["a", "b", "c"], index=np.arange(20) * 2)
-    for scaler in (StandardScaler(), MinMaxScaler(), Whitener("zca"), Whitener()):
+    for scaler in map(clone, (*SCALERS, Whitener("zca"), Whitener())):
         want = scaler.fit_transform(x)
         y = scaler.set_output(transform="pandas").fit_transform(frame)
         assert list(y.columns) == list(scaler.get_feature_names_out())
@@ -398,7 +347,18 @@ def test_names_and_output_containers(rng):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("scaler", [StandardScaler(), MinMaxScaler(clip=True), Whitener()])
+@pytest.mark.parametrize(
+    "scaler",
+    [
+        StandardScaler(),
+        StandardScaler(dtype="float64"),
+        StandardScaler(dtype="float16", clip=3),
+        MinMaxScaler(clip=True),
+        MaxAbsScaler(),
+        RobustScaler(),
+        Whitener(),
+    ],
+)
 def test_no_temporary_of_the_size_of_x(layout, scaler):
     x = LAYOUTS[layout](np.ones((500_000, 20), np.float32))  # 40 MB
     x[::3] = np.arange(20)

@@ -22,7 +22,9 @@ except ImportError as error:
         f"pip install 'fastnorm-cpu[sklearn]' ({error})"
     ) from error
 
-from ._scalers import MinMaxScaler, StandardScaler
+from ._ranges import MaxAbsScaler, MinMaxScaler
+from ._robust import RobustScaler
+from ._standard import StandardScaler
 from ._whitener import Whitener
 
-__all__ = ["MinMaxScaler", "StandardScaler", "Whitener"]
+__all__ = ["MaxAbsScaler", "MinMaxScaler", "RobustScaler", "StandardScaler", "Whitener"]

@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from sklearn.utils import assert_all_finite
-from sklearn.utils.sparsefuncs import mean_variance_axis
 
 from .. import _core
 from .._types import Array, MaybeArray
 from ..moments import Moments, measure
 
-# scikit-learn's: what is no float becomes the first
-FLOATS = (np.float64, np.float32, np.float16)
 # of an array that is walked in blocks: the second step finds in the cache what the first one read
 BLOCK_BYTES = 4 << 20
-
-
-@contextmanager
-def unchanged_on_error(estimator: Any) -> Iterator[None]:
-    """Put the attributes back when the call fails: validation alone sets some."""
-    before = dict(vars(estimator))
-    try:
-        yield
-    except BaseException:
-        vars(estimator).clear()
-        vars(estimator).update(before)
-        raise
 
 
 def row_blocks(x: Array) -> Iterator[slice]:
@@ -70,19 +54,6 @@ def moments_of_numbers(x: Array, weight: MaybeArray) -> Moments:
     if not np.isfinite(found.mean + found.m2).all():
         refuse_infinity(x)
     return found
-
-
-def sparse_moments(x: Any, weight: MaybeArray) -> Moments:
-    """Moments of the columns of a CSR or CSC matrix, NaN passed over."""
-    if weight is not None:
-        weight = weight.astype(x.dtype)
-    mean, var, count = mean_variance_axis(x, axis=0, weights=weight, return_sum_weights=True)
-    count = np.asarray(count, np.float64)
-    return Moments(
-        count,
-        np.where(count > 0, mean, 0).astype(np.float64),
-        np.where(count > 0, var, 0).astype(np.float64) * count,
-    )
 
 
 def affine(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import DTypeLike
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
@@ -15,10 +17,14 @@ from sklearn.utils import assert_all_finite
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from .._types import Array
-from . import _columns
-from ._columns import row_blocks, unchanged_on_error
+from ._checks import FLOATS, named, output_dtype, refuse_mask, unchanged_on_error
+from ._columns import row_blocks
+from ._factor import Factor
 
-FLOATS = (np.float64, np.float32)
+ADVICE = (
+    "whitening needs whole samples: leave out those with masked values (numpy.ma.compress_rows) or "
+    "fill these in (x.filled(value), sklearn.impute)"
+)
 
 
 class Whitener(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -34,13 +40,16 @@ class Whitener(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         How many principal components to keep; all of them by default.
     eps : float
         Added to the variances, so that directions of small variance are not blown up. Without it,
-        directions of no variance (to rounding) become 0.
+        directions of no variance become 0: those that are there by the rounding of X's values
+        alone, in the dtype that X has.
+    dtype : float16, float32 or float64, optional
+        Of what `transform` returns; by default that of X. It is computed in float64.
 
     Attributes
     ----------
     mean_ : ndarray of shape (n_features,), float64
     covariance_ : ndarray of shape (n_features, n_features), float64
-        Unbiased covariance.
+        Unbiased covariance. It is not what the rest is found from, see the notes.
     explained_variance_ : ndarray of shape (n_components,), float64
         Variances of the principal components, the largest first.
     components_ : ndarray of shape (n_components, n_features), float64
@@ -52,6 +61,12 @@ class Whitener(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     n_components_, n_samples_seen_ : int
     n_features_in_, feature_names_in_
         As in scikit-learn.
+
+    Notes
+    -----
+    X is decomposed itself (QR and SVD), not its covariance, which has half of the digits:
+    directions are found to about 1e-14 however small they are, and however much the features differ
+    in scale. `partial_fit` merges such decompositions.
 
     References
     ----------
@@ -73,11 +88,17 @@ class Whitener(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
     covariance_: Array
 
     def __init__(
-        self, kind: str = "pca", n_components: int | None = None, *, eps: float = 0.0
+        self,
+        kind: str = "pca",
+        n_components: int | None = None,
+        *,
+        eps: float = 0.0,
+        dtype: DTypeLike | None = None,
     ) -> None:
         self.kind = kind
         self.n_components = n_components
         self.eps = eps
+        self.dtype = dtype
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Find mean and covariance of the features, and what makes it the identity.
@@ -85,7 +106,8 @@ class Whitener(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Parameters
         ----------
         X : array_like of shape (n_samples, n_features)
-            At least two samples; float64 or float32, what else is a number becomes float64.
+            At least two samples; float64, float32 or float16, what else is a number becomes
+            float64.
         y : ignored
 
         Returns
@@ -96,7 +118,7 @@ class Whitener(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Raises
         ------
         TypeError
-            An argument of the constructor of the wrong type.
+            An argument of the constructor of the wrong type, or masked values in X.
         ValueError
             NaN or infinities in X, fewer than two samples, or an argument of the constructor that
             is out of range.
@@ -113,22 +135,40 @@ class Whitener(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     def _update(self, x: Any, first: bool) -> Self:
         with unchanged_on_error(self):
-            x = validate_data(self, x, reset=first, dtype=FLOATS, ensure_all_finite=False)
+            x = self._fit_input(x, first)
             self._check_arguments(x.shape[1])
-            count, mean, scatter = _scatter(x)
-            if not first:  # Chan's merge, of matrices
-                before = self.n_samples_seen_
-                delta = mean - self.mean_
-                part = count / (before + count)
-                mean = self.mean_ + delta * part
-                scatter += self.covariance_ * (before - 1) + np.outer(delta, delta * before * part)
-                count += before
-            if count < 2:
+            try:
+                factor = Factor.of_rows(x)
+            except ValueError:  # scikit-learn says which value it is
+                assert_all_finite(x, input_name="X", estimator_name="Whitener")
+                raise
+            factor = factor if first else self._seen() + factor
+            if factor.count < 2:
                 raise ValueError("X: expected at least 2 samples, got n_samples=1")
-            self.n_samples_seen_, self.mean_ = count, mean
-            self.covariance_ = scatter / (count - 1)
+            self._factor = factor
+            self.n_samples_seen_, self.mean_ = factor.count, factor.mean.copy()
+            self.covariance_ = factor.covariance()
             self._set_whitening()
         return self
+
+    def _fit_input(self, x: Any, reset: bool) -> Array:
+        refuse_mask(x, "X", ADVICE)
+        with named("X"):
+            found: Array = validate_data(
+                self, x, reset=reset, dtype=FLOATS, ensure_all_finite=False
+            )
+        return found
+
+    def _seen(self) -> Factor:
+        """Return the factor of what was seen so far, where the attributes are still of that."""
+        kept: Factor | None = getattr(self, "_factor", None)
+        if (
+            kept is not None
+            and kept.count == self.n_samples_seen_
+            and np.array_equal(kept.mean, self.mean_)
+        ):
+            return kept
+        return Factor.of_covariance(self.n_samples_seen_, self.mean_, self.covariance_)
 
     def _check_arguments(self, features: int) -> None:
         k = self.n_components
@@ -142,21 +182,20 @@ class Whitener(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             raise TypeError(f"eps: expected a number, got {self.eps!r}")
         if not 0 <= self.eps < np.inf:
             raise ValueError(f"eps: expected a finite number of at least 0, got {self.eps!r}")
+        output_dtype(self.dtype)
 
     def _set_whitening(self) -> None:
-        variance, vectors = np.linalg.eigh(self.covariance_)
-        k = self.n_components_ = self.n_components or len(variance)
-        variance, vectors = np.maximum(variance[::-1][:k], 0), vectors[:, ::-1][:, :k]
+        std, vectors, whitening = self._factor.directions(self.eps)
+        k = self.n_components_ = self.n_components or len(std)
         largest = np.abs(vectors).argmax(0)
-        vectors = vectors * np.where(vectors[largest, np.arange(k)] < 0, -1.0, 1.0)
-        self.explained_variance_, self.components_ = variance, vectors.T
-        std = np.sqrt(variance + self.eps)
-        if self.eps == 0:  # what rounding makes of no variance is no direction
-            nothing = variance <= variance[0] * len(vectors) * np.finfo(np.float64).eps
-            std[nothing] = 0
-        inverse = np.divide(1, std, out=np.zeros(k), where=std > 0)
-        self.whitening_, self.coloring_ = vectors * inverse, (vectors * std).T
+        signs = np.where(np.take_along_axis(vectors, largest[np.newaxis], 0) < 0, -1.0, 1.0)
+        std, vectors, self.whitening_ = std[:k], (vectors * signs)[:, :k], (whitening * signs)[:, :k]
+        self.explained_variance_, self.components_ = std * std, vectors.T
+        self.coloring_ = (vectors * np.hypot(std, np.sqrt(self.eps))).T
+        self._maps = [self.whitening_], [self.coloring_]
         if self.kind == "zca":
+            # One after the other: their product would spread the rounding of small directions.
+            self._maps = [self.whitening_, vectors.T], [vectors, self.coloring_]
             self.whitening_ = self.whitening_ @ vectors.T
             self.coloring_ = vectors @ self.coloring_
 
@@ -166,24 +205,27 @@ class Whitener(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Parameters
         ----------
         X : array_like of shape (n_samples, n_features)
-            float64 or float32; what else is a number becomes float64.
+            As for `fit`; one sample is enough.
 
         Returns
         -------
         ndarray of shape (n_samples, n_features_out)
-            Of X's dtype.
 
         Raises
         ------
+        TypeError
+            Masked values in X, or a dtype that is none.
         ValueError
             NaN or infinities in X, or another number of features.
         """
         check_is_fitted(self)
-        x = validate_data(self, X, reset=False, dtype=FLOATS)
-        whitening = self.whitening_.astype(x.dtype)
-        y = np.empty((len(x), whitening.shape[1]), x.dtype)
-        for rows in row_blocks(x):  # the mean is taken from a sample in float64
-            np.matmul(np.subtract(x[rows], self.mean_).astype(x.dtype), whitening, out=y[rows])
+        refuse_mask(X, "X", ADVICE)
+        with named("X"):
+            x = validate_data(self, X, reset=False, dtype=FLOATS)
+        dtype = output_dtype(self.dtype)
+        y = np.empty((len(x), len(self.whitening_.T)), x.dtype if dtype is None else dtype)
+        for rows in row_blocks(x):
+            y[rows] = reduce(np.matmul, self._maps[0], x[rows] - self.mean_)
         return y
 
     def inverse_transform(self, X: Any) -> Array:
@@ -192,7 +234,7 @@ class Whitener(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         Parameters
         ----------
         X : array_like of shape (n_samples, n_features_out)
-            float64 or float32; what else is a number becomes float64.
+            float64, float32 or float16; what else is a number becomes float64.
 
         Returns
         -------
@@ -201,15 +243,20 @@ class Whitener(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
         Raises
         ------
+        TypeError
+            Masked values in X.
         ValueError
             NaN or infinities in X, or another number of features.
         """
         check_is_fitted(self)
-        x = check_array(X, dtype=FLOATS)
+        refuse_mask(X, "X", ADVICE)
+        with named("X"):
+            x = check_array(X, dtype=FLOATS, input_name="X")
         if x.shape[1] != len(self.coloring_):
             raise ValueError(f"X: expected {len(self.coloring_)} features, got {x.shape[1]}")
-        y: Array = x @ self.coloring_.astype(x.dtype)
-        y += self.mean_
+        y = np.empty((len(x), len(self.mean_)), x.dtype)
+        for rows in row_blocks(x):
+            y[rows] = reduce(np.matmul, self._maps[1], x[rows].astype(np.float64)) + self.mean_
         return y
 
     @property
@@ -235,17 +282,6 @@ class Whitener(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        keeps = ["float64", "float32", "float16"] if self.dtype is None else []
+        tags.transformer_tags.preserves_dtype = keeps
         return tags
-
-
-def _scatter(x: Array) -> tuple[int, Array, Array]:
-    """Count, means, and sum of the outer products of the rows' deviations from these."""
-    found = _columns.moments(x)
-    if not np.isfinite(found.mean).all():
-        assert_all_finite(x, input_name="X", estimator_name="Whitener")
-    scatter = np.zeros((x.shape[1], x.shape[1]))
-    for rows in row_blocks(x):
-        deviation = np.subtract(x[rows], found.mean, dtype=np.float64)
-        scatter += deviation.T @ deviation
-    return len(x), found.mean, scatter
