@@ -45,8 +45,9 @@ def exact(x: Any, q: Array) -> tuple[Array, list[Summary]]:
     for j, values in enumerate(_columns_of(x)):
         ordered = np.sort(values)
         found[:, j] = _interpolate(ordered, q)
-        kept = np.linspace(0, max(len(ordered) - 1, 0), min(len(ordered), SUMMARY))
-        summaries.append((ordered[np.rint(kept).astype(np.intp)], len(ordered) / max(len(kept), 1)))
+        kept = np.linspace(0, len(ordered) - 1, min(len(ordered), SUMMARY))
+        each = len(ordered) / len(kept) if len(kept) else 1.0
+        summaries.append((ordered[np.rint(kept).astype(np.intp)], each))
     return found, summaries
 
 

@@ -172,7 +172,7 @@ class Whitener(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
 
     def _check_arguments(self, features: int) -> None:
         k = self.n_components
-        if self.kind not in ("pca", "zca"):
+        if not isinstance(self.kind, str) or self.kind not in ("pca", "zca"):
             raise ValueError(f"kind: expected 'pca' or 'zca', got {self.kind!r}")
         if k is not None and (isinstance(k, bool) or not isinstance(k, (int, np.integer))):
             raise TypeError(f"n_components: expected an int or None, got {k!r}")
