@@ -62,8 +62,9 @@ def test_more_rows_than_a_block_have_the_dtype_too(rng):
 
 @pytest.mark.parametrize("dtype", [None, "float16"])
 def test_float32_beyond_what_its_coefficients_hold(rng, dtype):
-    x = rng.standard_normal((500, 3)).astype(np.float32)
-    for scale in (1e-40, 1e-44, 3e37):
+    x = rng.uniform(-1, 1, (500, 3)).astype(np.float32)
+    x[:2] = [[-1], [1]]
+    for scale in (1e-40, 1e-44, 3e37, 3.3e38):
         given = x * np.float32(scale)
         for scaler in (MinMaxScaler(dtype=dtype), MaxAbsScaler(dtype=dtype)):
             wanted = clone(scaler).set_params(dtype="float64").fit_transform(given.astype(float))

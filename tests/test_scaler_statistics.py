@@ -68,10 +68,12 @@ def test_constant_features_are_not_scaled(rng, dtype, scaler):
 def test_constant_features_of_weighted_and_of_sparse_samples(rng):
     x, w = np.tile([0.1, 1 / 3, -7.7e-30, 1e9 + 0.3], (501, 1)), rng.random(501)
     assert (StandardScaler().fit(x, sample_weight=w).scale_ == 1).all()
+    x = np.tile(rng.standard_normal(500) * 10.0 ** rng.integers(-20, 20, 500), (501, 1))
     for form in ("csr", "csc"):
         scaler = StandardScaler(with_mean=False)
-        for part in np.split(x, [10, 300]):
-            scaler.partial_fit(sparse.csr_array(part).asformat(form))
+        for rows in (slice(0, 10), slice(10, 300), slice(300, None)):
+            some = sparse.csr_array(x[rows]).asformat(form)
+            scaler.partial_fit(some, sample_weight=w[rows])
         assert (scaler.scale_ == 1).all()
 
 
@@ -233,6 +235,20 @@ def test_ranks_of_quantiles_in_parts_err_by_less_than_promised(rng, parts, begin
         high = np.searchsorted(ordered[:, j], center, "right")
         assert low / 60_000 - allowed <= 0.5 <= high / 60_000 + allowed
     assert fitted.center_[5] == 0.1  # of many equal values no other is made
+
+
+def test_an_error_while_samples_are_added_changes_nothing(rng, monkeypatch):
+    scaler = RobustScaler().partial_fit(rng.random((500, 2)))
+    state = pickle.dumps(vars(scaler))
+
+    def no_memory(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(fastnorm.preprocessing._quantiles, "estimate", no_memory)
+    for fit in (scaler.partial_fit, RobustScaler().partial_fit):
+        with pytest.raises(MemoryError):
+            fit(rng.random((50, 2)))
+    assert pickle.dumps(vars(scaler)) == state
 
 
 def test_attributes_alone_are_no_samples_to_add_to(rng):

@@ -153,6 +153,23 @@ def test_rank_of_many_rows_of_duplicates(rng, features):
         assert_white(whitener.transform(x), 1e-11, rank=features)
 
 
+def test_what_depends_on_large_features_leaves_small_ones_alone(rng):
+    a, b = rng.standard_normal(5000) * 1e9, rng.standard_normal(5000) * 1e-9
+    plain = Whitener().fit(np.column_stack([a, b]))
+    whitener = Whitener().fit(np.column_stack([b, a, 3 * a + 5e9, a]))
+    np.testing.assert_allclose(whitener.explained_variance_[1], plain.explained_variance_[1])
+    assert np.count_nonzero(whitener.explained_variance_) == 2
+    small = whitener.components_[1]
+    np.testing.assert_allclose(np.abs(small), [1, 0, 0, 0], atol=1e-15)
+
+
+def test_few_float32_samples_with_a_sum(rng):
+    x = (rng.standard_normal((6, 9)) * 10.0 ** -np.arange(9)).astype(np.float32)
+    x = np.column_stack([x, x.sum(1)])
+    y = Whitener(dtype="float64").fit_transform(x)
+    assert_white(y, 1e-7, rank=5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_whitening_of_directions_without_variance(kind):
     x = load_digits().data  # some pixels are always 0
@@ -177,6 +194,11 @@ def test_eps_counts_in_directions_without_variance_too(rng):
     wanted = (new - x.mean(0)) @ (vectors / np.sqrt(np.maximum(variance, 0) + 0.3)) @ vectors.T
     np.testing.assert_allclose(whitener.transform(new), wanted, atol=1e-12)
     np.testing.assert_allclose(whitener.inverse_transform(wanted), new, atol=1e-12)
+    grey = rng.uniform(0, 255, (500, 3)).astype(np.float32)
+    grey = np.column_stack([grey, grey @ np.array([0.3, 0.6, 0.1], np.float32)])
+    values = np.linalg.svd(grey - grey.mean(0, dtype=float), compute_uv=False) ** 2 / 499
+    y = Whitener(eps=1e-13, dtype="float64").fit_transform(grey)
+    np.testing.assert_allclose(np.diag(covariance(y)), values / (values + 1e-13), rtol=1e-6)
 
 
 def test_fewer_samples_than_features(rng):
@@ -242,6 +264,10 @@ def test_attributes_that_were_set_from_outside_are_what_goes_on(rng):
     whitener = Whitener().fit(rng.standard_normal((50, 3)))
     whitener.mean_, whitener.covariance_ = x[:120].mean(0), covariance(x[:120])
     whitener.n_samples_seen_ = 120
+    whitener.partial_fit(x[120:])
+    np.testing.assert_allclose(whitener.covariance_, covariance(x), rtol=1e-10)
+    whitener = Whitener().fit(x[:120] + 3)
+    whitener.mean_ -= 3
     whitener.partial_fit(x[120:])
     np.testing.assert_allclose(whitener.covariance_, covariance(x), rtol=1e-10)
     np.testing.assert_allclose(whitener.mean_, x.mean(0))

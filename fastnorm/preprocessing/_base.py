@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -139,11 +138,9 @@ def scaled(
     if work == result:
         out[...] = x
         return _columns.affine(out, out, False, coefficients, clip)
-    center, factor, shift = (np.broadcast_to(v, x.shape[1:]) for v in coefficients)
-    for at in _blocks(x):
-        some, columns = np.array(x[at], work), at[1]
-        c = (center[columns], factor[columns], shift[columns])
-        out[at] = _columns.affine(some, some, False, c, clip)
+    for rows in _columns.row_blocks(x):
+        some = np.array(x[rows], work, order="C")
+        out[rows] = _columns.affine(some, some, False, coefficients, clip)
     return out
 
 
@@ -161,11 +158,3 @@ def _new(x: Array, dtype: np.dtype[Any]) -> Array:
     if x.flags.f_contiguous and not x.flags.c_contiguous:
         return _core.empty_like(like.T).T
     return _core.empty_like(like)
-
-
-def _blocks(x: Array) -> Iterator[tuple[slice, slice]]:
-    """Parts of x of a few megabytes: rows, or columns of what is in Fortran order."""
-    every = slice(None)
-    if x.flags.f_contiguous and not x.flags.c_contiguous:
-        return ((every, columns) for columns in _columns.row_blocks(x.T))
-    return ((rows, every) for rows in _columns.row_blocks(x))

@@ -133,4 +133,4 @@ def with_mask(y: Array, given: Any) -> Array:
     """Return y with the mask of what was given: NaN lies below it, whoever drops the mask."""
     if not isinstance(given, np.ma.MaskedArray):
         return y
-    return np.ma.array(y, mask=np.ma.getmaskarray(given).copy(), fill_value=np.nan)
+    return np.ma.array(y, mask=np.ma.getmaskarray(given), fill_value=np.nan)

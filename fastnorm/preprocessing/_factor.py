@@ -111,46 +111,52 @@ class Factor:
         or with eps, ``/ sqrt(deviations**2 + eps)``. Without eps, directions without variance come
         last, with deviation 0 and nothing that whitens to them.
         """
-        features, freedom = self.r.shape[1], np.sqrt(self.count - 1)
+        features = self.r.shape[1]
         deviations, vectors = np.zeros(features), np.eye(features)
-        triangle, unit, order, rank = self._above_noise(eps == 0)
+        known, noise, order = self._above_noise(eps == 0)
+        rank = len(known)
         if rank:
             # With pivots, rows and columns get smaller together: the SVD then is exact in
             # directions as small as the smallest of the features.
-            q, graded, again = qr(triangle * (unit / freedom), mode="economic", pivoting=True)
+            q, graded, again = qr(known, mode="economic", pivoting=True)
             vectors[order[again]], deviations[:rank], turn = np.linalg.svd(graded.T)
         std = np.hypot(deviations, np.sqrt(eps))
         whitening = vectors * np.divide(1, std, out=np.zeros(features), where=std > 0)
         taken, others = order[:rank], order[rank:]
-        seen = unit[rank:, np.newaxis] / freedom * np.abs(whitening[others])
+        seen = noise[rank:, np.newaxis] * np.abs(whitening[others])
         allowed = 0 if self.count > features else ROUNDING_SEEN
         if eps == 0 and seen.max(initial=0) > allowed:
             # Features that depend on others are not looked at: that they do so to their own
             # rounding only may be much for smaller ones of the others.
             whitening[others] = 0
-            found = solve_triangular(triangle[:, :rank], q @ turn.T)
-            whitening[taken, :rank] = found * (freedom / unit[:rank, np.newaxis])
+            whitening[taken, :rank] = solve_triangular(known[:, :rank], q @ turn.T)
         return deviations, vectors, whitening
 
-    def _above_noise(self, cut: bool) -> tuple[Array, Array, Array, int]:
-        """Return a factor, its unit for each column, the features of its columns, and its rank.
+    def _above_noise(self, cut: bool) -> tuple[Array, Array, Array]:
+        """Return a factor of full rank, the noise of its columns, and whose columns they are.
 
-        The unit is the noise, and features come in the order in which most units of them are new.
-        Those of which less than one is new depend on the ones before, and are cut there. What they
-        have of any of these is noise too where it is less than one: of a small feature it would be
-        much. Of no more samples than features, all depend on all, and only the noise of the
-        decompositions counts.
+        It is triangular, and of the covariance. Features come in the order in which most of them is
+        new, in units of their noise. Those of which less than one is new depend on the ones before,
+        and are cut there. What they have of any direction is noise too where it is less than one:
+        of a small one it would be much. Of no more samples than features all depend on all, and
+        only the noise of the decompositions counts.
         """
         noise = self.noise if self.count > self.r.shape[1] else ROUNDING * _norms(self.r)
         unit = np.where(noise > 0, noise, 1)
         triangle, order = qr(self.r / unit, mode="r", pivoting=True)
-        rank = len(triangle)
+        rank, unit = len(triangle), unit[order] / np.sqrt(self.count - 1)
         if cut:
             left = np.cumsum(np.square(triangle[::-1]), axis=0)[::-1]
-            rank = np.count_nonzero((left > 1).any(1))
-            dependent = triangle[:rank, rank:]
-            dependent[np.abs(dependent) < 1] = 0
-        return triangle[:rank], unit[order], order, rank
+            rank = int(np.count_nonzero((left > 1).any(1)))
+        if rank:  # from the largest direction to the smallest
+            taken = triangle[:rank, :rank] * unit[:rank]
+            q, taken, again = qr(taken, mode="economic", pivoting=True)
+            others = q.T @ triangle[:rank, rank:]
+            if cut:
+                others[np.abs(others) < 1] = 0
+            triangle = np.concatenate([taken, others * unit[rank:]], axis=1)
+            order[:rank], unit[:rank] = order[again], unit[again]
+        return triangle[:rank], unit, order
 
 
 def _triangle(a: Array) -> Array:

@@ -27,18 +27,20 @@ def moments(x: Any, weight: MaybeArray) -> Moments:
     """Moments of the columns, NaN passed over; each row counts as much as its weight."""
     x = canonical(x)
     rows, columns = x.shape
-    found, stored = Moments.empty((columns,)), np.zeros(columns)
+    found, stored, unstored = Moments.empty((columns,)), np.zeros(columns), np.full(columns, rows)
     for start in range(0, x.nnz, BLOCK):
         at = np.arange(start, min(start + BLOCK, x.nnz))
         outer, inner = np.searchsorted(x.indptr, at, "right") - 1, x.indices[at]
         row, column = (outer, inner) if x.format == "csr" else (inner, outer)
         w = np.ones(len(at)) if weight is None else weight[row]
         stored += np.bincount(column, w, columns)
+        unstored -= np.bincount(column, minlength=columns)
         value = x.data[at].astype(np.float64)
         known = ~np.isnan(value)
         found += _scattered(value[known], column[known], w[known], columns)
-    count = (rows if weight is None else weight.sum()) - stored
-    return found + Moments(np.maximum(count, 0), np.zeros(columns), np.zeros(columns))
+    zeros = (rows if weight is None else weight.sum()) - stored
+    zeros = np.where(unstored > 0, np.maximum(zeros, 0), 0)  # not what rounding leaves of weights
+    return found + Moments(zeros, np.zeros(columns), np.zeros(columns))
 
 
 def _scattered(value: Array, column: Array, weight: Array, columns: int) -> Moments:

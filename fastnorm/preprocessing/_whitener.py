@@ -189,7 +189,11 @@ class Whitener(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         k = self.n_components_ = self.n_components or len(std)
         largest = np.abs(vectors).argmax(0)
         signs = np.where(np.take_along_axis(vectors, largest[np.newaxis], 0) < 0, -1.0, 1.0)
-        std, vectors, self.whitening_ = std[:k], (vectors * signs)[:, :k], (whitening * signs)[:, :k]
+        std, vectors, self.whitening_ = (
+            std[:k],
+            (vectors * signs)[:, :k],
+            (whitening * signs)[:, :k],
+        )
         self.explained_variance_, self.components_ = std * std, vectors.T
         self.coloring_ = (vectors * np.hypot(std, np.sqrt(self.eps))).T
         self._maps = [self.whitening_], [self.coloring_]
