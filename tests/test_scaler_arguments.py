@@ -75,6 +75,16 @@ def test_float32_beyond_what_its_coefficients_hold(rng, dtype):
             np.testing.assert_allclose(back, given, rtol=0, atol=allowed)
 
 
+def test_float32_whose_difference_from_the_center_float32_does_not_hold():
+    x = np.array([[3e38], [3.2e38]], np.float32)
+    for scaler in (MinMaxScaler(), RobustScaler()):
+        scaler.fit(x)
+        y = scaler.transform(-x)
+        wanted = scaler.transform(-x.astype(np.float64))
+        np.testing.assert_allclose(y, wanted, rtol=1e-6)
+        assert (wanted < -20).all()
+
+
 # ---- clip ------------------------------------------------------------------------------------
 
 

@@ -27,11 +27,11 @@ def assert_white(y, atol, rank=None):
     np.testing.assert_allclose(values[rank:], 0, atol=atol)
 
 
-def assert_restored(whitener, x):
+def assert_restored(whitener, x, condition=1):
     """Each value comes back to a few roundings of the largest of its feature."""
     back = whitener.inverse_transform(whitener.transform(x)).astype(np.float64)
     roundings = 8 * float(np.finfo(x.dtype).eps) + 100 * EPS["float64"]
-    allowed = roundings * np.abs(x).max(0).astype(np.float64)
+    allowed = condition * roundings * np.abs(x).max(0).astype(np.float64)
     assert (np.abs(back - x).max(0) <= allowed).all()
 
 
@@ -163,6 +163,15 @@ def test_what_depends_on_large_features_leaves_small_ones_alone(rng):
     np.testing.assert_allclose(np.abs(small), [1, 0, 0, 0], atol=1e-15)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_samples_of_features_of_any_scale(rng, kind):
+    for _ in range(40):
+        x = rng.standard_normal((6, 10)) * 10.0 ** rng.uniform(-25, 25, 10)
+        whitener = Whitener(kind).fit(x)
+        assert_white(whitener.transform(x), 1e-10, rank=5)
+        assert_restored(whitener, x, condition=100)
+
+
 def test_few_float32_samples_with_a_sum(rng):
     x = (rng.standard_normal((6, 9)) * 10.0 ** -np.arange(9)).astype(np.float32)
     x = np.column_stack([x, x.sum(1)])
@@ -201,14 +210,19 @@ def test_eps_counts_in_directions_without_variance_too(rng):
     np.testing.assert_allclose(np.diag(covariance(y)), values / (values + 1e-13), rtol=1e-6)
 
 
-def test_fewer_samples_than_features(rng):
-    x, new = rng.standard_normal((20, 50)), rng.standard_normal((10, 50))
-    whitener = Whitener().fit(x)
-    other = PCA(whiten=True, svd_solver="full").fit(x)
-    y, wanted = whitener.transform(new), other.transform(new)[:, :19]
-    np.testing.assert_allclose(y[:, :19], wanted * np.sign((wanted * y[:, :19]).sum(0)), atol=1e-10)
-    assert (y[:, 19:] == 0).all()
-    assert_restored(whitener, x)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_fewer_samples_than_features(rng, dtype):
+    scales = 10.0 ** rng.uniform(-2, 2, 50)
+    x, new = (rng.standard_normal((n, 50)) * scales for n in (20, 10))
+    x[7] = x[3]
+    x, new = x.astype(dtype), new.astype(dtype)
+    whitener = Whitener(dtype="float64").fit(x)
+    other = PCA(whiten=True, svd_solver="full").fit(x.astype(float))
+    y, wanted = whitener.transform(new), other.transform(new.astype(float))[:, :18]
+    wanted *= np.sign((wanted * y[:, :18]).sum(0))
+    np.testing.assert_allclose(y[:, :18], wanted, rtol=1e-6, atol=1e-7 * np.abs(wanted).max())
+    assert (y[:, 18:] == 0).all()
+    assert_restored(whitener.set_params(dtype=None), x)
 
 
 @pytest.mark.parametrize("value", [0.1, 1e9 + 0.3, 0.0])

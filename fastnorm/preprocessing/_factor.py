@@ -27,8 +27,8 @@ BLOCK = 1 << 17
 # what one decomposition may make of no variance, relative to a feature's deviation
 ROUNDING = 8 * np.finfo(np.float64).eps
 
-# what may be seen of the rounding of decompositions after whitening
-ROUNDING_SEEN = 1e-7
+# how much larger than a direction a feature may be from whose part in it the direction is computed
+STEEP = 1e8
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,7 @@ class Factor:
         """
         features = self.r.shape[1]
         deviations, vectors = np.zeros(features), np.eye(features)
-        known, noise, order = self._above_noise(eps == 0)
+        known, order = self._above_noise(eps == 0)
         rank = len(known)
         if rank:
             # With pivots, rows and columns get smaller together: the SVD then is exact in
@@ -123,26 +123,24 @@ class Factor:
         std = np.hypot(deviations, np.sqrt(eps))
         whitening = vectors * np.divide(1, std, out=np.zeros(features), where=std > 0)
         taken, others = order[:rank], order[rank:]
-        seen = noise[rank:, np.newaxis] * np.abs(whitening[others])
-        allowed = 0 if self.count > features else ROUNDING_SEEN
-        if eps == 0 and seen.max(initial=0) > allowed:
+        seen = _norms(known[:, rank:])[:, np.newaxis] * np.abs(whitening[others])
+        if eps == 0 and seen.max(initial=0) > (0 if self.count > features else STEEP):
             # Features that depend on others are not looked at: that they do so to their own
-            # rounding only may be much for smaller ones of the others.
+            # rounding only may be much for smaller ones of the others. Of few samples all depend on
+            # all, by no law that holds for others.
             whitening[others] = 0
             whitening[taken, :rank] = solve_triangular(known[:, :rank], q @ turn.T)
         return deviations, vectors, whitening
 
-    def _above_noise(self, cut: bool) -> tuple[Array, Array, Array]:
-        """Return a factor of full rank, the noise of its columns, and whose columns they are.
+    def _above_noise(self, cut: bool) -> tuple[Array, Array]:
+        """Return a factor of full rank, and the features of its columns.
 
         It is triangular, and of the covariance. Features come in the order in which most of them is
         new, in units of their noise. Those of which less than one is new depend on the ones before,
         and are cut there. What they have of any direction is noise too where it is less than one:
-        of a small one it would be much. Of no more samples than features all depend on all, and
-        only the noise of the decompositions counts.
+        of a small one it would be much.
         """
-        noise = self.noise if self.count > self.r.shape[1] else ROUNDING * _norms(self.r)
-        unit = np.where(noise > 0, noise, 1)
+        unit = np.where(self.noise > 0, self.noise, 1)
         triangle, order = qr(self.r / unit, mode="r", pivoting=True)
         rank, unit = len(triangle), unit[order] / np.sqrt(self.count - 1)
         if cut:
@@ -155,8 +153,8 @@ class Factor:
             if cut:
                 others[np.abs(others) < 1] = 0
             triangle = np.concatenate([taken, others * unit[rank:]], axis=1)
-            order[:rank], unit[:rank] = order[again], unit[again]
-        return triangle[:rank], unit, order
+            order[:rank] = order[again]
+        return triangle[:rank], order
 
 
 def _triangle(a: Array) -> Array:
