@@ -93,6 +93,13 @@ def test_a_range_that_no_float64_holds_is_refused():
     np.testing.assert_allclose(MaxAbsScaler().fit_transform(x)[:, 1], [-1, 1], rtol=1e-14)
 
 
+@pytest.mark.parametrize("scaler", [MinMaxScaler, MaxAbsScaler, RobustScaler])
+def test_a_spread_whose_reciprocal_is_no_float64_is_refused(scaler):
+    x = np.array([[1, 3e-310], [2, 6e-310], [3, 9e-310]])
+    with pytest.raises(ValueError, match=r"X: .* vary by at least 5.6e-309, got .* in feature 1"):
+        scaler().fit(x)
+
+
 def in_parts(scaler, x, at, **arguments):
     for part in np.split(x, at):
         scaler.partial_fit(part, **arguments)

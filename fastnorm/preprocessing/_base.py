@@ -24,6 +24,13 @@ def divisor(spread: Array) -> Array:
     there: extremes are exact, and moments are measured from one of the values. So there is no bound
     to be chosen, which would be too high for some features and too low for others.
     """
+    least = 1 / np.finfo(np.float64).max
+    bad = np.flatnonzero((spread > 0) & (spread < least))
+    if bad.size:
+        raise ValueError(
+            f"X: expected features that are constant or vary by at least {least:.2g}, got "
+            f"{spread[bad[0]]:.2g} in feature {bad[0]}"
+        )
     return np.where(spread == 0, 1.0, spread)
 
 

@@ -26,8 +26,8 @@ from . import _columns
 BLOCK = 1 << 17
 # what one decomposition may make of no variance, relative to a feature's deviation
 ROUNDING = 8 * np.finfo(np.float64).eps
-
-# how much larger than a direction a feature may be from whose part in it the direction is computed
+# of few samples: how much larger than the deviation along a direction a feature may be that takes
+# part in it; of what is larger, rounding would be more than the direction
 STEEP = 1e8
 
 
@@ -125,20 +125,20 @@ class Factor:
         taken, others = order[:rank], order[rank:]
         seen = _norms(known[:, rank:])[:, np.newaxis] * np.abs(whitening[others])
         if eps == 0 and seen.max(initial=0) > (0 if self.count > features else STEEP):
-            # Features that depend on others are not looked at: that they do so to their own
-            # rounding only may be much for smaller ones of the others. Of few samples all depend on
-            # all, by no law that holds for others.
+            # Features that depend on others are not looked at: they do so up to their own rounding,
+            # which may be much for smaller ones of the others. But of few samples all features
+            # depend on each other, and more samples need not: there the directions say what counts.
             whitening[others] = 0
             whitening[taken, :rank] = solve_triangular(known[:, :rank], q @ turn.T)
         return deviations, vectors, whitening
 
     def _above_noise(self, cut: bool) -> tuple[Array, Array]:
-        """Return a factor of full rank, and the features of its columns.
+        """Return a factor of the covariance, of full rank, and which features its columns are.
 
-        It is triangular, and of the covariance. Features come in the order in which most of them is
-        new, in units of their noise. Those of which less than one is new depend on the ones before,
-        and are cut there. What they have of any direction is noise too where it is less than one:
-        of a small one it would be much.
+        Features are measured in units of their noise, and taken in the order in which most is new:
+        not explained by those before. Where less than one unit of each is left, the rest depends on
+        those before and is cut. What the rest has of a direction is noise as well where it is less
+        than a unit; it must become 0, since beside a small direction it would be much.
         """
         unit = np.where(self.noise > 0, self.noise, 1)
         triangle, order = qr(self.r / unit, mode="r", pivoting=True)
