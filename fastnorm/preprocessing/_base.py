@@ -63,7 +63,7 @@ class Scaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         self._clip_bounds()
 
     def _clip_bounds(self) -> Bounds:
-        raise NotImplementedError
+        raise AssertionError("a scaler says what it clips")
 
     def _fit_input(self, x: Any, reset: bool) -> Any:
         with named("X"):
@@ -137,8 +137,6 @@ def scaled(
     """
     result = x.dtype if dtype is None else dtype
     work = np.result_type(x.dtype, result)
-    if work != np.float64 and not _fit_float32(coefficients):
-        work = np.dtype(np.float64)
     if work == x.dtype == result:
         return _columns.affine(x, given, copy, coefficients, clip)
     out = _new(x, result)
@@ -149,14 +147,6 @@ def scaled(
         some = np.array(x[rows], work, order="C")
         out[rows] = _columns.affine(some, some, False, coefficients, clip)
     return out
-
-
-def _fit_float32(coefficients: Coefficients) -> bool:
-    """Whether float32 holds them, and cannot overflow where the center is subtracted."""
-    sizes = np.abs(np.concatenate([np.ravel(v) for v in coefficients]))
-    limits = np.finfo(np.float32)
-    outside = ((sizes < limits.tiny) & (sizes > 0)) | (sizes > limits.max)
-    return not (outside.any() or np.max(np.abs(coefficients[0])) > 1e30)
 
 
 def _new(x: Array, dtype: np.dtype[Any]) -> Array:

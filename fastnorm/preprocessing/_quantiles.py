@@ -10,7 +10,7 @@ import numpy as np
 from scipy import sparse
 
 from .._types import Array
-from ..outofcore._scaling import extra
+from ..outofcore._checks import extra
 from . import _columns
 
 # A centroid of a sketch next to quantile q holds up to pi * sqrt(q * (1 - q)) / COMPRESSION of all
