@@ -147,6 +147,10 @@ class Moments:
         part = other.count / np.where(count > 0, count, 1)  # weights may sum to less than 1
         delta = (other.mean - self.mean) + (other.mean_low - self.mean_low)
         mean, mean_low = _two_sum(self.mean, self.mean_low + delta * part)
+        first = np.asarray(self.count) == 0
+        mean, mean_low = np.where(
+            first, (other.mean, np.broadcast_to(other.mean_low, delta.shape)), (mean, mean_low)
+        )
         apart = np.where((np.asarray(self.count) > 0) & (np.asarray(other.count) > 0), delta, 0)
         unit = _unit(self, other, apart)
         a, a_low = self._m2_in(unit)

@@ -102,6 +102,31 @@ static void test_norms(void) {
     compare(&rows, S, "layer norm");
 }
 
+/* gradients that are wanted without the parameter, or without dx */
+static void test_wanted_gradients(void) {
+    fn_problem p = {.norm = FN_LAYER, .n = N * C, .c = 1, .s = S, .eps = 1e-5};
+    float one[S], zero[S] = {0};
+    double saved[2 * N * C];
+    for (int j = 0; j < S; j++)
+        one[j] = 1;
+    const fn_params none = {0}, plain = {.weight = one, .bias = zero};
+    const fn_grads params = {.weight = dweight, .bias = dbias};
+    const fn_grads all = {.x = dx, .weight = dweight, .bias = dbias};
+    float want[2][S], *const got[2] = {dweight, dbias};
+    check(fn_forward(&p, &none, x, y, saved) == FN_OK, "layer norm without parameters");
+    check(fn_backward(&p, &plain, saved, x, dy, &all) == FN_OK, "gradients of both");
+    memcpy(want[0], dweight, sizeof dweight);
+    memcpy(want[1], dbias, sizeof dbias);
+    for (int i = 0; i < 2; i++) {
+        memset(dweight, 0x7f, sizeof dweight);
+        memset(dbias, 0x7f, sizeof dbias);
+        check(fn_backward(&p, &none, saved, x, dy, i ? &all : &params) == FN_OK,
+              "without a weight");
+        for (int k = 0; k < 2; k++)
+            check(memcmp(got[k], want[k], sizeof want[k]) == 0, "gradient without its parameter");
+    }
+}
+
 /* y = w * u with u = x / |x| in each channel; dx = w / |x| * (dy - u * sum (dy * u)) */
 static void test_weight_norm(fn_layout layout, int (*at)(int, int), const char *what) {
     fn_problem p = {.norm = FN_WEIGHT, .layout = layout, .n = N, .c = C, .s = S};
@@ -151,6 +176,10 @@ static void test_running_statistics(void) {
     }
     check_close(mean, want_mean, C, 1e-6, "running_mean");
     check_close(var, want_var, C, 1e-6, "running_var");
+    mean[0] = var[0] = 7;
+    p.norm = FN_WEIGHT;
+    check(fn_forward(&p, &q, x, y, NULL) == FN_OK, "weight norm");
+    check(mean[0] == 7 && var[0] == 7, "weight norm has no running statistics");
 }
 
 static void test_errors(void) {
@@ -164,6 +193,28 @@ static void test_errors(void) {
     check(fn_forward(&p, &q, x, y, NULL) == FN_BAD_PROBLEM, "negative eps");
     p.norm = FN_NORM_COUNT;
     check(fn_saved_size(&p) == 0, "unknown norm");
+    /* sizes whose product, or that of bytes, no integer holds */
+    const int64_t large[][3] = {{INT64_MAX, 2, 2}, {2, INT64_MAX, 2},
+                                {2, 2, INT64_MAX}, {1LL << 32, 1LL << 32, 1},
+                                {1, 1, 1LL << 60}, {1LL << 21, 1LL << 21, 1LL << 21}};
+    for (int i = 0; i < (int)(sizeof large / sizeof *large); i++)
+        for (int norm = 0; norm < FN_NORM_COUNT; norm++)
+            for (int layout = FN_CHANNELS_FIRST; layout <= FN_BLOCKED; layout++) {
+                p = (fn_problem){.norm = (fn_norm)norm,
+                                 .layout = (fn_layout)layout,
+                                 .n = large[i][0],
+                                 .c = large[i][1],
+                                 .s = large[i][2],
+                                 .block = 16,
+                                 .groups = 1,
+                                 .training = 1,
+                                 .eps = 1e-5,
+                                 .r_max = 1};
+                check(fn_forward(&p, &q, x, y, NULL) == FN_BAD_PROBLEM, "sizes that overflow");
+                check(fn_saved_size(&p) == 0, "saved size of sizes that overflow");
+            }
+    p = (fn_problem){.norm = FN_BATCH, .n = 0, .c = 1LL << 60, .s = 7, .training = 1, .eps = 1e-5};
+    check(fn_forward(&p, &q, x, y, NULL) == FN_OK, "an empty batch of many channels");
     for (int i = 0; i < SIZE; i++)
         check(y[i] == 0, "nothing is written on an error");
     check(fn_set_isa("none") == -1, "unknown instruction set");
@@ -177,6 +228,7 @@ int main(void) {
     for (int i = 0; i < fn_isa_count(); i++) {
         check(fn_set_isa(fn_isa_name(i)) == 0, "fn_set_isa");
         test_norms();
+        test_wanted_gradients();
         test_weight_norm(FN_CHANNELS_FIRST, channel_first, "weight norm, channels first");
         test_weight_norm(FN_CHANNELS_LAST, channel_last, "weight norm, channels last");
         test_running_statistics();
