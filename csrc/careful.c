@@ -92,23 +92,26 @@ static int is_constant(glance *at, const fn_job *job, const char *array, int64_t
 /* ---- moments -------------------------------------------------------------------------------*/
 
 /* whether the elements of domain d are all the same: its planes end before p1 */
-static int same_elements(glance *at, const fn_job *job, int64_t d, int64_t p1) {
+static int same_elements(glance *at, const fn_job *job, int64_t d, int64_t p1, double *value) {
     const fn_plan *pl = &job->plan;
     const int64_t first = fn_first_plane(pl, d);
-    double value, other;
-    int same = is_constant(at, job, job->x, first, p1, &value);
+    double other;
+    int same = is_constant(at, job, job->x, first, p1, value);
     for (int64_t p = first + 1; p < first + pl->per_domain && same; p++)
-        same = is_constant(at, job, job->x, p, p1, &other) && other == value;
-    return same && (value == 0 || !fn_uncentered(pl));
+        same = is_constant(at, job, job->x, p, p1, &other) && other == *value;
+    return same;
 }
 
 void fn_careful_moments(fn_job *job, int64_t d, int64_t d1) {
     const int64_t p1 = fn_first_plane(&job->plan, d1);
     glance x = {.p = 0, .p1 = 0};
     for (; d < d1; d++) {
-        double mean, m2;
+        double mean, m2, value;
         int exponent;
-        if (!fn_out_of_range(&job->cf, d) || (job->cf.std[d] == 0 && same_elements(&x, job, d, p1)))
+        if (!fn_out_of_range(&job->cf, d))
+            continue;
+        if (job->cf.std[d] == 0 && same_elements(&x, job, d, p1, &value) &&
+            (value == 0 || !fn_uncentered(&job->plan)))
             continue;
         fn_exact_moments(job, d, &mean, &m2, &exponent);
         fn_put_moments(&job->cf, d, mean, m2, exponent);
@@ -178,15 +181,29 @@ static int same_gradient(glance *at, const fn_job *job, int64_t d, int64_t p1) {
     return isfinite(value);
 }
 
+/* Whether x may be constant over domain d: where the mean is subtracted, its deviation is 0; else
+ * the first two elements are equal, and those of dy. */
+static int may_be_flat(const fn_job *job, int64_t d) {
+    const fn_plan *pl = &job->plan;
+    const size_t size = pl->esize;
+    if (!fn_uncentered(pl))
+        return job->cf.std[d] == 0 && fn_is_centered(pl);
+    const int64_t step = pl->s > 1 ? pl->ld : pl->nseg > 1 ? pl->seg_stride : 0;
+    const int64_t i = (run_at(pl, d / pl->cols, 0) + d % pl->cols) * (int64_t)size;
+    const int64_t next = i + step * (int64_t)size;
+    return step && memcmp(job->x + i, job->x + next, size) == 0 &&
+           memcmp(job->dy + i, job->dy + next, size) == 0;
+}
+
 void fn_careful_grads(fn_job *job, int64_t d, int64_t d1) {
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
     const int64_t p1 = fn_first_plane(pl, d1);
-    glance dy = {.p = 0, .p1 = 0};
+    glance x = {.p = 0, .p1 = 0}, dy = {.p = 0, .p1 = 0};
     for (; d < d1; d++) {
         const int64_t first = fn_first_plane(pl, d), end = first + pl->per_domain;
+        double value;
         for (int64_t p = first; p < end; p++) {
-            double value;
             if (!is_doubtful(job, p, cf->std[d]))
                 continue;
             if (cf->sum_dy[p] == 0 && is_constant(&dy, job, job->dy, p, p1, &value) && value == 0)
@@ -195,7 +212,8 @@ void fn_careful_grads(fn_job *job, int64_t d, int64_t d1) {
             if (pl->elem)
                 cf->marks[p] |= FN_CAREFUL;
         }
-        if (cf->std[d] == 0 && fn_is_centered(pl) && same_gradient(&dy, job, d, p1))
+        if (may_be_flat(job, d) && same_gradient(&dy, job, d, p1) &&
+            (cf->std[d] == 0 || same_elements(&x, job, d, p1, &value)))
             for (int64_t p = first; p < end; p++)
                 cf->marks[p] |= FN_FLAT;
     }

@@ -293,7 +293,8 @@ fn_careful fn_careful_forward(const fn_coefs *cf, int64_t plane) {
  * (r = 1 but in renorm, where it is a constant of the backward pass; RMS norm has no S1 term, nor
  * have weight and L2 norm, whose sigma is the length: m = 1).
  *
- * Of a domain of one element dx is 0 where the mean is subtracted; else x/sigma is all of it, and
+ * Where x and g are constant over the domain, as over one of one element, dx is 0 where the mean is
+ * subtracted, and else
  *     dx = g * eps/sigma^3.
  * Both are said here, as the terms above would leave the rounding of their sum. */
 
@@ -362,11 +363,10 @@ static domain_grad grad_of(const fn_coefs *cf, int64_t d, double scale, double r
     const int clamped = cf->std[d] < plan->p.sigma_min;
     if (constant_stats(plan))
         return (domain_grad){1, 0, 0};
-    if (cf->marks[fn_first_plane(plan, d)] & FN_FLAT)
+    const int flat = cf->count == 1 || (cf->marks[fn_first_plane(plan, d)] & FN_FLAT);
+    if (flat && !fn_uncentered(plan))
         return (domain_grad){0, 0, 0};
-    if (cf->count == 1 && !fn_uncentered(plan))
-        return (domain_grad){0, 0, 0};
-    if (cf->count == 1 && !clamped)
+    if (flat && !clamped)
         return (domain_grad){plan->p.eps * rstd * rstd, 0, 0};
     return (domain_grad){1, clamped ? 0 : -scale * sum2 / divisor(cf),
                          fn_uncentered(plan) ? 0 : -scale * sum1 / cf->count};

@@ -251,7 +251,7 @@ typedef struct {
 } fn_coefs;
 
 /* FN_CAREFUL: its coefficients leave the range of the kernels, and careful.c computes it.  FN_FLAT:
- * x and dy * weight are constant over its domain, so that dx is exactly 0. */
+ * x and dy * weight are constant over its domain, so that nothing but eps is left of dx. */
 enum { FN_CAREFUL = 1, FN_FLAT = 2 };
 
 /* Where the kernels' arithmetic keeps its digits.  Outside of it squares, products of coefficients,

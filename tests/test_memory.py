@@ -65,3 +65,53 @@ def test_peak_of_a_call_with_out(name, layout):
     assert done.returncode == 0, done.stderr
     planes = 16 * 64 if name not in ("channel", "rows") else 16 * 112 * 112
     assert int(done.stdout) < (1 << 20) + 200 * planes, "the array has 51 MB"
+
+
+SHORT = """
+import sys, numpy as np, fastnorm
+name, axis = sys.argv[1], int(sys.argv[2])
+count = 4_000_000
+shape = (count, 2) if axis else (2, count)
+x = np.ones(shape, np.float32)
+x.reshape(-1)[::3] = 2
+y, dx, two = x.copy(), x.copy(), np.ones(2, np.float32)
+calls = {
+    "layer_norm": lambda **k: fastnorm.layer_norm(x, two, two, axis=axis, **k),
+    "rms_norm": lambda **k: fastnorm.rms_norm(x, axis=axis, **k),
+    "batch_norm": lambda **k: fastnorm.batch_norm(x, training=True, layout="NC", **k),
+    "instance_norm": lambda **k: fastnorm.instance_norm(x.reshape(-1, 8, 2), layout="NCL", **k),
+    "group_norm": lambda **k: fastnorm.group_norm(x.reshape(-1, 8, 2), 4, layout="NCL", **k),
+}
+call = calls[name]
+if name in ("instance_norm", "group_norm"):
+    y, dx = y.reshape(-1, 8, 2), dx.reshape(-1, 8, 2)
+
+def memory(what):
+    return int(next(s for s in open("/proc/self/status") if s.startswith(what)).split()[1]) << 10
+
+def more(function):
+    function()
+    open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
+    before = memory("VmRSS")
+    function()
+    return memory("VmHWM") - before
+
+_, ctx = call(out=y, return_ctx=True)
+print(more(lambda: call(out=y)), more(lambda: fastnorm.backward(y, ctx, out=dx)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "axis"),
+    [("layer_norm", 1), ("layer_norm", 0), ("rms_norm", 1), ("rms_norm", 0), ("batch_norm", 0),
+     ("instance_norm", 1), ("group_norm", 1)],
+)  # fmt: skip
+def test_coefficients_of_short_domains_go_by_pieces(name, axis):
+    """Of two elements each: statistics and coefficients are several times as large."""
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT, name, str(axis)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    forward, backward = map(int, done.stdout.split())
+    assert forward < 8 << 20, "the array has 32 MB"
+    assert backward < 12 << 20, "the array has 32 MB"

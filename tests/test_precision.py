@@ -10,9 +10,11 @@ from cases import (
     is_last,
     make_input,
     run,
+    run_reference,
 )
 
 import fastnorm
+from fastnorm import reference
 
 FAR = [
     (norm, shape, layout)
@@ -137,3 +139,107 @@ def test_nan_and_inf_stay_inside_their_domain(name, bad, layout, isa, rng):
     assert np.isfinite(dx[~inside]).all()
     if norm.name != "rms_norm":  # whose other values are finite over inf: zero
         assert not np.isfinite(y[inside]).any()
+
+
+@pytest.mark.parametrize("far", [1e3, 1e4, 1e5, 1e6])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_switchable_norm_far_from_its_running_mean(far, layout, rng):
+    """Three means, of which one is far from x: dx must not be the difference of two large terms."""
+    shape = (4, 6, 9, 9) if layout == "NCHW" else (4, 9, 9, 6)
+    x = (rng.standard_normal(shape) + far).astype(np.float32)
+    dy = rng.standard_normal(shape).astype(np.float32)
+    args = [a.astype(np.float32) for a in (*rng.uniform(0.5, 1.5, (2, 6)),
+                                           *rng.standard_normal((2, 3)))]  # fmt: skip
+    more = {"running_mean": np.zeros(6, np.float32), "running_var": np.ones(6, np.float32),
+            "layout": layout}  # fmt: skip
+    y, ctx = fastnorm.switchable_norm(x, *args, **more, return_ctx=True)
+    want, cache = reference.switchable_norm(x, *args, **more)
+    assert_close(y, want, 2e-6, "y")
+    pairs = zip(fastnorm.backward(dy, ctx), reference.backward(dy, cache), strict=True)
+    for got, exact in pairs:
+        assert_close(got, exact, 1e-5, "gradient")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("channels", [17, 20, 24])
+def test_switchable_norm_of_one_spatial_element_in_blocks(channels, training, rng):
+    x, dy = rng.standard_normal((2, 9, channels, 1))
+    args = [*rng.uniform(0.5, 1.5, (2, channels)), *rng.standard_normal((2, 3))]
+    state = {"running_mean": rng.standard_normal(channels), "training": training,
+             "running_var": rng.uniform(0.5, 2, channels)}  # fmt: skip
+    own = {k: np.copy(v) if k.startswith("run") else v for k, v in state.items()}
+    y, ctx = fastnorm.switchable_norm(fastnorm.to_blocked(x, 8), *args, **own, layout="NCL8c",
+                                      return_ctx=True)  # fmt: skip
+    want, cache = reference.switchable_norm(x, *args, **state, layout="NCL")
+    assert_close(fastnorm.from_blocked(y, channels), want, 1e-13, "y")
+    dx, *rest = fastnorm.backward(fastnorm.to_blocked(dy, 8), ctx)
+    want_dx, *want_rest = reference.backward(dy, cache)
+    assert_close(fastnorm.from_blocked(dx, channels), want_dx, 1e-12, "dx")
+    for got, exact in zip(rest, want_rest, strict=True):
+        assert_close(got, exact, 1e-11, "gradient of a parameter")
+
+
+@pytest.mark.parametrize("name", ["instance_renorm", "batch_renorm"])
+@pytest.mark.parametrize("seed", range(6))
+def test_renorm_against_a_much_smaller_running_deviation(name, seed):
+    """What rounding takes from the mean of x is divided by a sigma 100,000 times smaller."""
+    x = (np.random.default_rng(seed).standard_normal((30, 190, 16)) * 1e6).astype(np.float32)
+    options = {"r_max": 4.98, "d_max": 7.97, "training": True, "layout": "NCL"}
+    results = []
+    for module in (fastnorm, reference):
+        state = {"running_mean": np.zeros(190, np.float32),
+                 "running_var": np.full(190, 7.5, np.float32)}  # fmt: skip
+        results.append(getattr(module, name)(x, None, None, **state, **options))
+    assert_close(results[0], results[1][0], 2e-6, "y")
+
+
+@pytest.mark.parametrize("rows", [*range(2, 12), 16, 17, 31, 33, 48, 64, 65, 100, 129])
+@pytest.mark.parametrize("outlier", [0, 5, 1000])
+@pytest.mark.parametrize("channels", [6, 64, 300])
+def test_columns_of_few_rows(rows, outlier, channels):
+    """Their moments must not be taken around an element that lies far out."""
+    for seed in range(8):
+        x = np.random.default_rng(seed).standard_normal((rows, channels)).astype(np.float32)
+        if outlier:
+            x[seed % rows] = outlier
+        mean, var = np.zeros(channels, np.float32), np.ones(channels, np.float32)
+        y = fastnorm.batch_norm(x, running_mean=mean, running_var=var, training=True, momentum=1.0,
+                                ddof=0, layout="NC")  # fmt: skip
+        exact = x.astype(np.float64)
+        deviation = np.sqrt(exact.var(0).max())
+        assert np.abs(mean - exact.mean(0)).max() <= 1e-6 * max(
+            np.abs(exact.mean(0)).max(), 0.3 * deviation
+        )
+        assert_close(var, exact.var(0), 1e-6, "variance")
+        assert_close(y, reference.batch_norm(x, training=True, layout="NC")[0], 2e-6, "y")
+
+
+FLAT_SHAPES = [(4, 6, 9, 5), (3, 6, 1, 1), (1, 6, 5, 4), (2, 6, 40, 41), (9, 6, 3, 3)]
+
+
+@pytest.mark.parametrize("shape", FLAT_SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("norm", [n for n in NORMS if n.name != "switchable_norm"],
+                         ids=lambda n: n.id)  # fmt: skip
+def test_gradients_that_are_zero_are_exactly_zero(norm, dtype, shape, rng):
+    """x and dy * weight are constant: nothing but eps is left of dx, and no x_hat for dweight."""
+    if norm.spatial and norm.running == "update" and np.prod(shape[2:]) == 1:
+        return  # no variance to keep
+    for layout in ["channels_first", "channels_last"] if norm.channels else ["channels_first"]:
+        for value, gradient in ((3.3, 0.7), (0.0, 0.7), (-1e-3, 1.3), (1.1, -0.37)):
+            x, dy = np.full(shape, value, dtype), np.full(shape, gradient, dtype)
+            if is_last(layout):
+                x, dy = (np.ascontiguousarray(np.moveaxis(a, 1, -1)) for a in (x, dy))
+            params = x if x.itemsize > 2 else x.astype(np.float32)
+            args, kwargs = norm.arguments(rng, params, layout)
+            args = [np.full_like(a, 1.7) if isinstance(a, np.ndarray) else a for a in args]
+            _, grads, _ = run(norm, x, args, kwargs, dy)
+            _, want, _ = run_reference(norm, x, args, kwargs, dy)
+            for name, got, exact in zip(grads._fields, grads, want, strict=True):
+                if exact is None:
+                    continue
+                largest = np.abs(np.asarray(exact)).max()
+                if norm.name != "rms_norm" and largest < 1e-10 * x.size:  # the oracle rounds
+                    np.testing.assert_array_equal(got, 0, err_msg=name)
+                elif largest > 1e3 * np.finfo(dtype).smallest_normal:
+                    assert_close(got, exact, 1e-5 if x.itemsize > 2 else 2e-3, name)
