@@ -1,6 +1,15 @@
 # Checks of single arguments. A message names the argument, what was expected and what was given.
 
 
+cdef str _shown(object value):
+    """A value in a message: one short line, also where its repr is long or raises."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # of an int of thousands of digits, or of a class of the caller's
+        text = f"one of type {type(value).__name__}"
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
 # NumPy's number for the type of ml_dtypes, once one was seen
 cdef int _bfloat16 = cnp.NPY_NOTYPE
 
@@ -22,17 +31,58 @@ cdef int _dtype(cnp.ndarray a, str name) except -1:
     raise TypeError(f"{name}: expected dtype float32, float64, float16 or bfloat16, got {a.dtype}")
 
 
+cdef int _no_mask(object value, str name) except -1:
+    """Raise where a mask would be lost: masked values would count as data."""
+    if isinstance(value, np.ma.MaskedArray) or isinstance(value, (list, tuple)) and any(
+            [isinstance(item, np.ma.MaskedArray) for item in value]):
+        raise TypeError(f"{name}: expected an array without a mask, got a masked array; use "
+                        f"{name}.filled(value), or {name}.data where nothing is masked")
+    return 0
+
+
+cdef cnp.ndarray _array(object value, str name):
+    """`value` itself, or the array that NumPy makes of it."""
+    if type(value) is cnp.ndarray:  # the usual case, at once
+        return value
+    _no_mask(value, name)
+    if isinstance(value, cnp.ndarray):
+        return value
+    try:
+        array = np.asanyarray(value)
+        meta = getattr(value, "_meta", None)  # a dask array, which drops masks itself
+    except MemoryError:
+        raise
+    except Exception as error:
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        raise kind(f"{name}: expected an array, got {_shown(value)}, of which NumPy makes none: "
+                   f"{_shown(error)}") from error
+    _no_mask(array, name)
+    _no_mask(meta, name)
+    return array
+
+
+cdef int _assign(cnp.ndarray to, cnp.ndarray a) except -1:
+    """Copy values. Those of ml_dtypes as integers: where memory is missing, NumPy crashes over
+    types that are not its own (2.4)."""
+    if cnp.PyArray_TYPE(a) == _bfloat16 and cnp.PyArray_ISNOTSWAPPED(a) and (
+            cnp.PyArray_ISNOTSWAPPED(to)):
+        to, a = to.view(np.int16), a.view(np.int16)
+    np.copyto(to, a)
+    return 0
+
+
+cdef cnp.ndarray _dense_copy(cnp.ndarray a):
+    """C-contiguous, aligned and in native byte order."""
+    copy = np.empty((<object>a).shape, a.dtype.newbyteorder("="))
+    _assign(copy, a)
+    return copy
+
+
 cdef cnp.ndarray _dense_input(object value, str name):
     """An aligned, C-contiguous array in native byte order: `value` itself, or a copy."""
-    cdef cnp.ndarray a
-    if isinstance(value, cnp.ndarray):
-        a = value
-    else:
-        a = np.asarray(value)
+    cdef cnp.ndarray a = _array(value, name)
     _dtype(a, name)
-    if not cnp.PyArray_ISCARRAY_RO(a):
-        a = np.require(a, a.dtype.newbyteorder("="), ["C", "A"])
-    return a
+    return a if cnp.PyArray_ISCARRAY_RO(a) else _dense_copy(a)
 
 
 cdef double _number(object value, str name, double low, double high) except? -1:
@@ -41,22 +91,34 @@ cdef double _number(object value, str name, double low, double high) except? -1:
         v = value
         if low <= v <= high and v < INFINITY:
             return v
-    if isinstance(value, (bool, str, bytes)):
+    # what float() would take, though it is no number
+    if isinstance(value, (bool, np.bool_, str, bytes, complex, np.complexfloating)) or isinstance(
+            value, cnp.ndarray) and (value.ndim or value.dtype.kind not in "fiu"):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     try:
         v = value
-    except TypeError:
+    except MemoryError:
+        raise
+    except OverflowError:  # of an int
+        v = math.nan
+    except Exception:
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from None
     if not low <= v <= high or v == math.inf and name == "eps":
         wanted = f"in [{low:g}, {high:g}]" if high != math.inf else f"of at least {low:g}"
-        raise ValueError(f"{name}: expected a finite number {wanted}, got {value!r}")
+        raise ValueError(f"{name}: expected a finite number {wanted}, got {_shown(value)}")
     return v
+
+
+cdef object _integer(object value, str name):
+    if isinstance(value, (bool, np.timedelta64)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    return value
 
 
 cdef int _flag(object value, str name) except -1:
     if type(value) is bool:  # the usual case, at once
         return value is True
-    if not isinstance(value, (bool, np.bool_, int)):
+    if not isinstance(value, (np.bool_, int)) or value not in (0, 1):
         raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
     return 1 if value else 0
 
@@ -69,20 +131,15 @@ cdef inline bint _is_parameter_type(int num, int x_num):
 cdef cnp.ndarray _parameter(object value, str name, cnp.ndarray x, tuple shape):
     """A dense parameter."""
     cdef cnp.ndarray a
-    if isinstance(value, cnp.ndarray):
-        a = value
-    elif value is None:
+    if value is None:
         raise ValueError(f"{name}: expected an array of shape {shape}, got None")
-    else:
-        a = np.asarray(value)
+    a = _array(value, name)
     if not _is_parameter_type(cnp.PyArray_TYPE(a), cnp.PyArray_TYPE(x)):
         wanted = x.dtype if x.itemsize > 2 else f"{x.dtype} or float32"
         raise TypeError(f"{name}: expected dtype {wanted}, got {a.dtype}")
     if not _has_shape(a, shape):
         raise ValueError(f"{name}: expected shape {shape}, got {(<object>a).shape}")
-    if not cnp.PyArray_ISCARRAY_RO(a):
-        a = np.require(a, a.dtype.newbyteorder("="), ["C", "A"])
-    return a
+    return a if cnp.PyArray_ISCARRAY_RO(a) else _dense_copy(a)
 
 
 cdef inline bint _has_shape(cnp.ndarray a, tuple shape):
@@ -98,7 +155,7 @@ cdef inline bint _has_shape(cnp.ndarray a, tuple shape):
 cdef cnp.ndarray _state(object value, str name, cnp.ndarray x, tuple shape, bint update):
     """Running statistics; where they are to be updated, they are used as they lie."""
     if update:
-        if not isinstance(value, np.ndarray):
+        if not isinstance(value, cnp.ndarray):
             raise TypeError(f"{name}: expected an ndarray, which is updated in place, got "
                             f"{type(value).__name__}")
         if _is_parameter_type(cnp.PyArray_TYPE(value), cnp.PyArray_TYPE(x)) and not (
@@ -139,7 +196,7 @@ cdef int _layout(object layout, Py_ssize_t rank) except -1:
     if found is None:
         choices = dict.fromkeys([*_ANY_LAYOUT, *[name for r, name in _LAYOUTS if r == rank]])
         raise ValueError(f"layout: expected one of {', '.join(choices)} for {rank} dimensions, "
-                         f"got {layout!r}")
+                         f"got {_shown(layout)}")
     return found
 
 
@@ -151,7 +208,7 @@ cdef int64_t _blocked_channels(cnp.ndarray x, int64_t block, tuple params) excep
                          f"{(<object>x).shape}")
     for name, value in params:
         if value is not None:
-            channels = np.size(value)
+            channels = _array(value, name).size
             if not most - block < channels <= most:
                 raise ValueError(f"{name}: expected {most - block + 1} to {most} channels for x of "
                                  f"shape {(<object>x).shape}, got {channels}")
@@ -166,43 +223,43 @@ cdef tuple _axes(object axis, Py_ssize_t rank):
     if type(axis) is int and -rank <= axis < rank:
         i = axis
         return (i + rank if i < 0 else i,)
-    values = axis if isinstance(axis, tuple) else (axis,)
+    values = axis if isinstance(axis, (tuple, list)) else (axis,)
     if not values:
-        raise ValueError("axis: expected at least one axis, got ()")
+        raise ValueError(f"axis: expected at least one axis, got {axis!r}")
     axes = []
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise TypeError(f"axis: expected an int or a tuple of ints, got {axis!r}")
-        i = value
-        if not -rank <= i < rank:
+        if isinstance(value, (bool, np.timedelta64)) or not isinstance(value, (int, np.integer)):
+            raise TypeError("axis: expected an int or a tuple of ints, got " + _shown(axis))
+        if not -rank <= value < rank:
             raise ValueError(f"axis: expected axes in [{-rank}, {rank}) for x of {rank} "
-                             f"dimensions, got {axis!r}")
+                             f"dimensions, got {_shown(axis)}")
+        i = value
         axes.append(i + rank if i < 0 else i)
     if len(axes) > 1:
         if len(set(axes)) != len(axes):
-            raise ValueError(f"axis: expected distinct axes, got {axis!r}")
+            raise ValueError(f"axis: expected distinct axes, got {_shown(axis)}")
         axes.sort()
     return tuple(axes)
 
 
 cdef int64_t _groups(object num_groups, int64_t channels) except -1:
-    if isinstance(num_groups, bool) or not isinstance(num_groups, (int, np.integer)):
-        raise TypeError(f"num_groups: expected an int, got {type(num_groups).__name__}")
-    if num_groups < 1 or channels % num_groups:
+    _integer(num_groups, "num_groups")
+    if not 1 <= num_groups < 2**63 or channels % num_groups:
         raise ValueError(f"num_groups: expected a positive divisor of the {channels} channels, "
-                         f"got {num_groups}")
+                         f"got {_shown(num_groups)}")
     return num_groups
 
 
 # ---- outputs ---------------------------------------------------------------------------------
 
 cdef int _check_out(object out, cnp.ndarray x, tuple shape) except -1:
-    if isinstance(out, cnp.ndarray) and cnp.PyArray_TYPE(<cnp.ndarray>out) == cnp.PyArray_TYPE(
+    if type(out) is cnp.ndarray and cnp.PyArray_TYPE(<cnp.ndarray>out) == cnp.PyArray_TYPE(
             x) and cnp.PyArray_ISWRITEABLE(<cnp.ndarray>out) and _has_shape(out, shape):
         return 0
-    if not isinstance(out, np.ndarray):
+    if not isinstance(out, cnp.ndarray):
         raise TypeError(f"out: expected an ndarray, got {type(out).__name__}")
-    if out.dtype != x.dtype and out.dtype.newbyteorder("=") != x.dtype:
+    _no_mask(out, "out")
+    if cnp.PyArray_TYPE(<cnp.ndarray>out) != cnp.PyArray_TYPE(x):
         raise TypeError(f"out: expected dtype {x.dtype}, got {out.dtype}")
     if out.shape != shape:
         raise ValueError(f"out: expected shape {shape}, got {out.shape}")
@@ -211,11 +268,19 @@ cdef int _check_out(object out, cnp.ndarray x, tuple shape) except -1:
     return 0
 
 
-cdef bint _overlap(cnp.ndarray a, cnp.ndarray b):
-    """Whether a and b share memory. Exact for dense arrays; for others as far as NumPy finds out
-    with little work, else as if they did."""
-    cdef char* p = <char*>cnp.PyArray_DATA(a)
-    cdef char* q = <char*>cnp.PyArray_DATA(b)
+cdef bint _overlap(object first, object second) except -1:
+    """Whether both are arrays and share memory. Exact for dense arrays; for others as far as NumPy
+    finds out with little work, else as if they did."""
+    cdef cnp.ndarray a, b
+    cdef char *p
+    cdef char *q
+    if not (isinstance(first, cnp.ndarray) and isinstance(second, cnp.ndarray)):
+        return False
+    a, b = first, second
+    p = <char*>cnp.PyArray_DATA(a)
+    q = <char*>cnp.PyArray_DATA(b)
+    if cnp.PyArray_SIZE(a) == 0 or cnp.PyArray_SIZE(b) == 0:
+        return False
     if cnp.PyArray_ISCARRAY_RO(a) and cnp.PyArray_ISCARRAY_RO(b):
         return p < q + cnp.PyArray_NBYTES(b) and q < p + cnp.PyArray_NBYTES(a)
     try:
@@ -236,17 +301,38 @@ cdef cnp.ndarray _target(object out, cnp.ndarray source, object axes):
                 cnp.PyArray_NBYTES(source))
 
 
+cdef cnp.ndarray _permuted(cnp.ndarray a, tuple axes, bint back):
+    """A view with the axes in this order, or back from it."""
+    cdef cnp.npy_intp[64] order
+    cdef cnp.PyArray_Dims dims
+    cdef int i
+    for i in range(len(axes)):
+        if back:
+            order[<int>axes[i]] = i
+        else:
+            order[i] = axes[i]
+    dims.ptr, dims.len = order, <int>len(axes)
+    return cnp.PyArray_Transpose(a, &dims)
+
+
+cdef inline object _returned(cnp.ndarray target, object out, object axes, tuple shape):
+    """What the caller gets, where the C library writes to `target`."""
+    if out is not None:
+        return out
+    return target if axes is None else np.empty(shape, target.dtype)
+
+
 cdef object _deliver(cnp.ndarray result, object out, object axes):
     """`result` in the caller's order of axes, and in `out`."""
     if axes is not None:
-        view = result.transpose(np.argsort(axes))
+        view = _permuted(result, axes, True)
         if out is None:
-            return np.ascontiguousarray(view)
+            return _dense_copy(view)
         result = view
     if out is None:
         return result
     if result is not out:
-        np.copyto(out, result)
+        _assign(out, result)
     return out
 
 

@@ -67,10 +67,8 @@ def set_buffer_cache(bytes):
     >>> import fastnorm
     >>> fastnorm.set_buffer_cache(64 * 2**20)
     """
-    if isinstance(bytes, bool) or not isinstance(bytes, (int, np.integer)):
-        raise TypeError(f"bytes: expected an int, got {type(bytes).__name__}")
-    if not 0 <= bytes < 2**63:
-        raise ValueError(f"bytes: expected 0 to 2**63 - 1, got {bytes}")
+    if not 0 <= _integer(bytes, "bytes") < 2**63:
+        raise ValueError(f"bytes: expected 0 to 2**63 - 1, got {_shown(bytes)}")
     fn_set_buffer_cache(bytes)
 
 

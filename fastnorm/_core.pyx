@@ -6,14 +6,16 @@ before the C library runs; it cannot fail after that but for memory, and then wr
 
 import math
 import os
+import types
 import warnings
+from operator import itemgetter
 
 import numpy as np
 
 cimport numpy as cnp
-from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.math cimport INFINITY
 from libc.stdint cimport int64_t
+from libc.string cimport memcpy
 
 from fastnorm._types import Gradients, SwitchableGradients, WeightGradients
 
@@ -101,36 +103,83 @@ cdef extern from "fastnorm.h" nogil:
     void fn_memory_limit(const float*, const float*, float*, int64_t, int)
 
 
+# Beware of comprehensions: where memory is missing, Cython's drop a reference too many (3.3.1).
+
 include "_buffers.pxi"
 include "_arguments.pxi"
+include "_sixteen_bits.pxi"
+
+# places in Context.params
+cdef enum: WEIGHT, BIAS, MEAN_LOGITS, VAR_LOGITS, PARAMS
+cdef tuple PARAM_NAMES = ("weight", "bias", "mean_logits", "var_logits")
+
+# what backward must find again of an array of the forward call
+ctypedef struct Place:
+    void* data
+    int num  # NumPy's number of the dtype
 
 
 cdef class Context:
     """What a forward call leaves for :func:`fastnorm.backward`.
 
-    It refers to the input and the weight, and holds the statistics; it copies neither (but
-    parameters of 16 bits, as float32). Changing either array between forward and backward changes
-    the gradients.
+    It holds the statistics, and refers to the input and the parameters, of which it copies none but
+    those of 16 bits. Changing their values between forward and backward changes the gradients;
+    where their memory, dtype, shape or strides have changed, backward refuses. A context can be
+    copied and pickled, with its arrays.
+
+    Attributes
+    ----------
+    mean, var, rstd : ndarray, float64
+        What x was normalized by, before weight and bias (and the corrections of the renorms):
+        ``x_hat = (x - mean) * rstd`` with ``rstd = 1 / sqrt(var + eps)``. Read-only. Their shape is
+        (C,) for batch norm and wherever the running statistics were used, (N, C) for instance and
+        switchable norm (there mixed of its three), (N, num_groups) for group norm, and for layer
+        and RMS norm that of the axes that are not normalized. RMS norm has mean 0, and the mean
+        square for a variance; weight norm mean 0, and the sum of squares. NaN where x was empty.
     """
 
     cdef fn_problem p
     cdef fn_params q
     cdef double* saved
+    cdef cnp.ndarray statistics  # the memory of `saved`; None before a forward call
     cdef cnp.ndarray x          # dense, as the C library reads it
     cdef tuple shape            # of the caller's array
-    cdef object axes            # a permutation that makes the axes of layer norm adjacent, or None
+    cdef tuple over             # the axes of layer norm
+    cdef object axes            # a permutation that makes them adjacent, or None
     cdef tuple param_shape
-    cdef object weight, bias, running_mean, running_var, mean_logits, var_logits
-    cdef list converted         # float32 copies of parameters of 16 bits, with what they copy
+    cdef list params            # as the C library reads them, or None; in the order of PARAM_NAMES
+    cdef int[PARAMS] grad_types  # NumPy's numbers of the dtypes of their gradients
+    cdef Place[PARAMS] places   # of the parameters
+    cdef Place x_place
+    cdef bint updates           # whether running statistics are updated
+    cdef object running_mean, running_var   # the caller's
+    cdef cnp.ndarray mean_used, var_used    # as the C library reads and writes them
 
     def __cinit__(self):
         self.saved = NULL
-
-    def __dealloc__(self):
-        PyMem_Free(self.saved)
+        self.params = [None] * PARAMS
 
     def __repr__(self):
         return f"<fastnorm.Context of an input of shape {self.shape}>"
+
+    @classmethod
+    def __class_getitem__(cls, item):
+        return types.GenericAlias(cls, item)
+
+    def __reduce__(self):
+        return _reduced(_context(self))
+
+    @property
+    def mean(self):
+        return _shown_statistic(_context(self), "mean")
+
+    @property
+    def var(self):
+        return _shown_statistic(_context(self), "var")
+
+    @property
+    def rstd(self):
+        return _shown_statistic(_context(self), "rstd")
 
 
 cdef inline Context _start(object x, fn_norm norm, object eps):
@@ -142,6 +191,8 @@ cdef inline Context _start(object x, fn_norm norm, object eps):
     ctx.p.groups = 1
     ctx.p.training = 1
     ctx.p.ddof = 0
+    if eps is None and norm == FN_RMS:  # as torch: that of the type which is computed in
+        eps = 2.0**-52 if ctx.p.dtype == FN_F64 else 2.0**-23
     ctx.p.eps = _number(eps, "eps", 0, math.inf)
     ctx.p.sigma_min = 0
     ctx.p.r_max = 1
@@ -179,15 +230,14 @@ cdef int _set_axis(Context ctx, object axis) except -1:
     others between them are brought to the end, by a copy."""
     cdef Py_ssize_t rank = cnp.PyArray_NDIM(ctx.x), i, first, last
     cdef tuple axes = _axes(axis, rank)
+    ctx.over = axes
     first = axes[0]
     last = axes[len(axes) - 1]
     # one axis, as usual, without a list
-    ctx.param_shape = (ctx.shape[first],) if first == last else tuple(
-        [ctx.shape[i] for i in axes])
+    ctx.param_shape = (ctx.shape[first],) if first == last else itemgetter(*axes)(ctx.shape)
     if last - first + 1 != len(axes):
-        kept = tuple([i for i in range(rank) if i not in axes])
-        ctx.axes = kept + axes
-        ctx.x = np.ascontiguousarray(ctx.x.transpose(ctx.axes))
+        ctx.axes = tuple(sorted(set(range(rank)).difference(axes))) + axes
+        ctx.x = _dense_copy(_permuted(ctx.x, ctx.axes, False))
         first = rank - len(axes)
         last = rank - 1
     ctx.p.n = ctx.p.c = ctx.p.s = 1
@@ -201,29 +251,24 @@ cdef int _set_axis(Context ctx, object axis) except -1:
     return 0
 
 
-cdef void* _pointer(Context ctx, cnp.ndarray param, bint update=False):
-    """Where the C library reads a parameter: its own memory, or that of a copy in float32."""
-    if cnp.PyArray_ITEMSIZE(param) == 2:
-        if ctx.converted is None:
-            ctx.converted = []
-        copy = param.astype(np.float32)
-        ctx.converted.append((param if update else None, copy))
-        param = copy
-    return cnp.PyArray_DATA(param)
+cdef int _set_param(Context ctx, int i, object value, tuple shape, str name) except -1:
+    cdef cnp.ndarray param = _parameter(value, name, ctx.x, shape)
+    ctx.grad_types[i] = cnp.PyArray_TYPE(param)
+    ctx.params[i] = _widened(param)
+    return 0
 
 
 cdef inline int _set_affine(Context ctx, object weight, object bias) except -1:
     if weight is not None:
-        ctx.weight = _parameter(weight, "weight", ctx.x, ctx.param_shape)
-        ctx.q.weight = _pointer(ctx, ctx.weight)
+        _set_param(ctx, WEIGHT, weight, ctx.param_shape, "weight")
     if bias is not None:
-        ctx.bias = _parameter(bias, "bias", ctx.x, ctx.param_shape)
-        ctx.q.bias = _pointer(ctx, ctx.bias)
+        _set_param(ctx, BIAS, bias, ctx.param_shape, "bias")
     return 0
 
 
 cdef int _set_running(Context ctx, object mean, object var, object momentum, object ddof,
-                      bint update, bint required, str why) except -1:
+                      bint update, bint required, str why, tuple read) except -1:
+    """`read` are x and the parameters as they were given, in the order of PARAM_NAMES."""
     if (mean is None) != (var is None):
         raise ValueError("running_mean, running_var: expected both or neither, got only "
                          + ("running_var" if mean is None else "running_mean"))
@@ -232,109 +277,139 @@ cdef int _set_running(Context ctx, object mean, object var, object momentum, obj
             raise ValueError(f"running_mean, running_var: expected arrays of shape "
                              f"({ctx.p.c},) {why}, got None")
     else:
-        ctx.running_mean = _state(mean, "running_mean", ctx.x, ctx.param_shape, update)
-        ctx.running_var = _state(var, "running_var", ctx.x, ctx.param_shape, update)
-        ctx.q.running_mean = _pointer(ctx, ctx.running_mean, update)
-        ctx.q.running_var = _pointer(ctx, ctx.running_var, update)
+        ctx.updates = update
+        ctx.running_mean, ctx.running_var = mean, var
+        ctx.mean_used = _widened(_state(mean, "running_mean", ctx.x, ctx.param_shape, update))
+        ctx.var_used = _widened(_state(var, "running_var", ctx.x, ctx.param_shape, update))
+        if update:
+            _check_apart(mean, "running_mean", read)
+            _check_apart(var, "running_var", read)
+            if _overlap(mean, var):
+                raise ValueError("running_var: expected an array apart from running_mean, got one "
+                                 "that shares memory with it")
     if momentum is None:
         raise TypeError("momentum: expected a number, got None (the cumulative average belongs to "
                         "the layers, which count batches)")
     ctx.p.momentum = _number(momentum, "momentum", 0, 1)
     if not (type(ddof) is int or isinstance(ddof, (int, np.integer))) or ddof not in (0, 1):
-        raise ValueError(f"ddof: expected 0 or 1, got {ddof!r}")
+        raise ValueError(f"ddof: expected 0 or 1, got {_shown(ddof)}")
     ctx.p.ddof = ddof
     return 0
 
 
-cdef int _check_count(Context ctx, int64_t per_domain, str domain, bint updates,
-                      int64_t updated_from) except -1:
-    """A variance needs two values, an unbiased one for the running statistics too."""
-    if ctx.p.n * ctx.p.c * ctx.p.s == 0:
+cdef int _check_apart(object state, str name, tuple read) except -1:
+    """An update must not write to what the caller gave to be read."""
+    cdef Py_ssize_t i
+    for i in range(len(read)):
+        if _overlap(state, read[i]):
+            other = PARAM_NAMES[i - 1] if i else "x"
+            raise ValueError(f"{name}: expected an array apart from {other}, since it is updated, "
+                             "got one that shares memory with it")
+    return 0
+
+
+cdef int _check_count(Context ctx, int64_t count, str domain, int64_t updated_from) except -1:
+    """The variance that running_var takes needs two values, and more than ddof."""
+    if not ctx.updates or cnp.PyArray_SIZE(ctx.x) == 0:
         return 0
-    if per_domain == 1:
-        raise ValueError(f"x: expected more than one value for each {domain}, whose variance is "
-                         f"0 otherwise, got shape {ctx.shape}")
-    if updates and ctx.running_mean is not None and updated_from <= ctx.p.ddof:
+    if count == 1:
+        raise ValueError(f"x: expected more than one value for each {domain}, whose variance "
+                         f"running_var takes, got shape {ctx.shape}")
+    if updated_from <= ctx.p.ddof:
         raise ValueError(f"ddof: expected less than the {updated_from} value(s) of a channel that "
                          f"update running_var, got {ctx.p.ddof}")
     return 0
 
 
-cdef int _check_forward_out(Context ctx, object out, bint keep) except -1:
-    if out is not None:
-        _check_out(out, ctx.x, ctx.shape)
-        if keep and _overlap(out, ctx.x):
-            raise ValueError("out: expected an array apart from x when return_ctx is True, since "
-                             "backward reads x; got one that shares memory with it")
-    return 0
+cdef int _check_forward_out(Context ctx, object out, object return_ctx) except -1:
+    """Check both arguments; return the second."""
+    cdef bint keep = _flag(return_ctx, "return_ctx")
+    if out is None:
+        return keep
+    _check_out(out, ctx.x, ctx.shape)
+    if keep and _overlap(out, ctx.x):
+        raise ValueError("out: expected an array apart from x when return_ctx is True, since "
+                         "backward reads x; got one that shares memory with it")
+    for name, state in (("running_mean", ctx.running_mean), ("running_var", ctx.running_var)):
+        if state is not None and _overlap(out, state):
+            raise ValueError(f"out: expected an array apart from {name}, got one that shares "
+                             "memory with it")
+    return keep
 
 
-cdef object _forward(Context ctx, object out, bint keep):
+cdef object _forward(Context ctx, object out, object return_ctx):
     """Run the C library into `out`, or into a temporary where `out` is no dense array or shares
-    memory with the input in another way than being it."""
+    memory with the input in another way than being it. All that can fail comes before anything of
+    the caller's is written."""
     cdef cnp.ndarray y
     cdef bint given = ctx.saved != NULL  # statistics that come from elsewhere
-    cdef fn_status status
-    _check_forward_out(ctx, out, keep)
+    cdef bint keep = _check_forward_out(ctx, out, return_ctx)
+    cdef bint empty = cnp.PyArray_SIZE(ctx.x) == 0
+    cdef fn_status status = FN_OK
     y = _target(out, ctx.x, ctx.axes)
     if out is not None:
-        _detach(ctx, y)
+        _detach(ctx, out)
+        if ctx.updates and y is not out:  # it is copied there before they may change
+            ctx.mean_used, ctx.var_used = ctx.mean_used.copy(), ctx.var_used.copy()
+    out = _returned(y, out, ctx.axes, ctx.shape)
+    _point(ctx)
     if keep and not given:
         _make_saved(ctx)
-    with nogil:
-        if given:
-            status = fn_apply(&ctx.p, &ctx.q, ctx.saved, cnp.PyArray_DATA(ctx.x),
-                              cnp.PyArray_DATA(y))
-        else:
-            status = fn_forward(&ctx.p, &ctx.q, cnp.PyArray_DATA(ctx.x), cnp.PyArray_DATA(y),
-                                ctx.saved)
-    _check_status(status)
-    if ctx.converted is not None:
-        _write_back(ctx)
-    result = _deliver(y, out, ctx.axes)
+    result = (out, ctx) if keep else out
+    if not empty:
+        with nogil:
+            if given:
+                status = fn_apply(&ctx.p, &ctx.q, ctx.saved, cnp.PyArray_DATA(ctx.x),
+                                  cnp.PyArray_DATA(y))
+            else:
+                status = fn_forward(&ctx.p, &ctx.q, cnp.PyArray_DATA(ctx.x), cnp.PyArray_DATA(y),
+                                    ctx.saved)
+        _check_status(status)
+        _deliver(y, out, ctx.axes)
+    if ctx.updates and not empty:
+        _update(ctx)
     if keep:
-        ctx.running_mean = ctx.running_var = None
-        ctx.q.running_mean = ctx.q.running_var = NULL
-        return result, ctx
+        _settle(ctx)
     return result
 
 
-cdef int64_t _make_saved(Context ctx) except -1:
-    cdef int64_t size = fn_saved_size(&ctx.p)
-    ctx.saved = <double*>PyMem_Malloc(<size_t>(size + 1) * sizeof(double))
-    if ctx.saved == NULL:
-        raise MemoryError
-    return size
-
-
-cdef int _write_back(Context ctx) except -1:
-    """Running statistics of 16 bits take the update of their copies."""
-    with np.errstate(over="ignore"):  # nothing may fail any more
-        for state, copy in ctx.converted:
-            if state is not None:
-                state[...] = copy
+cdef int _point(Context ctx) except -1:
+    ctx.q.weight = _data(ctx.params[WEIGHT])
+    ctx.q.bias = _data(ctx.params[BIAS])
+    ctx.q.mean_logits = _data(ctx.params[MEAN_LOGITS])
+    ctx.q.var_logits = _data(ctx.params[VAR_LOGITS])
+    ctx.q.running_mean = _data(ctx.mean_used)
+    ctx.q.running_var = _data(ctx.var_used)
     return 0
 
 
-cdef inline bint _is_read(object param):
-    """Whether the C library reads the parameter itself: those of 16 bits it has as copies."""
-    return param is not None and cnp.PyArray_ITEMSIZE(<cnp.ndarray>param) > 2
+cdef inline void* _data(object array):
+    return NULL if array is None else cnp.PyArray_DATA(<cnp.ndarray>array)
 
 
-cdef int _detach(Context ctx, cnp.ndarray y) except -1:
+cdef int64_t _make_saved(Context ctx) except -1:
+    """Memory for the statistics; an empty x has none, whatever its other sizes."""
+    cdef cnp.npy_intp size = fn_saved_size(&ctx.p) if cnp.PyArray_SIZE(ctx.x) else 0
+    ctx.statistics = cnp.PyArray_EMPTY(1, &size, cnp.NPY_FLOAT64, 0)
+    ctx.saved = <double*>cnp.PyArray_DATA(ctx.statistics)
+    return size
+
+
+cdef int _update(Context ctx) except -1:
+    """Running statistics that the C library has a copy of take its values."""
+    if ctx.mean_used is not ctx.running_mean:
+        _put_back(ctx.mean_used, ctx.running_mean)
+    if ctx.var_used is not ctx.running_var:
+        _put_back(ctx.var_used, ctx.running_var)
+    return 0
+
+
+cdef int _detach(Context ctx, object out) except -1:
     """Copy parameters that lie in the memory that will be written."""
-    if _is_read(ctx.weight) and _overlap(y, ctx.weight):
-        ctx.weight = ctx.weight.copy()
-        ctx.q.weight = _pointer(ctx, ctx.weight)
-    if _is_read(ctx.bias) and _overlap(y, ctx.bias):
-        ctx.bias = ctx.bias.copy()
-        ctx.q.bias = _pointer(ctx, ctx.bias)
-    if ctx.running_mean is None:
-        return 0
-    for name, state in (("running_mean", ctx.running_mean), ("running_var", ctx.running_var)):
-        if _overlap(y, state):
-            raise ValueError(f"out: expected an array apart from {name}, got one that shares "
-                             "memory with it")
+    cdef int i
+    for i in range(PARAMS):
+        if ctx.params[i] is not None and _overlap(out, ctx.params[i]):
+            ctx.params[i] = ctx.params[i].copy()
     return 0
 
 
@@ -359,7 +434,7 @@ cdef Context _start_batch_norm(x, weight, bias, running_mean, running_var, train
     _set_affine(ctx, weight, bias)
     ctx.p.training = _flag(training, "training")
     _set_running(ctx, running_mean, running_var, momentum, ddof, ctx.p.training,
-                 not ctx.p.training, "when training is False")
+                 not ctx.p.training, "when training is False", (x, weight, bias))
     return ctx
 
 
@@ -367,8 +442,7 @@ def batch_norm(x, weight, bias, running_mean, running_var, training, momentum, e
                out, return_ctx):
     cdef Context ctx = _start_batch_norm(x, weight, bias, running_mean, running_var, training,
                                          momentum, eps, ddof, layout)
-    if ctx.p.training:
-        _check_count(ctx, ctx.p.n * ctx.p.s, "channel in training", True, ctx.p.n * ctx.p.s)
+    _check_count(ctx, ctx.p.n * ctx.p.s, "channel in training", ctx.p.n * ctx.p.s)
     return _forward(ctx, out, return_ctx)
 
 
@@ -379,11 +453,10 @@ def batch_renorm(x, weight, bias, running_mean, running_var, training, momentum,
     _set_affine(ctx, weight, bias)
     ctx.p.training = _flag(training, "training")
     _set_running(ctx, running_mean, running_var, momentum, ddof, ctx.p.training, True,
-                 "for the corrections r and d")
+                 "for the corrections r and d", (x, weight, bias))
     ctx.p.r_max = _number(r_max, "r_max", 1, math.inf)
     ctx.p.d_max = _number(d_max, "d_max", 0, math.inf)
-    if ctx.p.training:
-        _check_count(ctx, ctx.p.n * ctx.p.s, "channel in training", True, ctx.p.n * ctx.p.s)
+    _check_count(ctx, ctx.p.n * ctx.p.s, "channel in training", ctx.p.n * ctx.p.s)
     return _forward(ctx, out, return_ctx)
 
 
@@ -392,7 +465,6 @@ def group_norm(x, num_groups, weight, bias, eps, layout, out, return_ctx):
     _set_layout(ctx, layout, weight, bias)
     ctx.p.groups = _groups(num_groups, ctx.p.c)
     _set_affine(ctx, weight, bias)
-    _check_count(ctx, ctx.p.c // ctx.p.groups * ctx.p.s, "group", False, 0)
     return _forward(ctx, out, return_ctx)
 
 
@@ -403,9 +475,8 @@ def instance_norm(x, weight, bias, running_mean, running_var, use_input_stats, m
     _set_affine(ctx, weight, bias)
     ctx.p.training = _flag(use_input_stats, "use_input_stats")
     _set_running(ctx, running_mean, running_var, momentum, ddof, ctx.p.training,
-                 not ctx.p.training, "when use_input_stats is False")
-    if ctx.p.training:
-        _check_count(ctx, ctx.p.s, "channel of a sample", True, ctx.p.s)
+                 not ctx.p.training, "when use_input_stats is False", (x, weight, bias))
+    _check_count(ctx, ctx.p.s, "channel of a sample", ctx.p.s)
     return _forward(ctx, out, return_ctx)
 
 
@@ -414,14 +485,13 @@ def switchable_norm(x, weight, bias, mean_logits, var_logits, running_mean, runn
     cdef Context ctx = _start(x, FN_SWITCHABLE, eps)
     _set_layout(ctx, layout, weight, bias, running_mean)
     _set_affine(ctx, weight, bias)
-    ctx.mean_logits = _parameter(mean_logits, "mean_logits", ctx.x, (3,))
-    ctx.q.mean_logits = _pointer(ctx, ctx.mean_logits)
-    ctx.var_logits = _parameter(var_logits, "var_logits", ctx.x, (3,))
-    ctx.q.var_logits = _pointer(ctx, ctx.var_logits)
+    _set_param(ctx, MEAN_LOGITS, mean_logits, (3,), "mean_logits")
+    _set_param(ctx, VAR_LOGITS, var_logits, (3,), "var_logits")
     ctx.p.training = _flag(training, "training")
     _set_running(ctx, running_mean, running_var, momentum, ddof, ctx.p.training,
-                 not ctx.p.training, "when training is False")
-    _check_count(ctx, ctx.p.n * ctx.p.c * ctx.p.s, "batch", ctx.p.training, ctx.p.n * ctx.p.s)
+                 not ctx.p.training, "when training is False",
+                 (x, weight, bias, mean_logits, var_logits))
+    _check_count(ctx, ctx.p.n * ctx.p.c * ctx.p.s, "batch", ctx.p.n * ctx.p.s)
     return _forward(ctx, out, return_ctx)
 
 
@@ -432,18 +502,18 @@ def instance_renorm(x, weight, bias, running_mean, running_var, r_max, d_max, bl
     _set_affine(ctx, weight, bias)
     ctx.p.training = _flag(training, "training")
     _set_running(ctx, running_mean, running_var, momentum, ddof, ctx.p.training, True,
-                 "for the corrections r and d")
+                 "for the corrections r and d", (x, weight, bias))
     ctx.p.r_max = _number(r_max, "r_max", 1, math.inf)
     ctx.p.d_max = _number(d_max, "d_max", 0, math.inf)
     ctx.p.blend = _number(blend, "blend", 0, 1)
-    _check_count(ctx, ctx.p.s, "channel of a sample", ctx.p.training, ctx.p.n * ctx.p.s)
+    _check_count(ctx, ctx.p.n * ctx.p.s, "channel", ctx.p.n * ctx.p.s)
     return _forward(ctx, out, return_ctx)
 
 
 def weight_norm(v, g, axis, out, return_ctx):
     """The planes of batch norm: `axis` is the channel, with what is before it as the samples."""
     cdef Context ctx = _start(_dense_input(v, "v"), FN_WEIGHT, 0.0)
-    cdef Py_ssize_t rank = cnp.PyArray_NDIM(ctx.x), i
+    cdef Py_ssize_t rank = cnp.PyArray_NDIM(ctx.x)
     if rank == 0:
         raise ValueError("v: expected at least 1 dimension, got a scalar")
     if axis is None:
@@ -451,47 +521,20 @@ def weight_norm(v, g, axis, out, return_ctx):
         ctx.p.c = 1
         kept = ()
     else:
-        if isinstance(axis, tuple):
-            raise TypeError(f"axis: expected an int or None, got {axis!r}")
+        if isinstance(axis, (tuple, list)):
+            raise TypeError(f"axis: expected an int or None, got {_shown(axis)}")
         first, = _axes(axis, rank)
         ctx.p.c = ctx.shape[first]
-        kept = tuple([n if i == first else 1 for i, n in enumerate(ctx.shape)])
+        kept = (1,) * first + (ctx.shape[first],) + (1,) * (rank - first - 1)
     ctx.p.layout = FN_CHANNELS_FIRST
     ctx.p.n = math.prod(ctx.shape[:first])
     ctx.p.s = math.prod(ctx.shape[first + 1:])
     # torch's shape of g as well
+    if g is not None:
+        g = _array(g, "g")
     ctx.param_shape = kept if kept and np.shape(g) == kept else kept[first:first + 1]
-    ctx.weight = _parameter(g, "g", ctx.x, ctx.param_shape)
-    ctx.q.weight = _pointer(ctx, ctx.weight)
+    _set_param(ctx, WEIGHT, g, ctx.param_shape, "g")
     return _forward(ctx, out, return_ctx)
-
-
-cdef object _grad_like(object param):
-    if param is None:
-        return None
-    cdef cnp.ndarray p = param
-    return cnp.PyArray_EMPTY(
-        cnp.PyArray_NDIM(p), cnp.PyArray_DIMS(p),
-        cnp.NPY_FLOAT32 if cnp.PyArray_ITEMSIZE(p) == 2 else cnp.PyArray_TYPE(p), 0)
-
-
-cdef object _as_param(object grad, object param):
-    """A gradient in its parameter's dtype."""
-    if param is None or grad.dtype == param.dtype:
-        return grad
-    with np.errstate(over="ignore"):
-        return grad.astype(param.dtype)
-
-
-cdef inline void* _data(object array):
-    return NULL if array is None else cnp.PyArray_DATA(<cnp.ndarray>array)
-
-
-cdef Context _context(object ctx):
-    if not isinstance(ctx, Context) or (<Context>ctx).saved == NULL:
-        raise TypeError(f"ctx: expected the Context of a forward call with return_ctx=True, got "
-                        f"{type(ctx).__name__}")
-    return ctx
 
 
 cdef cnp.ndarray _gradient(object dy, Context c):
@@ -501,8 +544,9 @@ cdef cnp.ndarray _gradient(object dy, Context c):
         raise ValueError(f"dy: expected x's shape {c.shape}, got {(<object>g).shape}")
     if cnp.PyArray_TYPE(g) != cnp.PyArray_TYPE(c.x):
         raise TypeError(f"dy: expected x's dtype {c.x.dtype}, got {g.dtype}")
+    _check_places(c)  # the caller's code may have run
     if c.axes is not None:
-        g = np.ascontiguousarray(g.transpose(c.axes))
+        g = _dense_copy(_permuted(g, c.axes, False))
     return g
 
 
@@ -513,49 +557,65 @@ cdef int _check_grad_out(object out, cnp.ndarray g, Context c) except -1:
     shared = None
     if _overlap(out, c.x):
         shared = "x"
-    elif c.weight is not None and _overlap(out, c.weight):
-        shared = "weight"
-    elif c.mean_logits is not None and _overlap(out, c.mean_logits):
-        shared = "mean_logits"
-    elif c.var_logits is not None and _overlap(out, c.var_logits):
-        shared = "var_logits"
+    for i in (WEIGHT, MEAN_LOGITS, VAR_LOGITS):  # bias is not read
+        if c.params[i] is not None and _overlap(out, c.params[i]):
+            shared = PARAM_NAMES[i]
     if shared is not None:
         raise ValueError(f"out: expected an array apart from the {shared} of the forward call, "
                          "got one that shares memory with it")
     return 0
 
 
+cdef object _new_gradient(Context c, int i, bint wide):
+    """For a parameter; `wide`: in float32 where it has 16 bits, as the C library writes it."""
+    cdef cnp.ndarray param
+    cdef int num
+    if c.params[i] is None:
+        return None
+    param = c.params[i]
+    num = cnp.PyArray_TYPE(param) if wide else c.grad_types[i]
+    if cnp.PyArray_SIZE(c.x) == 0:  # a sum of nothing
+        return cnp.PyArray_ZEROS(cnp.PyArray_NDIM(param), cnp.PyArray_DIMS(param), num, 0)
+    return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(param), cnp.PyArray_DIMS(param), num, 0)
+
+
 def backward(dy, ctx, out):
     cdef Context c = _context(ctx)
     cdef cnp.ndarray g = _gradient(dy, c), dx
     cdef fn_grads grads
-    cdef fn_status status
+    cdef fn_status status = FN_OK
+    cdef int i
+    cdef list own = [None] * PARAMS, wide = [None] * PARAMS  # the caller's; those of the C library
     _check_grad_out(out, g, c)
     dx = _target(out, g, c.axes)
-    dweight = _grad_like(c.weight)
-    dbias = _grad_like(c.bias)
-    dmean_logits = _grad_like(c.mean_logits)
-    dvar_logits = _grad_like(c.var_logits)
+    out = _returned(dx, out, c.axes, c.shape)
+    for i in range(PARAMS):
+        own[i] = wide[i] = _new_gradient(c, i, False)
+        if own[i] is not None and cnp.PyArray_ITEMSIZE(<cnp.ndarray>own[i]) == 2:
+            wide[i] = _new_gradient(c, i, True)
     grads.x = cnp.PyArray_DATA(dx)
-    grads.weight = _data(dweight)
-    grads.bias = _data(dbias)
-    grads.mean_logits = _data(dmean_logits)
-    grads.var_logits = _data(dvar_logits)
-    with nogil:
-        status = fn_backward(&c.p, &c.q, c.saved, cnp.PyArray_DATA(c.x), cnp.PyArray_DATA(g),
-                             &grads)
-    _check_status(status)
-    result = _deliver(dx, out, c.axes)
-    if c.converted is not None:
-        dweight, dbias = _as_param(dweight, c.weight), _as_param(dbias, c.bias)
-        dmean_logits = _as_param(dmean_logits, c.mean_logits)
-        dvar_logits = _as_param(dvar_logits, c.var_logits)
+    grads.weight = _data(wide[WEIGHT])
+    grads.bias = _data(wide[BIAS])
+    grads.mean_logits = _data(wide[MEAN_LOGITS])
+    grads.var_logits = _data(wide[VAR_LOGITS])
     if c.p.norm == FN_SWITCHABLE:
-        return SwitchableGradients(result, dweight, dbias, dmean_logits, dvar_logits)
-    if c.p.norm == FN_WEIGHT:
-        return WeightGradients(result, dweight)
-    return Gradients(result, dweight, dbias)
+        result = SwitchableGradients(out, *own)
+    elif c.p.norm == FN_WEIGHT:
+        result = WeightGradients(out, own[WEIGHT])
+    else:
+        result = Gradients(out, own[WEIGHT], own[BIAS])
+    if cnp.PyArray_SIZE(c.x):
+        with nogil:
+            status = fn_backward(&c.p, &c.q, c.saved, cnp.PyArray_DATA(c.x), cnp.PyArray_DATA(g),
+                                 &grads)
+        _check_status(status)
+        _deliver(dx, out, c.axes)
+    for i in range(PARAMS):
+        if wide[i] is not own[i]:
+            _put_back(wide[i], own[i])
+    return result
 
 
+include "_context.pxi"
 include "_steps.pxi"
 include "_settings.pxi"

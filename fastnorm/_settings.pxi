@@ -10,10 +10,8 @@ def set_num_threads(num_threads):
         At least 1; 0 goes back to the default: ``FASTNORM_NUM_THREADS``, else what OpenMP would
         take (``OMP_NUM_THREADS``, threadpoolctl). Small arrays stay on the calling thread.
     """
-    if isinstance(num_threads, bool) or not isinstance(num_threads, (int, np.integer)):
-        raise TypeError(f"num_threads: expected an int, got {type(num_threads).__name__}")
-    if not 0 <= num_threads <= 1024:
-        raise ValueError(f"num_threads: expected 0 to 1024, got {num_threads}")
+    if not 0 <= _integer(num_threads, "num_threads") <= 1024:
+        raise ValueError(f"num_threads: expected 0 to 1024, got {_shown(num_threads)}")
     fn_set_num_threads(num_threads)
 
 
@@ -38,7 +36,7 @@ def set_isa(name):
     if not isinstance(name, str):
         raise TypeError(f"name: expected a str, got {type(name).__name__}")
     if name not in available_isas():
-        raise ValueError(f"name: expected one of {', '.join(available_isas())}, got {name!r}")
+        raise ValueError(f"name: expected one of {', '.join(available_isas())}, got {_shown(name)}")
     fn_set_isa(name.encode())
 
 

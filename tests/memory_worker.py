@@ -1,0 +1,93 @@
+"""Fail the allocations of calls one after the other: each is a MemoryError that wrote nothing.
+
+A program of its own, as CPython's own objects are what is missing. Its arguments: a dtype, and
+whether later allocations fail too.
+"""
+
+import _testcapi
+import sys
+
+import ml_dtypes
+import numpy as np
+
+import fastnorm
+
+C = 6
+CALLS = {
+    "layer_norm": ["weight", "bias", {"axis": 1}],
+    "layer_norm, axes apart": [{"axis": (0, 2)}],
+    "rms_norm": [{}],
+    "batch_norm": ["weight", "bias", "running", {"training": True, "layout": "NCL"}],
+    "batch_renorm": ["weight", "bias", "wide", {"training": True, "layout": "NCL"}],
+    "group_norm": ["weight", "bias", {"num_groups": 2, "layout": "NCL"}],
+    "instance_norm": ["weight", "wide", {"layout": "NCL"}],
+    "instance_renorm": ["weight", "running", {"training": True, "layout": "NCL"}],
+    "switchable_norm": [
+        "weight", "bias", "logits", "running", {"training": True, "layout": "NCL"},
+    ],
+    "weight_norm": [{"axis": 1}],
+}  # fmt: skip
+
+
+def arguments(names, dtype):
+    kwargs = {}
+    for name in names:
+        if isinstance(name, dict):
+            kwargs.update(name)
+        elif name == "running":
+            kwargs.update(running_mean=np.zeros(C, dtype), running_var=np.ones(C, dtype))
+        elif name == "wide":
+            wide = np.float32 if dtype.itemsize == 2 else dtype
+            kwargs.update(running_mean=np.zeros(C, wide), running_var=np.ones(C, wide))
+        elif name == "logits":
+            kwargs.update(mean_logits=np.ones(3, dtype), var_logits=np.ones(3, dtype))
+        else:
+            kwargs[name] = np.linspace(0.5, 2, C).astype(dtype)
+    return kwargs
+
+
+def outputs(x):
+    yield None
+    yield np.full(x.shape, 7, x.dtype)
+    yield np.full((*x.shape[:-1], 2 * x.shape[-1]), 7, x.dtype)[..., ::2]
+    if x.dtype.kind == "f":  # NumPy's own copy to others crashes where memory is missing
+        yield np.full(x.shape, 7, x.dtype.newbyteorder())
+
+
+def check(call, written, forever):
+    """Return how many allocations can fail."""
+    for start in range(1000):
+        before = [array.copy() for array in written]
+        try:
+            _testcapi.set_nomemory(start, 0 if forever else start + 1)
+            call()
+        except MemoryError:
+            _testcapi.remove_mem_hooks()
+            for array, was in zip(written, before, strict=True):
+                assert array.tobytes() == was.tobytes(), f"allocation {start}: written"
+            continue
+        _testcapi.remove_mem_hooks()
+        return start
+    raise AssertionError("it never went through")
+
+
+def main(name, forever):
+    dtype = np.dtype(getattr(ml_dtypes, name, name))
+    x = np.random.default_rng(0).standard_normal((4, C, 5)).astype(dtype)
+    count = 0
+    for title, names in CALLS.items():
+        function = getattr(fastnorm, title.partition(",")[0])
+        args = [x, x[0, :, 0]] if title == "weight_norm" else [x]
+        for out in outputs(x):
+            for keep in (False, True):
+                kwargs = {**arguments(names, dtype), "out": out, "return_ctx": keep}
+                written = [kwargs[k] for k in ("running_mean", "running_var", "out") if k in kwargs]
+                written = [array for array in written if array is not None]
+                count += check(lambda: function(*args, **kwargs), written, forever)  # noqa: B023
+            ctx = function(*args, **kwargs)[1]
+            written = [] if out is None else [out]
+            count += check(lambda: fastnorm.backward(x, ctx, out), written, forever)  # noqa: B023
+    print(count)
+
+
+main(sys.argv[1], sys.argv[2] == "forever")
