@@ -5,7 +5,7 @@ parameters, running statistics and torch's state names; control of threads and i
 """
 
 from . import _wait_policy  # noqa: F401  isort: skip  (first: it loads the core)
-from . import outofcore
+from . import comm, outofcore
 from ._core import (
     Context,
     __version__,
@@ -79,6 +79,7 @@ __all__ = [
     "batch_renorm",
     "batch_renorm_d_max",
     "batch_renorm_r_max",
+    "comm",
     "cosine_norm",
     "fold_batch_norm",
     "fold_batch_norm_before",

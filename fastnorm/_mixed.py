@@ -11,7 +11,8 @@ from typing import Literal, overload
 from numpy.typing import ArrayLike
 
 from . import _core
-from ._types import Array, MaybeArray, Param, WithContext
+from ._core import Context
+from ._types import Array, MaybeArray, Param, SwitchableGradients, WithContext
 
 
 @overload
@@ -28,6 +29,13 @@ def batch_renorm(
     r_max: float = ..., d_max: float = ..., ddof: int = ..., layout: str = ...,
     out: MaybeArray = ..., return_ctx: Literal[True],
 ) -> WithContext: ...  # fmt: skip
+@overload
+def batch_renorm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: Array,
+    running_var: Array, training: bool = ..., momentum: float = ..., eps: float = ...,
+    r_max: float = ..., d_max: float = ..., ddof: int = ..., layout: str = ...,
+    out: MaybeArray = ..., return_ctx: bool,
+) -> Array | WithContext: ...  # fmt: skip
 def batch_renorm(
     x: ArrayLike, weight: Param = None, bias: Param = None, *, running_mean: Array,
     running_var: Array, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
@@ -76,8 +84,8 @@ def batch_renorm(
     TypeError
         An argument of the wrong type or dtype.
     ValueError
-        A wrong shape or value; training with one value per channel; `out` that overlaps x with
-        `return_ctx`.
+        A wrong shape or value; running statistics that would take the variance of one value;
+        arrays that share memory, as :mod:`fastnorm.functional` says.
 
     Notes
     -----
@@ -117,6 +125,13 @@ def instance_renorm(
     training: bool = ..., momentum: float = ..., eps: float = ..., ddof: int = ...,
     layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[True],
 ) -> WithContext: ...  # fmt: skip
+@overload
+def instance_renorm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: Array,
+    running_var: Array, r_max: float = ..., d_max: float = ..., blend: float = ...,
+    training: bool = ..., momentum: float = ..., eps: float = ..., ddof: int = ...,
+    layout: str = ..., out: MaybeArray = ..., return_ctx: bool,
+) -> Array | WithContext: ...  # fmt: skip
 def instance_renorm(
     x: ArrayLike, weight: Param = None, bias: Param = None, *, running_mean: Array,
     running_var: Array, r_max: float = 3.0, d_max: float = 5.0, blend: float = 1.0,
@@ -165,7 +180,8 @@ def instance_renorm(
     TypeError
         An argument of the wrong type or dtype.
     ValueError
-        A wrong shape or value; one spatial element; `out` that overlaps x with `return_ctx`.
+        A wrong shape or value; running statistics that would take the variance of one value;
+        arrays that share memory, as :mod:`fastnorm.functional` says.
 
     Notes
     -----
@@ -206,13 +222,20 @@ def switchable_norm(
     running_mean: MaybeArray = ..., running_var: MaybeArray = ..., training: bool = ...,
     momentum: float = ..., eps: float = ..., ddof: int = ..., layout: str = ...,
     out: MaybeArray = ..., return_ctx: Literal[True],
-) -> WithContext: ...  # fmt: skip
+) -> tuple[Array, Context[SwitchableGradients]]: ...  # fmt: skip
+@overload
+def switchable_norm(
+    x: ArrayLike, weight: Param, bias: Param, mean_logits: ArrayLike, var_logits: ArrayLike, *,
+    running_mean: MaybeArray = ..., running_var: MaybeArray = ..., training: bool = ...,
+    momentum: float = ..., eps: float = ..., ddof: int = ..., layout: str = ...,
+    out: MaybeArray = ..., return_ctx: bool,
+) -> Array | tuple[Array, Context[SwitchableGradients]]: ...  # fmt: skip
 def switchable_norm(
     x: ArrayLike, weight: Param, bias: Param, mean_logits: ArrayLike, var_logits: ArrayLike, *,
     running_mean: MaybeArray = None, running_var: MaybeArray = None, training: bool = False,
     momentum: float = 0.1, eps: float = 1e-5, ddof: int = 0, layout: str = "NCHW",
     out: MaybeArray = None, return_ctx: bool = False,
-) -> Array | WithContext:  # fmt: skip
+) -> Array | tuple[Array, Context[SwitchableGradients]]:  # fmt: skip
     """Switchable Norm: a learned mixture of the Instance, Layer and Batch Norm statistics.
 
     ``mean = sum_k softmax(mean_logits)[k] * mean_k`` and likewise the variance, with
@@ -253,8 +276,9 @@ def switchable_norm(
     TypeError
         An argument of the wrong type or dtype.
     ValueError
-        A wrong shape or value; inference without running statistics; x of a single element;
-        `out` that overlaps x with `return_ctx`.
+        A wrong shape or value; inference without running statistics; running statistics that
+        would take the variance of one value; arrays that share memory, as
+        :mod:`fastnorm.functional` says.
 
     Notes
     -----

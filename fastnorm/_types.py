@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from numpy.typing import ArrayLike, NDArray
@@ -13,9 +14,12 @@ if TYPE_CHECKING:  # the core imports this module
 Array: TypeAlias = NDArray[Any]
 MaybeArray: TypeAlias = Array | None
 Param: TypeAlias = ArrayLike | None
-Axes: TypeAlias = int | tuple[int, ...]
+Axes: TypeAlias = int | Sequence[int]
+# Context, alone, is that of most normalizers, whose gradients are Gradients
 WithContext: TypeAlias = "tuple[Array, Context]"
-AnyContext: TypeAlias = "Context | DerivedContext"
+AnyContext: TypeAlias = (
+    "Context[Gradients | SwitchableGradients | WeightGradients] | DerivedContext"
+)
 
 
 class DerivedContext(ABC):

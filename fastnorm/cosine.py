@@ -17,6 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike
 
 from . import _core
+from ._core import Context
 from ._layer import Norm
 from ._types import Array, DerivedContext, Gradients, MaybeArray
 from .functional import backward
@@ -30,6 +31,8 @@ class _Units:
     """Vectors of K elements along `axis`, divided by their norms, times sqrt(K); and back."""
 
     def __init__(self, vectors: Array, centered: bool, eps: float, axis: int = 1) -> None:
+        self.units: Array
+        self._ctx: Context
         # the least length; there, the least root mean square
         least = eps / math.sqrt(vectors.shape[axis])
         self.units, self._ctx = _core.divide_by_deviation(
@@ -216,6 +219,11 @@ def cosine_norm(
     x: ArrayLike, weight: ArrayLike, *, centered: bool = ..., stride: Size = ...,
     padding: Size = ..., eps: float = ..., return_ctx: Literal[True],
 ) -> tuple[Array, DerivedContext]: ...  # fmt: skip
+@overload
+def cosine_norm(
+    x: ArrayLike, weight: ArrayLike, *, centered: bool = ..., stride: Size = ...,
+    padding: Size = ..., eps: float = ..., return_ctx: bool,
+) -> Array | tuple[Array, DerivedContext]: ...  # fmt: skip
 def cosine_norm(
     x: ArrayLike, weight: ArrayLike, *, centered: bool = False, stride: Size = 1,
     padding: Size = 0, eps: float = 1e-8, return_ctx: bool = False,

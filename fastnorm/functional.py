@@ -17,8 +17,13 @@ in which elements share a mean and a variance. What holds for all of them:
 - ``weight=None`` means 1 and ``bias=None`` means 0.
 - Running statistics are updated in place, ``running = (1 - momentum) * running + momentum * new``,
   so they must be writeable, native, C-contiguous arrays.
-- `out` may be x itself; any other overlap behaves as if there were none.
-- An error is raised before anything is written.
+- `out` may be x itself, but for a context, which refers to x. Where it shares memory with x in
+  another way, or with the weight, the bias or the logits, all is as if it did not. Over running
+  statistics it is refused; so are running statistics that are to be updated and share memory with
+  each other, with x or with a parameter. Strided arrays of which NumPy cannot tell with little work
+  whether they overlap count as if they did.
+- A masked array is refused, as its mask would be lost.
+- An error is raised before anything is written, also where memory is missing.
 """
 
 # The overloads tell type checkers that `return_ctx` decides what is returned. Signatures are
@@ -26,16 +31,17 @@ in which elements share a mean and a variance. What holds for all of them:
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Literal, TypeAlias, TypeVar, overload
 
 from numpy.typing import ArrayLike
 
 from . import _core
+from ._core import Context
 from ._mixed import batch_renorm, instance_renorm, switchable_norm
+from ._rows import layer_norm, rms_norm
 from ._types import (
     AnyContext,
     Array,
-    Axes,
     DerivedContext,
     Gradients,
     MaybeArray,
@@ -57,130 +63,8 @@ __all__ = [
     "switchable_norm",
 ]
 
-
-@overload
-def layer_norm(
-    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, axis: Axes = ..., eps: float = ...,
-    out: MaybeArray = ..., return_ctx: Literal[False] = ...,
-) -> Array: ...  # fmt: skip
-@overload
-def layer_norm(
-    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, axis: Axes = ..., eps: float = ...,
-    out: MaybeArray = ..., return_ctx: Literal[True],
-) -> WithContext: ...  # fmt: skip
-def layer_norm(
-    x: ArrayLike, weight: Param = None, bias: Param = None, *, axis: Axes = -1, eps: float = 1e-5,
-    out: MaybeArray = None, return_ctx: bool = False,
-) -> Array | WithContext:  # fmt: skip
-    """Layer Norm: statistics over `axis`, for each position along the other axes.
-
-    Parameters
-    ----------
-    x : array_like, float32, float64, float16 or bfloat16
-        Input of any shape with at least one axis.
-    weight, bias : array_like, optional
-        Their shape is that of `axis` in x, in x's axis order; x's dtype.
-    axis : int or tuple of int
-        Axes that share a mean and a variance, exactly these; ``axis=1`` normalizes the
-        channels of each pixel of an NCHW image.
-    eps : float
-        Added to the variance, at least 0.
-    out : ndarray, optional
-        Where to write y.
-    return_ctx : bool
-        Whether to return ``(y, ctx)``; ctx is what :func:`backward` takes.
-
-    Returns
-    -------
-    y : ndarray
-        Shape and dtype of x.
-
-    Raises
-    ------
-    TypeError
-        An argument of the wrong type or dtype.
-    ValueError
-        A wrong shape, axis or eps; `out` that overlaps x with `return_ctx`.
-
-    Notes
-    -----
-    With ``g = weight * dy``, ``x_hat = (x - mean) / sigma`` and means over `axis`, the gradient is
-    ``dx = (g - mean(g) - x_hat * mean(g * x_hat)) / sigma``.
-
-    References
-    ----------
-    Ba, Kiros, Hinton: Layer Normalization, 2016. arXiv:1607.06450
-
-    Examples
-    --------
-    >>> import numpy as np, fastnorm
-    >>> x = np.array([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]])
-    >>> fastnorm.layer_norm(x, bias=np.ones(3)).round(3)
-    array([[-0.225,  1.   ,  2.225],
-           [-0.225,  1.   ,  2.225]])
-    """
-    return _core.layer_norm(x, weight, bias, axis, eps, out, return_ctx)
-
-
-@overload
-def rms_norm(
-    x: ArrayLike, weight: Param = ..., *, axis: Axes = ..., eps: float = ...,
-    out: MaybeArray = ..., return_ctx: Literal[False] = ...,
-) -> Array: ...  # fmt: skip
-@overload
-def rms_norm(
-    x: ArrayLike, weight: Param = ..., *, axis: Axes = ..., eps: float = ...,
-    out: MaybeArray = ..., return_ctx: Literal[True],
-) -> WithContext: ...  # fmt: skip
-def rms_norm(
-    x: ArrayLike, weight: Param = None, *, axis: Axes = -1, eps: float = 1e-6,
-    out: MaybeArray = None, return_ctx: bool = False,
-) -> Array | WithContext:  # fmt: skip
-    """RMS Norm: ``weight * x / sqrt(mean(x**2) + eps)``, the mean over `axis`.
-
-    Parameters
-    ----------
-    x : array_like, float32, float64, float16 or bfloat16
-        Input of any shape with at least one axis.
-    weight : array_like, optional
-        Its shape is that of `axis` in x, in x's axis order; x's dtype.
-    axis : int or tuple of int
-        Axes that share a root mean square, exactly these.
-    eps : float
-        Added to the mean square, at least 0.
-    out : ndarray, optional
-        Where to write y.
-    return_ctx : bool
-        Whether to return ``(y, ctx)``; ctx is what :func:`backward` takes.
-
-    Returns
-    -------
-    y : ndarray
-        Shape and dtype of x.
-
-    Raises
-    ------
-    TypeError
-        An argument of the wrong type or dtype.
-    ValueError
-        A wrong shape, axis or eps; `out` that overlaps x with `return_ctx`.
-
-    Notes
-    -----
-    With ``g = weight * dy`` and ``x_hat = x / rms`` the gradient is
-    ``dx = (g - x_hat * mean(g * x_hat)) / rms``.
-
-    References
-    ----------
-    Zhang, Sennrich: Root Mean Square Layer Normalization, 2019. arXiv:1910.07467
-
-    Examples
-    --------
-    >>> import numpy as np, fastnorm
-    >>> fastnorm.rms_norm(np.array([3.0, -4.0]), np.array([1.0, 10.0])).round(3)
-    array([  0.849, -11.314])
-    """
-    return _core.rms_norm(x, weight, axis, eps, out, return_ctx)
+AnyGradients: TypeAlias = Gradients | SwitchableGradients | WeightGradients
+G = TypeVar("G", bound=AnyGradients)
 
 
 @overload
@@ -195,6 +79,12 @@ def batch_norm(
     running_var: MaybeArray = ..., training: bool = ..., momentum: float = ..., eps: float = ...,
     ddof: int = ..., layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[True],
 ) -> WithContext: ...  # fmt: skip
+@overload
+def batch_norm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: MaybeArray = ...,
+    running_var: MaybeArray = ..., training: bool = ..., momentum: float = ..., eps: float = ...,
+    ddof: int = ..., layout: str = ..., out: MaybeArray = ..., return_ctx: bool,
+) -> Array | WithContext: ...  # fmt: skip
 def batch_norm(
     x: ArrayLike, weight: Param = None, bias: Param = None, *, running_mean: MaybeArray = None,
     running_var: MaybeArray = None, training: bool = False, momentum: float = 0.1,
@@ -238,8 +128,9 @@ def batch_norm(
         An argument of the wrong type or dtype; ``momentum=None``, which belongs to
         :class:`BatchNorm`.
     ValueError
-        A wrong shape or value; inference without running statistics; training with one value per
-        channel, which has no variance; `out` that overlaps x with `return_ctx`.
+        A wrong shape or value; inference without running statistics; running statistics that
+        would take the variance of one value; arrays that share memory, as
+        :mod:`fastnorm.functional` says.
 
     Notes
     -----
@@ -277,6 +168,11 @@ def group_norm(
     x: ArrayLike, num_groups: int, weight: Param = ..., bias: Param = ..., *, eps: float = ...,
     layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[True],
 ) -> WithContext: ...  # fmt: skip
+@overload
+def group_norm(
+    x: ArrayLike, num_groups: int, weight: Param = ..., bias: Param = ..., *, eps: float = ...,
+    layout: str = ..., out: MaybeArray = ..., return_ctx: bool,
+) -> Array | WithContext: ...  # fmt: skip
 def group_norm(
     x: ArrayLike, num_groups: int, weight: Param = None, bias: Param = None, *, eps: float = 1e-5,
     layout: str = "NCHW", out: MaybeArray = None, return_ctx: bool = False,
@@ -310,8 +206,8 @@ def group_norm(
     TypeError
         An argument of the wrong type or dtype.
     ValueError
-        A wrong shape or value; `num_groups` that does not divide C; groups of one value, which
-        have no variance; `out` that overlaps x with `return_ctx`.
+        A wrong shape or value; `num_groups` that does not divide C; `out` that overlaps x with
+        `return_ctx`.
 
     Notes
     -----
@@ -344,6 +240,13 @@ def instance_norm(
     eps: float = ..., ddof: int = ..., layout: str = ..., out: MaybeArray = ...,
     return_ctx: Literal[True],
 ) -> WithContext: ...  # fmt: skip
+@overload
+def instance_norm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: MaybeArray = ...,
+    running_var: MaybeArray = ..., use_input_stats: bool = ..., momentum: float = ...,
+    eps: float = ..., ddof: int = ..., layout: str = ..., out: MaybeArray = ...,
+    return_ctx: bool,
+) -> Array | WithContext: ...  # fmt: skip
 def instance_norm(
     x: ArrayLike, weight: Param = None, bias: Param = None, *, running_mean: MaybeArray = None,
     running_var: MaybeArray = None, use_input_stats: bool = True, momentum: float = 0.1,
@@ -386,8 +289,8 @@ def instance_norm(
     TypeError
         An argument of the wrong type or dtype.
     ValueError
-        A wrong shape or value; input statistics of one spatial element, which have no variance;
-        `out` that overlaps x with `return_ctx`.
+        A wrong shape or value; running statistics that would take the variance of one spatial
+        element; arrays that share memory, as :mod:`fastnorm.functional` says.
 
     Notes
     -----
@@ -412,9 +315,11 @@ def instance_norm(
     )  # fmt: skip
 
 
-def backward(
-    dy: ArrayLike, ctx: AnyContext, out: MaybeArray = None
-) -> Gradients | SwitchableGradients | WeightGradients:
+@overload
+def backward(dy: ArrayLike, ctx: Context[G], out: MaybeArray = ...) -> G: ...
+@overload
+def backward(dy: ArrayLike, ctx: DerivedContext, out: MaybeArray = ...) -> Gradients: ...
+def backward(dy: ArrayLike, ctx: AnyContext, out: MaybeArray = None) -> AnyGradients:
     """Gradients of ``sum(dy * y)`` for the forward call that made `ctx`.
 
     Parameters
@@ -423,9 +328,10 @@ def backward(
         Gradient of y: its shape and dtype.
     ctx : Context or DerivedContext
         From a forward with ``return_ctx=True``, in training or in inference. It refers to x and
-        weight, which must be unchanged since. It can be used again.
+        the parameters, which must be unchanged since. It can be used again.
     out : ndarray, optional
-        Where to write the gradient of x; dy itself is allowed. Not after :func:`cosine_norm`.
+        Where to write the gradient of x. It may share memory with dy, but not with x, weight or
+        logits. Not after :func:`cosine_norm`.
 
     Returns
     -------
@@ -439,7 +345,8 @@ def backward(
     TypeError
         `ctx` is not a context; dy or `out` of another dtype than y.
     ValueError
-        dy or `out` of another shape than y; `out` that overlaps x.
+        dy or `out` of another shape than y; `out` that overlaps x, weight or logits; one of these
+        arrays, or the bias, whose memory, dtype, shape or strides have changed since the forward.
 
     Examples
     --------
@@ -451,6 +358,8 @@ def backward(
     array([[ 0.229, -0.344,  0.115]])
     >>> grads.weight.round(3), grads.bias
     (array([-1.069,  0.   ,  0.   ]), None)
+    >>> ctx.mean.round(3), ctx.rstd.round(3)
+    (array([2.333]), array([0.802]))
     """
     if isinstance(ctx, DerivedContext):
         return ctx.backward(dy, out)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._types import Array, Gradients, SwitchableGradients, WeightGradients
+from ._types import Array, Axes, Gradients, SwitchableGradients, WeightGradients
 
 __all__ = [
     "backward",
@@ -75,10 +75,10 @@ def _canonical(x: ArrayLike, layout: str) -> tuple[Any, Any]:
     return to, back
 
 
-def _rows(x: ArrayLike, axis: int | tuple[int, ...]) -> tuple[Any, Any]:
+def _rows(x: ArrayLike, axis: Axes) -> tuple[Any, Any]:
     """Functions to (rows, L), with the elements of `axis` along L, and back."""
     ndim, shape = np.ndim(x), np.shape(x)
-    axes = sorted(a % ndim for a in (axis if isinstance(axis, tuple) else (axis,)))
+    axes = sorted(a % ndim for a in np.atleast_1d(axis).tolist())
     order = [a for a in range(ndim) if a not in axes] + axes
     length = int(np.prod([shape[a] for a in axes]))
 
@@ -163,10 +163,12 @@ def layer_norm(x: Any, weight: Any = None, bias: Any = None, *, axis: Any = -1,
 
 
 def rms_norm(x: Any, weight: Any = None, *, axis: Any = -1,
-             eps: float = 1e-6) -> tuple[Array, Cache]:  # fmt: skip
-    """RMS Norm."""
+             eps: float | None = None) -> tuple[Array, Cache]:  # fmt: skip
+    """RMS Norm; eps=None is the machine epsilon of the type that x is computed in."""
     shapes = _rows(x, axis)
     rows = shapes[0](x)
+    if eps is None:
+        eps = 2.0**-52 if np.asarray(x).dtype == np.float64 else 2.0**-23
     rms = np.sqrt((rows**2).mean(1, keepdims=True) + eps)
     x_hat = rows / rms
 

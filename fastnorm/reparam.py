@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike
 
 from . import _core
 from ._check import count
+from ._core import Context
 from ._layer import Layer
-from ._types import Array, MaybeArray, WeightGradients, WithContext
+from ._types import Array, MaybeArray, WeightGradients
 from .functional import backward
 from .moments import Moments
 
@@ -27,11 +28,16 @@ def weight_norm(
 def weight_norm(
     v: ArrayLike, g: ArrayLike, *, axis: int | None = ..., out: MaybeArray = ...,
     return_ctx: Literal[True],
-) -> WithContext: ...  # fmt: skip
+) -> tuple[Array, Context[WeightGradients]]: ...  # fmt: skip
+@overload
+def weight_norm(
+    v: ArrayLike, g: ArrayLike, *, axis: int | None = ..., out: MaybeArray = ...,
+    return_ctx: bool,
+) -> Array | tuple[Array, Context[WeightGradients]]: ...  # fmt: skip
 def weight_norm(
     v: ArrayLike, g: ArrayLike, *, axis: int | None = 0, out: MaybeArray = None,
     return_ctx: bool = False,
-) -> Array | WithContext:  # fmt: skip
+) -> Array | tuple[Array, Context[WeightGradients]]:  # fmt: skip
     """Weight Norm: ``w = g * v / ||v||``, a norm for each index of `axis`.
 
     Parameters
