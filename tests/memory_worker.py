@@ -4,7 +4,6 @@ A program of its own, as CPython's own objects are what is missing. Its argument
 whether later allocations fail too.
 """
 
-import _testcapi
 import sys
 
 import ml_dtypes
@@ -90,4 +89,7 @@ def main(name, forever):
     print(count)
 
 
-main(sys.argv[1], sys.argv[2] == "forever")
+if __name__ == "__main__":
+    import _testcapi
+
+    main(sys.argv[1], sys.argv[2] == "forever")
