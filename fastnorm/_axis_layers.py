@@ -102,11 +102,7 @@ class RMSNorm(Norm):
         _check_normalized(x.shape, self.normalized_shape, self._axes)
 
     def _forward(self, x: ArrayLike) -> tuple[Array, Context]:
-        eps = self.eps
-        if eps is None:  # TODO: leave it to rms_norm, once that takes None
-            double = np.asarray(x).dtype == np.float64
-            eps = float(np.finfo(np.float64 if double else np.float32).eps)
-        return F.rms_norm(x, **self.params, axis=self._axes, eps=eps, return_ctx=True)
+        return F.rms_norm(x, **self.params, axis=self._axes, eps=self.eps, return_ctx=True)
 
 
 def _normalized(

@@ -66,7 +66,7 @@ cdef tuple _domains(Context c):
 
 
 cdef object _statistic(Context c, int i):
-    """The means (i = 0), or what the C library keeps of the variances (1)."""
+    """The means (i = 0), or the deviations (1)."""
     shape = _domains(c)
     size = math.prod(shape)
     if cnp.PyArray_SIZE(c.x) == 0:
@@ -78,12 +78,14 @@ cdef object _statistic(Context c, int i):
 
 cdef object _mixed(Context c, int i, object instance, int param):
     """Statistics of switchable norm: those of the instances, the samples (from the means, i = 0, or
-    the variances on) and the channels, by the softmax of the logits."""
+    the deviations, whose squares are mixed, on) and the channels, by the softmax of the logits."""
     samples, channels = _domains(c)
     at = 2 * samples * channels + i * samples
     layer = c.statistics[at:at + samples]
     at = 2 * samples * (channels + 1) + i * channels
     batch = c.statistics[at:at + c.p.c]
+    if i:
+        layer, batch = np.square(layer), np.square(batch)
     logits = np.asarray(c.params[param], np.float64)
     weights = np.exp(logits - logits.max())
     weights /= weights.sum()
@@ -98,7 +100,7 @@ cdef object _mean(Context c):
 
 
 cdef object _std(Context c):
-    std = np.sqrt(_statistic(c, 1))  # the C library keeps variances
+    std = _statistic(c, 1)
     if c.p.norm == FN_SWITCHABLE and cnp.PyArray_SIZE(c.x):
         return np.sqrt(_mixed(c, 1, np.square(std), VAR_LOGITS))
     return std
@@ -111,7 +113,8 @@ cdef object _shown_statistic(Context c, str name):
         elif name == "var":
             found = np.square(_std(c))
         else:
-            found = 1 / np.hypot(_std(c), math.sqrt(c.p.eps))
+            sigma = np.hypot(_std(c), math.sqrt(c.p.eps))
+            found = 1 / np.maximum(sigma, c.p.sigma_min)
     found = np.array(found)
     found.setflags(write=False)
     return found

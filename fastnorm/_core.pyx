@@ -510,7 +510,7 @@ def instance_renorm(x, weight, bias, running_mean, running_var, r_max, d_max, bl
     return _forward(ctx, out, return_ctx)
 
 
-def weight_norm(v, g, axis, out, return_ctx):
+def weight_norm(v, g, axis, eps, out, return_ctx):
     """The planes of batch norm: `axis` is the channel, with what is before it as the samples."""
     cdef Context ctx = _start(_dense_input(v, "v"), FN_WEIGHT, 0.0)
     cdef Py_ssize_t rank = cnp.PyArray_NDIM(ctx.x)
@@ -526,6 +526,7 @@ def weight_norm(v, g, axis, out, return_ctx):
         first, = _axes(axis, rank)
         ctx.p.c = ctx.shape[first]
         kept = (1,) * first + (ctx.shape[first],) + (1,) * (rank - first - 1)
+    ctx.p.sigma_min = _number(eps, "eps", 0, math.inf)
     ctx.p.layout = FN_CHANNELS_FIRST
     ctx.p.n = math.prod(ctx.shape[:first])
     ctx.p.s = math.prod(ctx.shape[first + 1:])

@@ -118,11 +118,13 @@ def apply_grad(dy, ctx, sums, double count, out):
     padded = np.zeros((2, _padded_channels(c)))
     padded[:, :c.p.c] = sums
     dx = _target(out, g, c.axes)
+    out = _returned(dx, out, c.axes, c.shape)
     with nogil:
         status = fn_apply_grad(&c.p, &c.q, c.saved, <double*>cnp.PyArray_DATA(padded), count,
                                cnp.PyArray_DATA(c.x), cnp.PyArray_DATA(g), cnp.PyArray_DATA(dx))
     _check_status(status)
-    return _deliver(dx, out, c.axes)
+    _deliver(dx, out, c.axes)
+    return out
 
 
 cdef cnp.ndarray _matrix(object value, str name):

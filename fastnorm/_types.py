@@ -17,6 +17,7 @@ Param: TypeAlias = ArrayLike | None
 Axes: TypeAlias = int | Sequence[int]
 # Context, alone, is that of most normalizers, whose gradients are Gradients
 WithContext: TypeAlias = "tuple[Array, Context]"
+PlainContext: TypeAlias = "Context | DerivedContext"
 AnyContext: TypeAlias = (
     "Context[Gradients | SwitchableGradients | WeightGradients] | DerivedContext"
 )

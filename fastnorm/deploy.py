@@ -44,14 +44,14 @@ class FoldedBefore(NamedTuple):
         Shape and dtype of the weight given.
     bias : ndarray
         Shape ``(O,)``, O the output channels; dtype of the weight given.
-    padding_value : ndarray or None
-        Shape ``(C,)``, C the input channels: with what the input must now be padded, instead of 0.
-        None without padding.
+    padding_value : ndarray
+        Shape ``(C,)``, C the input channels: with what the input must be padded, where it was
+        padded with 0 before. NaN where `bn` makes 0 of no value, which is an error with padding.
     """
 
     weight: Array
     bias: Array
-    padding_value: Array | None
+    padding_value: Array
 
 
 def fold_batch_norm(
@@ -237,7 +237,7 @@ def fold_batch_norm_before(
     return FoldedBefore(
         check.rounded(new_weight, given.dtype, "weight"),
         check.rounded(new_bias, given.dtype, "bias"),
-        _padding_value(scale, shift, given.dtype) if pads else None,
+        _padding_value(scale, shift, given.dtype, pads),
     )
 
 
@@ -255,12 +255,13 @@ def _pads(padding: Padding) -> bool:
     return bool(array.any())
 
 
-def _padding_value(scale: Array, shift: Array, dtype: np.dtype[Any]) -> Array:
+def _padding_value(scale: Array, shift: Array, dtype: np.dtype[Any], pads: bool) -> Array:
     """For each channel, the value of which ``scale * value + shift`` makes 0."""
     with np.errstate(all="ignore"):
         value: Array = np.where(shift == 0, 0.0, -shift / scale).astype(dtype)
-    lost = np.flatnonzero(~np.isfinite(value))
-    if lost.size:
+    value[~np.isfinite(value)] = np.nan
+    lost = np.flatnonzero(np.isnan(value))
+    if pads and lost.size:
         raise ValueError(
             f"padding: expected none, as bn makes 0 of no value that {dtype} holds in channel(s) "
             f"{lost.tolist()}, whose weight is 0 or nearly so"

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from . import _check as check
 from . import _core
-from ._types import AnyContext, Array, Axes, DerivedContext, Gradients, MaybeArray
+from ._types import Array, Axes, DerivedContext, Gradients, MaybeArray, PlainContext
 
 __all__ = ["normalize"]
 
@@ -24,16 +24,16 @@ def normalize(
 def normalize(
     x: ArrayLike, ord: float = ..., axis: Axes = ..., *, eps: float = ..., out: MaybeArray = ...,
     return_ctx: Literal[True],
-) -> tuple[Array, AnyContext]: ...  # fmt: skip
+) -> tuple[Array, PlainContext]: ...  # fmt: skip
 @overload
 def normalize(
     x: ArrayLike, ord: float = ..., axis: Axes = ..., *, eps: float = ..., out: MaybeArray = ...,
     return_ctx: bool,
-) -> Array | tuple[Array, AnyContext]: ...  # fmt: skip
+) -> Array | tuple[Array, PlainContext]: ...  # fmt: skip
 def normalize(
     x: ArrayLike, ord: float = 2.0, axis: Axes = 1, *, eps: float = 1e-12, out: MaybeArray = None,
     return_ctx: bool = False,
-) -> Array | tuple[Array, AnyContext]:  # fmt: skip
+) -> Array | tuple[Array, PlainContext]:  # fmt: skip
     """Divide vectors by their length: ``x / max(norm(x, ord), eps)``.
 
     torch's ``normalize``, ONNX's ``LpNormalization``, scikit-learn's ``Normalizer``.
@@ -94,7 +94,7 @@ def normalize(
         raise ValueError(f"ord: expected a number above 0, got {ord}")
     eps = check.number(eps, "eps")
     if ord == 2:
-        y: Array | tuple[Array, AnyContext] = _core.divide_by_deviation(
+        y: Array | tuple[Array, PlainContext] = _core.divide_by_deviation(
             x, axis, "l2", eps, out, return_ctx
         )
         return y

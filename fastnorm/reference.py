@@ -306,16 +306,20 @@ def switchable_norm(x: Any, weight: Any, bias: Any, mean_logits: Any, var_logits
     return _finish(centered / sigma, grad, shapes, weight, bias, (1, -1, 1), (N, S))
 
 
-def weight_norm(v: Any, g: Any, *, axis: int | None = 0) -> tuple[Array, Cache]:
+def weight_norm(v: Any, g: Any, *, axis: int | None = 0,
+                eps: float = 0.0) -> tuple[Array, Cache]:  # fmt: skip
     """Weight Norm."""
     kept = () if axis is None else (axis % np.ndim(v),)
     shapes = _rows(v, tuple(i for i in range(np.ndim(v)) if i not in kept))
     rows = shapes[0](v)
-    norm = np.sqrt((rows**2).sum(1, keepdims=True))
+    length = np.sqrt((rows**2).sum(1, keepdims=True))
+    norm = np.maximum(length, eps)
+    norm = np.where(norm > 0, norm, np.inf)  # zeros have no direction, and stay zero
     unit = rows / norm
 
     def grad(h: Array) -> tuple[Array]:
-        return ((h - unit * (h * unit).sum(1, keepdims=True)) / norm,)
+        along = np.where(length < eps, 0, (h * unit).sum(1, keepdims=True))
+        return ((h - unit * along) / norm,)
 
     w, cache = _finish(unit, grad, shapes, g, None, (-1, 1), (1,))
     return w, cache._replace(result=WeightGradients)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Literal, NamedTuple, overload
 
 import numpy as np
@@ -21,21 +21,21 @@ __all__ = ["WeightNorm", "WeightNormInit", "weight_norm", "weight_norm_init"]
 
 @overload
 def weight_norm(
-    v: ArrayLike, g: ArrayLike, *, axis: int | None = ..., out: MaybeArray = ...,
+    v: ArrayLike, g: ArrayLike, *, axis: int | None = ..., eps: float = ..., out: MaybeArray = ...,
     return_ctx: Literal[False] = ...,
 ) -> Array: ...  # fmt: skip
 @overload
 def weight_norm(
-    v: ArrayLike, g: ArrayLike, *, axis: int | None = ..., out: MaybeArray = ...,
+    v: ArrayLike, g: ArrayLike, *, axis: int | None = ..., eps: float = ..., out: MaybeArray = ...,
     return_ctx: Literal[True],
 ) -> tuple[Array, Context[WeightGradients]]: ...  # fmt: skip
 @overload
 def weight_norm(
-    v: ArrayLike, g: ArrayLike, *, axis: int | None = ..., out: MaybeArray = ...,
+    v: ArrayLike, g: ArrayLike, *, axis: int | None = ..., eps: float = ..., out: MaybeArray = ...,
     return_ctx: bool,
 ) -> Array | tuple[Array, Context[WeightGradients]]: ...  # fmt: skip
 def weight_norm(
-    v: ArrayLike, g: ArrayLike, *, axis: int | None = 0, out: MaybeArray = None,
+    v: ArrayLike, g: ArrayLike, *, axis: int | None = 0, eps: float = 0.0, out: MaybeArray = None,
     return_ctx: bool = False,
 ) -> Array | tuple[Array, Context[WeightGradients]]:  # fmt: skip
     """Weight Norm: ``w = g * v / ||v||``, a norm for each index of `axis`.
@@ -50,6 +50,8 @@ def weight_norm(
     axis : int or None
         The axis that keeps a norm of its own for each index, torch's ``dim``: 0 for the outputs of
         ``(out, in)`` and ``(out, in, kh, kw)``. None: one norm of all elements.
+    eps : float
+        The least length that v is divided by, at least 0.
     out : ndarray, optional
         Where to write w.
     return_ctx : bool
@@ -59,8 +61,8 @@ def weight_norm(
     Returns
     -------
     w : ndarray
-        Shape and dtype of v. NaN where all of a norm's elements are 0, since they have no
-        direction.
+        Shape and dtype of v. Vectors of zeros have no direction: they stay 0, and so do their
+        gradients (with an eps above 0, dv is that of ``g * v / eps``).
 
     Raises
     ------
@@ -72,8 +74,7 @@ def weight_norm(
     Notes
     -----
     With ``u = v / ||v||`` the gradients are ``dg = sum(dw * u)`` and
-    ``dv = g / ||v|| * (dw - u * dg)``. Squares are summed in v's precision: in float32 the
-    elements must lie between about 1e-19 and 1e19.
+    ``dv = g / ||v|| * (dw - u * dg)``.
 
     References
     ----------
@@ -92,7 +93,7 @@ def weight_norm(
     >>> dg
     array([ 0.6, -1. ])
     """
-    return _core.weight_norm(v, g, axis, out, return_ctx)
+    return _core.weight_norm(v, g, axis, eps, out, return_ctx)
 
 
 class WeightNormInit(NamedTuple):
@@ -205,21 +206,16 @@ def weight_norm_init(
     return WeightNormInit(v, (1 / std).astype(x.dtype), (-moments.mean / std).astype(x.dtype))
 
 
-# of torch.nn.utils.parametrizations.weight_norm
-_TORCH_NAMES = {
-    "parametrizations.weight.original0": "weight_g",
-    "parametrizations.weight.original1": "weight_v",
-}
-
-
 def _norms(v: Array, axis: int | None) -> Array:
     """Norms of v in torch's shape."""
-    squares = np.square(v, dtype=np.float64)
-    if axis is None:
-        return np.asarray(np.sqrt(squares.sum()), v.dtype)
-    kept = _index(axis, v.ndim)
-    over = tuple(i for i in range(v.ndim) if i != kept)
-    return np.asarray(np.sqrt(squares.sum(over, keepdims=True)), v.dtype)
+    kept = () if axis is None else (_index(axis, v.ndim),)
+    over = tuple(i for i in range(v.ndim) if i not in kept)
+    exact = v.astype(np.float64)
+    # in units of the largest element, whose square may be no float64
+    unit = np.abs(exact).max(over, keepdims=bool(kept), initial=0)
+    unit = np.where(unit > 0, unit, 1)
+    norms = unit * np.sqrt(((exact / unit) ** 2).sum(over, keepdims=bool(kept)))
+    return np.asarray(norms, v.dtype)
 
 
 class WeightNorm(Layer):
@@ -235,7 +231,7 @@ class WeightNorm(Layer):
         Initial length, of the shape of :func:`weight_norm`; the norms of v, so that the weight is v
         itself, without. ``params["weight_g"]``, of torch's shape: v's with 1 for all axes but
         `axis`, or ().
-    axis : int or None
+    axis, eps
         As in :func:`weight_norm`.
 
     Notes
@@ -258,21 +254,23 @@ class WeightNorm(Layer):
     (array([ 5., 10.]), array([1.4, 1.4]))
     """
 
-    def __init__(self, v: ArrayLike, g: ArrayLike | None = None, *, axis: int | None = 0) -> None:
+    def __init__(self, v: ArrayLike, g: ArrayLike | None = None, *, axis: int | None = 0,
+                 eps: float = 0.0) -> None:  # fmt: skip
         v = np.array(v, order="C")
         super().__init__(v.dtype)
         norms = _norms(v, axis)
         given = norms if g is None else np.array(g)
-        weight_norm(v, given, axis=axis)  # for its checks
-        self.axis = axis
+        weight_norm(v, given, axis=axis, eps=eps)  # for its checks
+        self.axis, self.eps = axis, eps
         self.params = {"weight_g": given.reshape(norms.shape), "weight_v": v}
 
     def __call__(self) -> Array:
         """Return the weight."""
         self._ctx = None
         w, self._ctx = weight_norm(
-            self.params["weight_v"], self.params["weight_g"], axis=self.axis, return_ctx=True
-        )
+            self.params["weight_v"], self.params["weight_g"], axis=self.axis, eps=self.eps,
+            return_ctx=True,
+        )  # fmt: skip
         return w
 
     def backward(self, dw: ArrayLike) -> None:
@@ -289,11 +287,7 @@ class WeightNorm(Layer):
         assert isinstance(grads, WeightGradients)
         self.grads = {"weight_g": grads.g, "weight_v": grads.x}
 
-    def load_state_dict(self, state: Mapping[str, ArrayLike], strict: bool = True) -> None:
-        """Load v and g, in place, by any of torch's names for them; see `Norm.load_state_dict`."""
-        if isinstance(state, Mapping):
-            state = {_TORCH_NAMES.get(name, name): value for name, value in state.items()}
-        super().load_state_dict(state, strict)
-
     def __repr__(self) -> str:
-        return f"WeightNorm(shape={self.params['weight_v'].shape}, axis={self.axis})"
+        return (
+            f"WeightNorm(shape={self.params['weight_v'].shape}, axis={self.axis}, eps={self.eps})"
+        )

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from . import _core
 from ._reduce import allreduce
-from ._types import AnyContext, Array, DerivedContext, Gradients, MaybeArray, Param
+from ._types import AnyContext, Array, DerivedContext, Gradients, MaybeArray, Param, PlainContext
 from .comm import Communicator, SingleProcess
 from .layers import BatchNorm
 from .moments import Moments
@@ -31,13 +31,20 @@ def sync_batch_norm(
     running_mean: MaybeArray = ..., running_var: MaybeArray = ..., training: bool = ...,
     momentum: float = ..., eps: float = ..., ddof: int = ..., layout: str = ...,
     out: MaybeArray = ..., return_ctx: Literal[True],
-) -> tuple[Array, AnyContext]: ...  # fmt: skip
+) -> tuple[Array, PlainContext]: ...  # fmt: skip
+@overload
+def sync_batch_norm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, comm: Communicator | None = ...,
+    running_mean: MaybeArray = ..., running_var: MaybeArray = ..., training: bool = ...,
+    momentum: float = ..., eps: float = ..., ddof: int = ..., layout: str = ...,
+    out: MaybeArray = ..., return_ctx: bool,
+) -> Array | tuple[Array, PlainContext]: ...  # fmt: skip
 def sync_batch_norm(
     x: ArrayLike, weight: Param = None, bias: Param = None, *, comm: Communicator | None = None,
     running_mean: MaybeArray = None, running_var: MaybeArray = None, training: bool = False,
     momentum: float = 0.1, eps: float = 1e-5, ddof: int = 1, layout: str = "NCHW",
     out: MaybeArray = None, return_ctx: bool = False,
-) -> Array | tuple[Array, AnyContext]:  # fmt: skip
+) -> Array | tuple[Array, PlainContext]:  # fmt: skip
     """Batch Norm of the samples of all ranks together, each of which holds some.
 
     In training all ranks must call it at the same point, and :func:`backward` too. Each call is
@@ -112,7 +119,7 @@ def _train(
     comm: Communicator, check: Callable[[Any], None] | None, x: Any, weight: Param, bias: Param,
     running_mean: MaybeArray, running_var: MaybeArray, training: bool, momentum: float, eps: float,
     ddof: int, layout: str, out: MaybeArray, return_ctx: bool,
-) -> Array | tuple[Array, AnyContext]:  # fmt: skip
+) -> Array | tuple[Array, PlainContext]:  # fmt: skip
     """Normalize by the statistics of all ranks; `check` is what a layer asks of x."""
     call = ""
 
@@ -198,6 +205,8 @@ class SyncContext(DerivedContext):
     ----------
     count : int
         Elements of a channel on all ranks.
+    mean, var, rstd : ndarray, float64, shape (C,)
+        Those of all ranks, as of a :class:`Context`.
     """
 
     own: _core.Context  # of this rank
@@ -209,6 +218,21 @@ class SyncContext(DerivedContext):
         self.count = count
         self._comm, self._call, self._rstd = comm, call, rstd
         self._weight_dtype, self._bias_dtype = weight_dtype, bias_dtype
+
+    @property
+    def mean(self) -> Array:
+        """Means of the channels."""
+        return self.own.mean
+
+    @property
+    def var(self) -> Array:
+        """Biased variances of the channels."""
+        return self.own.var
+
+    @property
+    def rstd(self) -> Array:
+        """One over the root of variance and eps."""
+        return self.own.rstd
 
     def backward(self, dy: ArrayLike, out: MaybeArray) -> Gradients:
         """Sum over the ranks what their means need; one collective."""

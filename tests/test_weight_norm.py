@@ -79,6 +79,21 @@ def test_a_row_of_zeros_has_no_direction_and_stays_zero(rng):
         assert (np.delete(array, 2, 0) != 0).all()
 
 
+@pytest.mark.parametrize("axis", [0, -1, None])
+@pytest.mark.parametrize("eps", [0.0, 1e-3, 50.0])
+def test_eps_is_the_least_length(axis, eps, rng):
+    v, _, dw = draw(rng, (4, 9), 0, np.float64)
+    v[2] *= 1e-6
+    layer = fastnorm.WeightNorm(v, axis=axis, eps=eps)
+    g = layer.params["weight_g"]
+    want, cache = reference.weight_norm(v, g.ravel() if axis is not None else g, axis=axis, eps=eps)
+    np.testing.assert_allclose(layer(), want, rtol=1e-13)
+    layer.backward(dw)
+    grads = reference.backward(dw, cache)
+    np.testing.assert_allclose(layer.grads["weight_v"], grads.x, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(layer.grads["weight_g"].ravel(), grads.g.ravel(), rtol=1e-12)
+
+
 def test_in_place_and_empty(rng):
     v, g, _ = draw(rng, (4, 9), 0, np.float32)
     want = fastnorm.weight_norm(v, g)
@@ -102,6 +117,8 @@ def test_in_place_and_empty(rng):
         (np.ones((2, 3)), np.ones(2), {"axis": 2}, ValueError, "axis: expected"),
         (np.ones((2, 3)), np.ones(2), {"axis": (0,)}, TypeError, "axis: expected an int or None"),
         (np.ones((2, 3)), np.ones(2), {"axis": 0.5}, TypeError, "axis: expected"),
+        (np.ones((2, 3)), np.ones(2), {"eps": -1.0}, ValueError, "eps: expected a finite number"),
+        (np.ones((2, 3)), np.ones(2), {"eps": None}, TypeError, "eps: expected a number"),
         (np.ones((2, 3)), np.ones(2), {"axis": None}, ValueError, r"g: expected shape \(\)"),
         (np.ones((2, 3)), np.ones(2), {"out": np.ones((3, 2))}, ValueError, "out: expected shape"),
     ],
@@ -189,7 +206,7 @@ def test_layer_starts_at_its_weight_and_goes_back(axis, rng):
     assert layer.grads["weight_g"].shape == layer.params["weight_g"].shape
     v[...] = 0  # the layer has a copy
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(layer))(), w)
-    assert repr(layer) == f"WeightNorm(shape=(3, 5), axis={axis})"
+    assert repr(layer) == f"WeightNorm(shape=(3, 5), axis={axis}, eps=0.0)"
 
 
 def test_layer_loads_both_of_torchs_forms(rng):
