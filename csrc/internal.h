@@ -121,6 +121,8 @@ typedef struct {
                           const void *center, void *scratch, double *sum_dy, double *sum_dy_xc))   \
     X(widen, (const void *x, int64_t rows, int64_t ld, int64_t cols, const double *origin,         \
               const double *unit, double *to))                                                     \
+    X(add_sums, (const void *x, int64_t rows, int64_t ld, int64_t cols, const double *reference,   \
+                 double *sum, double *square))                                                     \
     X(narrow, (const double *v, int64_t n, void *to))                                              \
     X(limit, (const void *x, const void *dy, void *y, int64_t len, int stream))
 

@@ -2,19 +2,20 @@
  * order of the array: for statistics that are kept, merged and compared (scalers, tables larger
  * than memory, several processes), and for domains that kernels cannot be trusted with.
  *
- * x is taken as matrices whose columns are features.  A tile of a few thousand elements is
- * converted to double, less the feature's first value (its `origin`), into scratch that lies in the
- * cache; the float64 kernels measure it; and its moments are merged into those of the tiles before,
- * whose sums carry a second double with what rounding took from the first.  So neither a mean of
- * 1e6 standard deviations nor a million merges cost digits. */
+ * x is taken as matrices whose columns are features, some rows at a time.  With d = x - reference,
+ * in double, the rows' sums of d and d^2 give their mean and m2, which join those of the rows
+ * before: sums of two doubles, the second with what rounding took from the first, around the
+ * feature's first value, its `origin`.  The reference is the mean so far.  So neither a mean of 1e6
+ * standard deviations, nor an outlier, nor a million merges cost digits. */
 #include "run.h"
 
 #include <math.h>
 #include <stdlib.h>
 
-#define TILE 4096         /* doubles of a tile: 32 KiB */
-#define STRIP 256         /* columns of a tile at most, so that it has rows enough */
-#define FLAT 64           /* narrow rows that follow one another are converted as longer ones */
+#define STRIP 1024        /* columns that are measured side by side */
+#define ROWS 128          /* that are summed before they join */
+#define FLAT 64           /* narrow rows that follow one another are read as longer ones */
+#define TILE 4096         /* doubles of what is read twice */
 #define CHUNK_ELEMS 65536 /* of a task, or more where there would be too many chunks */
 #define MOST_CHUNKS 64
 #define CHUNK_TABLE (4 << 20) /* bytes for the moments of all chunks, or one chunk */
@@ -23,11 +24,16 @@
  * from segment * seg_stride + g * rows * ld on. */
 typedef struct {
     const char *x;
-    const fn_kernels *k, *k64;
+    const fn_kernels *k;
     int64_t esize, groups, nseg, seg_stride, rows, cols, ld;
     int skip_nan;
     const double *weight; /* of each row, or NULL */
 } view;
+
+static const char *row_of(const view *v, int64_t group, int64_t c, int64_t i) {
+    const int64_t seg = i / v->rows, r = i % v->rows;
+    return v->x + (seg * v->seg_stride + (group * v->rows + r) * v->ld + c) * v->esize;
+}
 
 /* of neighbouring features: arrays of their fields */
 typedef struct {
@@ -61,92 +67,112 @@ static inline void join(sums to, int64_t i, double n, double mean, double mean_l
     to.count[i] = total;
 }
 
-/* The moments of a tile whose rows have weights, or where NaN does not count: twice through it. */
-static void count_tile(const double *tile, int64_t rows, int64_t w, const double *weight,
-                       double *count, double *mean, double *m2) {
-    double sum[STRIP] = {0}, left[STRIP] = {0};
+/* What a task has in its scratch. */
+typedef struct {
+    double *reference, *sum, *square; /* repeated as often as FLAT needs */
+    double *count, *mean, *m2;
+    double *tile;
+    int64_t elems; /* of the tile */
+} room;
+static room room_of(char *scratch) {
+    enum { EACH = STRIP + FLAT }; /* with room for whole vectors */
+    double *d = (double *)scratch;
+    return (room){d,
+                  d + EACH,
+                  d + 2 * EACH,
+                  d + 3 * EACH,
+                  d + 4 * EACH,
+                  d + 5 * EACH,
+                  d + 6 * EACH,
+                  TILE};
+}
+static int64_t room_bytes(void) { return (TILE + 6 * (STRIP + FLAT)) * (int64_t)sizeof(double); }
+
+/* ---- rows that are read twice --------------------------------------------------------------
+ * Those that have weights, those with values that do not count, and what is measured in a unit. */
+
+static void count_tile(const view *v, int64_t rows, int64_t w, const double *weight, room at) {
+    double *sum = at.sum, *left = at.square;
     for (int64_t c = 0; c < w; c++)
-        count[c] = m2[c] = 0;
+        at.count[c] = at.m2[c] = sum[c] = left[c] = 0;
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < w; c++) {
-            const double v = tile[r * w + c], one = v == v ? (weight ? weight[r] : 1) : 0;
-            count[c] += one;
-            sum[c] += v == v ? one * v : 0;
+            const double x = at.tile[r * w + c];
+            const int counts = x == x || !v->skip_nan;
+            at.count[c] += counts ? (weight ? weight[r] : 1) : 0;
+            sum[c] += counts ? (weight ? weight[r] : 1) * x : 0;
         }
     for (int64_t c = 0; c < w; c++)
-        mean[c] = count[c] > 0 ? sum[c] / count[c] : 0;
+        at.mean[c] = at.count[c] > 0 ? sum[c] / at.count[c] : 0;
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < w; c++) {
-            const double v = tile[r * w + c], one = v == v ? (weight ? weight[r] : 1) : 0;
-            const double d = v == v ? v - mean[c] : 0;
-            left[c] += one * d;
-            m2[c] += one * d * d;
+            const double x = at.tile[r * w + c], d = x - at.mean[c];
+            const int counts = x == x || !v->skip_nan;
+            const double part = counts ? (weight ? weight[r] : 1) * d : 0;
+            left[c] += part;
+            at.m2[c] += counts ? part * d : 0;
         }
     for (int64_t c = 0; c < w; c++) {
-        const double rest = count[c] > 0 ? left[c] / count[c] : 0;
-        mean[c] += rest; /* what rounding took from it */
-        m2[c] -= rest * left[c];
+        const double rest = at.count[c] > 0 ? left[c] / at.count[c] : 0;
+        at.mean[c] += rest; /* what rounding took from it */
+        at.m2[c] -= rest * left[c];
     }
 }
 
-/* What a task has in its scratch. */
-typedef struct {
-    double *tile;
-    int64_t elems;                      /* of the tile */
-    double *origin, *count, *mean, *m2; /* origin: repeated as often as FLAT needs */
-    void *kernels;
-} room;
-static room room_of(char *scratch) {
-    double *d = (double *)scratch;
-    return (room){d,
-                  TILE,
-                  d + TILE,
-                  d + TILE + STRIP,
-                  d + TILE + 2 * STRIP,
-                  d + TILE + 3 * STRIP,
-                  d + TILE + 4 * STRIP};
-}
-static int64_t room_bytes(void) {
-    return (TILE + 4 * STRIP) * (int64_t)sizeof(double) +
-           (int64_t)fn_scratch_bytes(sizeof(double), sizeof(double), STRIP);
-}
-
-/* n rows of w columns from row i of a segment on to the tile */
-static void convert(const view *v, const char *x, int64_t n, int64_t w, const double *origin,
-                    const double *unit, double *to) {
-    const int64_t fold = w == v->ld && !unit ? fn_max(1, FLAT / w) : 1, whole = n / fold;
-    v->k->widen(x, whole, fold * v->ld, fold * w, origin, unit, to);
-    v->k->widen(x + whole * fold * v->ld * v->esize, n % fold, v->ld, w, origin, unit,
-                to + whole * fold * w);
-}
-
-/* Rows [i, end) of columns [c, c + w) of a group join `to`.  w is STRIP at most. */
-static void measure_rows(const view *v, int64_t group, int64_t c, int64_t w, int64_t i, int64_t end,
-                         const double *origin, const double *unit, room at, sums to) {
-    const int64_t most = at.elems / w;
-    for (int64_t j = 0; j < fn_max(w, FLAT); j++)
-        at.origin[j] = origin[j % w];
-    while (i < end) {
-        const int64_t first = i;
-        for (int64_t n, full = 0; full < most && i < end; full += n, i += n) {
-            const int64_t seg = i / v->rows, r = i % v->rows;
-            n = fn_min(fn_min(most - full, v->rows - r), end - i);
-            const int64_t from = seg * v->seg_stride + (group * v->rows + r) * v->ld + c;
-            convert(v, v->x + from * v->esize, n, w, at.origin, unit, at.tile + full * w);
-        }
-        const int64_t rows = i - first;
-        if (!v->weight && w == 1)
-            v->k64->row_moments(at.tile, 1, (fn_run){1, 0, rows, 0}, at.mean, at.m2);
-        else if (!v->weight)
-            v->k64->col_moments(at.tile, rows, w, w, 0, at.kernels, at.mean, at.m2);
-        int counts = v->weight != NULL;
-        for (int64_t j = 0; j < w && !counts; j++)
-            counts |= v->skip_nan && !isfinite(at.m2[j]);
-        if (counts)
-            count_tile(at.tile, rows, w, v->weight ? v->weight + first : NULL, at.count, at.mean,
-                       at.m2);
+/* Rows [i, end) of columns [c, c + w) of a group join `to`, x * unit - origin. */
+static void read_twice(const view *v, int64_t group, int64_t c, int64_t w, int64_t i, int64_t end,
+                       const double *origin, const double *unit, room at, sums to) {
+    for (int64_t n; i < end; i += n) {
+        n = fn_min(fn_min(fn_max(1, at.elems / w), v->rows - i % v->rows), end - i);
+        v->k->widen(row_of(v, group, c, i), n, v->ld, w, origin, unit, at.tile);
+        count_tile(v, n, w, v->weight ? v->weight + i : NULL, at);
         for (int64_t j = 0; j < w; j++)
-            join(to, j, counts ? at.count[j] : (double)rows, at.mean[j], 0, at.m2[j], 0);
+            join(to, j, at.count[j], at.mean[j], 0, at.m2[j], 0);
+    }
+}
+
+/* ---- rows that are read once ---------------------------------------------------------------*/
+
+/* Sums of d and d^2 over rows [i, end), to the first w of at.sum and at.square. */
+static void sum_rows(const view *v, int64_t group, int64_t c, int64_t w, int64_t fold, int64_t i,
+                     int64_t end, room at) {
+    const int64_t wide = fold * w;
+    for (int64_t j = 0; j < wide; j++)
+        at.sum[j] = at.square[j] = 0;
+    for (int64_t n; i < end; i += n) {
+        n = fn_min(v->rows - i % v->rows, end - i);
+        const char *x = row_of(v, group, c, i);
+        v->k->add_sums(x, n / fold, fold * v->ld, wide, at.reference, at.sum, at.square);
+        v->k->add_sums(x + n / fold * fold * v->ld * v->esize, 1, v->ld, n % fold * w, at.reference,
+                       at.sum, at.square);
+    }
+    for (int64_t j = w; j < wide; j++) {
+        at.sum[j % w] += at.sum[j];
+        at.square[j % w] += at.square[j];
+    }
+}
+
+/* Rows [i, end) of columns [c, c + w) of a group join `to`; w is STRIP at most. */
+static void read_once(const view *v, int64_t group, int64_t c, int64_t w, int64_t i, int64_t end,
+                      const double *origin, room at, sums to) {
+    const int64_t fold = w == v->ld ? fn_max(1, FLAT / w) : 1;
+    for (int64_t k; i < end; i = k) {
+        k = fn_min(i + ROWS * fold, end);
+        for (int64_t j = 0; j < fold * w; j++)
+            at.reference[j] = origin[j % w] + to.mean[j % w];
+        sum_rows(v, group, c, w, fold, i, k, at);
+        int counts = 0;
+        for (int64_t j = 0; j < w && v->skip_nan; j++)
+            counts |= !isfinite(at.square[j]);
+        if (counts) {
+            read_twice(v, group, c, w, i, k, origin, NULL, at, to);
+            continue;
+        }
+        const double n = (double)(k - i);
+        for (int64_t j = 0; j < w; j++) {
+            const double mean = at.sum[j] / n, m2 = at.square[j] - at.sum[j] * mean;
+            join(to, j, n, (at.reference[j] - origin[j]) + mean, 0, m2 > 0 ? m2 : m2 * 0, 0);
+        }
     }
 }
 
@@ -160,10 +186,8 @@ static void clear(double *fields, int64_t stride, int64_t i, int64_t n) {
 /* element i of a feature, in double */
 static double element(const view *v, int64_t group, int64_t c, int64_t i) {
     static const double zero = 0;
-    const int64_t seg = i / v->rows, r = i % v->rows;
     double value;
-    v->k->widen(v->x + (seg * v->seg_stride + (group * v->rows + r) * v->ld + c) * v->esize, 1, 1,
-                1, &zero, NULL, &value);
+    v->k->widen(row_of(v, group, c, i), 1, 1, 1, &zero, NULL, &value);
     return value;
 }
 
@@ -201,17 +225,17 @@ static int is_extreme(double count, double m2, double origin) {
              m2 <= count * range.std_high * range.std_high);
 }
 
-/* (count, mean, mean_low, m2, m2_low) of a feature, in units of 2^exponent; on the stack, so that
- * it can be called where there is no other memory */
+/* (count, mean, mean_low, m2, m2_low) of a feature, in units of 2^exponent; on the stack, so that it
+ * can be called where there is no other memory */
 #define SMALL_TILE 512
 static void measure_feature(const view *v, int64_t group, int64_t c, double origin, int exponent,
                             double *feature) {
     const double unit = ldexp(1, -exponent), scaled = origin * unit;
-    double tile[SMALL_TILE], origins[FLAT], count, mean, m2;
-    const room at = {tile, SMALL_TILE, origins, &count, &mean, &m2, NULL};
+    double tile[SMALL_TILE], sum, square, count, mean, m2;
+    const room at = {NULL, &sum, &square, &count, &mean, &m2, tile, SMALL_TILE};
     clear(feature, 1, 0, 1);
-    measure_rows(v, group, c, 1, 0, v->nseg * v->rows, &scaled, exponent ? &unit : NULL, at,
-                 sums_at(feature, 1, 0));
+    read_twice(v, group, c, 1, 0, v->nseg * v->rows, &scaled, exponent ? &unit : NULL, at,
+               sums_at(feature, 1, 0));
 }
 
 /* ---- all features --------------------------------------------------------------------------*/
@@ -243,8 +267,12 @@ static void task_measure(fn_job *job, int64_t i) {
     for (int64_t g = first; g < fn_min(first + m->each, v->groups); g++) {
         const int64_t at = g * v->cols + c;
         clear(table, F, at, w);
-        measure_rows(v, g, c, w, r, end, m->origins + at, NULL, room_of(job->scratch),
-                     sums_at(table, F, at));
+        const room own = room_of(job->scratch);
+        const sums to = sums_at(table, F, at);
+        if (v->weight)
+            read_twice(v, g, c, w, r, end, m->origins + at, NULL, own, to);
+        else
+            read_once(v, g, c, w, r, end, m->origins + at, own, to);
     }
 }
 
@@ -280,7 +308,6 @@ static view view_of(const fn_plan *pl, const char *x) {
     const int64_t groups = pl->cols > 1 ? pl->planes / pl->cols : pl->domains;
     return (view){.x = x,
                   .k = pl->k,
-                  .k64 = fn_active_kernels(FN_F64),
                   .esize = (int64_t)pl->esize,
                   .groups = groups,
                   .nseg = pl->nseg,
