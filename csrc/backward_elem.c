@@ -54,15 +54,15 @@ static elem_grid grid_of(const fn_plan *pl) {
 
 /* sums in double, dweight and dbias of each part; behind them the block sums of each task */
 static double *part_sums(const fn_job *job, int64_t part) {
-    return (double *)job->elem_work + part * 2 * job->plan.s;
+    return job->dweight + part * 2 * job->plan.s;
 }
 static char *block_sums(const fn_job *job, const elem_grid *g, int64_t task) {
-    char *end = (char *)part_sums(job, g->parts);
+    char *end = (char *)part_sums(job, job->elem_parts);
     return fn_line(end) + task * 2 * g->piece * (int64_t)job->plan.asize;
 }
 
-int64_t fn_elem_bytes(const fn_job *job) {
-    const fn_plan *pl = &job->plan;
+int64_t fn_elem_parts(const fn_plan *pl) { return grid_of(pl).parts; }
+int64_t fn_elem_bytes(const fn_plan *pl) {
     const elem_grid g = grid_of(pl);
     const int64_t blocks = pl->col ? 0 : g.parts * g.pieces * 2 * g.piece;
     return g.parts * 2 * pl->s * (int64_t)sizeof(double) + FN_LINE_BYTES +
@@ -173,11 +173,10 @@ void fn_backward_elem(fn_job *job) {
         fn_parallel(job, pl->gchunks.count, task_tall, 1);
     else
         fn_parallel(job, g.parts, task_units, 0);
-    for (int64_t part = 0; part < g.parts; part++) {
-        const double *more = part_sums(job, part);
-        for (int64_t i = 0; i < pl->s; i++) {
-            job->dweight[i] += more[i];
-            job->dbias[i] += more[pl->s + i];
-        }
-    }
+}
+
+void fn_add_elem_parts(double *sums, int64_t parts, int64_t s) {
+    for (int64_t part = 1; part < parts; part++)
+        for (int64_t i = 0; i < 2 * s; i++)
+            sums[i] += sums[part * 2 * s + i];
 }

@@ -90,9 +90,8 @@ static void take_switchable(fn_coefs *cf, room *from) {
 }
 
 /* All that a call needs, or a slice of it: moments of the chunks, statistics (when the caller does
- * not want them), sums, coefficients, parameters where they lie better, and what threads need.
- * `elem`: gradients of parameters of the elements. */
-static void take_all(fn_job *job, room *from, double *saved, int64_t D, int elem, int ones) {
+ * not want them), sums, coefficients, parameters where they lie better, and what threads need. */
+static void take_all(fn_job *job, room *from, double *saved, int64_t D, int ones) {
     const fn_plan *pl = &job->plan;
     fn_coefs *cf = &job->cf;
     const int grad = job->dy != NULL;
@@ -125,12 +124,6 @@ static void take_all(fn_job *job, room *from, double *saved, int64_t D, int elem
     take_copies(job, from);
     if (ones)
         take_ones(job, from);
-    job->elem_work = NULL;
-    if (elem) {
-        job->elem_work = take(from, fn_elem_bytes(job), 1);
-        if (job->elem_work)
-            memset(job->elem_work, 0, (size_t)fn_elem_bytes(job));
-    }
     char *team = take(from, fn_team_bytes(job), 1);
     if (team)
         fn_place_team(job, team);
@@ -204,8 +197,8 @@ static fn_params params_from(const call *of, int64_t c) {
     return q;
 }
 
-/* the job of a slice, in the workspace */
-static void make_job(const call *of, fn_job *job, slice at, room *from) {
+/* the job of a slice, without its memory */
+static void make_job(const call *of, fn_job *job, slice at) {
     const fn_plan *whole = &of->whole;
     fn_problem part = *of->problem;
     int64_t elements;
@@ -220,7 +213,6 @@ static void make_job(const call *of, fn_job *job, slice at, room *from) {
         job->plan.ld = whole->c;
     const int64_t start = (at.n * whole->c * part.s + at.c) * (int64_t)whole->esize;
     const int64_t bytes = of->elements * (int64_t)whole->esize;
-    const int64_t first = at.n * whole->sample_domains + at.c;
     job->x = of->x + start;
     job->dy = of->dy ? of->dy + start : NULL;
     job->out = of->out ? of->out + start : NULL;
@@ -235,7 +227,10 @@ static void make_job(const call *of, fn_job *job, slice at, room *from) {
      * and earlier still in rows, whose sums over the rows need the caches too */
     job->stream = (!of->dy ? 2 : whole->elem ? 6 : 4) * bytes >= fn_stream_bytes();
     job->fetch = fn_fetch((of->dy ? 2 : 1) * bytes);
-    take_all(job, from, of->saved ? of->saved + first : NULL, whole->domains, wants_elem(of),
+}
+static void place_job(const call *of, fn_job *job, slice at, room *from) {
+    const int64_t first = at.n * of->whole.sample_domains + at.c;
+    take_all(job, from, of->saved ? of->saved + first : NULL, of->whole.domains,
              wants_elem(of) && of->grads->weight && !of->params->weight);
 }
 
@@ -258,24 +253,31 @@ static void put_param_grads(const call *of, const double *sums, int64_t c, int64
 static fn_status for_slices(const call *of, void (*run)(fn_job *)) {
     const int64_t N = of->problem->n, C = of->whole.c;
     const int64_t count = of->grads ? param_count(of) : 0;
+    const int elem = wants_elem(of);
     fn_job job;
     room from = {NULL, 0};
     slice at = {0, fn_min(of->samples, N), 0, fn_min(of->columns, C)};
-    take_doubles(&from, 2 * count);
-    make_job(of, &job, at, &from);
+    make_job(of, &job, at);
+    const int64_t parts = elem ? fn_elem_parts(&job.plan) : 0;
+    const int64_t bytes = elem ? fn_elem_bytes(&job.plan) : 2 * count * (int64_t)sizeof(double);
+    take(&from, bytes, 1);
+    place_job(of, &job, at, &from); /* only counts */
     char *w = fn_allocate(from.used);
     if (!w)
         return FN_NO_MEMORY;
     from = (room){fn_line(w), 0};
-    double *sums = take_doubles(&from, 2 * count);
+    double *sums = take(&from, bytes, 1);
     for (at.c = 0; at.c < C; at.c = at.c1) {
         at.c1 = fn_min(at.c + of->columns, C);
-        if (at.c == 0 || !of->whole.elem)
-            memset(sums, 0, (size_t)(2 * count) * sizeof *sums);
+        if (at.c == 0 || !elem)
+            memset(sums, 0, (size_t)bytes);
         for (at.n = 0; at.n < N; at.n = at.n1) {
             room left = from;
             at.n1 = fn_min(at.n + of->samples, N);
-            make_job(of, &job, at, &left);
+            if (at.n || at.c)
+                make_job(of, &job, at);
+            place_job(of, &job, at, &left);
+            job.elem_parts = parts;
             job.dweight = sums;
             job.dbias = sums + count;
             run(&job);
@@ -283,8 +285,10 @@ static fn_status for_slices(const call *of, void (*run)(fn_job *)) {
         if (of->grads && !of->whole.elem)
             put_param_grads(of, sums, at.c, fn_min(count, of->problem->c - at.c));
     }
-    if (of->grads && of->whole.elem)
+    if (elem) {
+        fn_add_elem_parts(sums, parts, count);
         put_param_grads(of, sums, 0, count);
+    }
     if (of->grads && of->problem->norm == FN_SWITCHABLE) /* of which there is one slice */
         fn_logit_grads(&job.cf, of->grads);
     free(w);
@@ -362,11 +366,12 @@ static fn_status step(const fn_problem *problem, const fn_params *params, const 
     if (status == FN_OK && of.elements) {
         const slice all = {0, problem->n, 0, of.whole.c};
         room from = {NULL, 0};
-        make_job(&of, &job, all, &from);
+        make_job(&of, &job, all);
+        place_job(&of, &job, all, &from); /* only counts */
         char *w = fn_allocate(from.used);
         if (w) {
             from = (room){fn_line(w), 0};
-            make_job(&of, &job, all, &from);
+            place_job(&of, &job, all, &from);
             job.cf.count = count > 0 ? count : job.cf.count;
             run(&job, sums);
         }

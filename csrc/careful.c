@@ -3,6 +3,7 @@
  * double, element by element: slowly, and right.  Ordinary domains never come here.
  *
  * Dead channels are ordinary too: what is constant, or 0, is found out by a glance. */
+#include "coefs.h"
 #include "run.h"
 
 #include <math.h>
@@ -149,14 +150,10 @@ static void sum_again(const fn_job *job, int64_t p) {
 }
 
 /* Whether products may have overflowed, or lost digits to underflow: small sums may also be those
- * of a gradient that is 0. */
-static int is_doubtful(const fn_job *job, int64_t p, double std) {
-    const fn_plan *pl = &job->plan;
-    const double high = fn_range_of(pl->asize).high, m = (double)(pl->s * pl->nseg);
-    const double dy = fabs(job->cf.sum_dy[p]), dy_xc = fabs(job->cf.sum_dy_xc[p]);
-    if (pl->asize == 8 || pl->p.dtype == FN_F16) /* doubles are all there is; halves are small */
-        return 0;
-    return !(dy <= high && dy_xc <= high) || (dy_xc < m * 0x1p-118 && dy * std < m * 0x1p-100);
+ * of a gradient that is 0.  Returns 1 or 0, of sums over m elements. */
+FN_INLINE double is_doubtful(double dy, double dy_xc, double std, double m) {
+    const double high = fn_range_of(4).high, small = fabs(dy) * std < m * 0x1p-100 ? 1 : 0;
+    return fn_outside(dy, -high, high) + fn_outside(fabs(dy_xc), small * m * 0x1p-118, high) > 0;
 }
 
 /* whether dy * weight is constant over domain d, whose planes end before p1 */
@@ -195,16 +192,34 @@ static int may_be_flat(const fn_job *job, int64_t d) {
            memcmp(job->dy + i, job->dy + next, size) == 0;
 }
 
+/* Whether a glance at the sums tells that nothing is doubtful, and nothing constant: in a loop that
+ * compilers make vectors of, over domains that are a plane each. */
+static int all_ordinary(const fn_job *job, int64_t d, int64_t d1, double m) {
+    const fn_coefs *cf = &job->cf;
+    double count = 0;
+    if (job->plan.planes != job->plan.domains || fn_uncentered(&job->plan))
+        return 0;
+    for (; d < d1; d++)
+        count +=
+            is_doubtful(cf->sum_dy[d], cf->sum_dy_xc[d], cf->std[d], m) + (cf->std[d] > 0 ? 0 : 1);
+    return count == 0;
+}
+
 void fn_careful_grads(fn_job *job, int64_t d, int64_t d1) {
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
     const int64_t p1 = fn_first_plane(pl, d1);
+    const double m = (double)(pl->s * pl->nseg);
+    /* doubles are all there is, and halves are small */
+    const int trusted = pl->asize == 8 || pl->p.dtype == FN_F16;
+    if (all_ordinary(job, d, d1, m))
+        return;
     glance x = {.p = 0, .p1 = 0}, dy = {.p = 0, .p1 = 0};
     for (; d < d1; d++) {
         const int64_t first = fn_first_plane(pl, d), end = first + pl->per_domain;
         double value;
         for (int64_t p = first; p < end; p++) {
-            if (!is_doubtful(job, p, cf->std[d]))
+            if (trusted || !(is_doubtful(cf->sum_dy[p], cf->sum_dy_xc[p], cf->std[d], m) > 0))
                 continue;
             if (cf->sum_dy[p] == 0 && is_constant(&dy, job, job->dy, p, p1, &value) && value == 0)
                 continue;

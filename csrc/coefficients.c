@@ -73,16 +73,18 @@ int fn_out_of_range(const fn_coefs *cf, int64_t d) {
 
 int fn_deviations(fn_coefs *cf, int64_t d0, int64_t d1) {
     const double part = 1 / divisor(cf), count = (double)cf->plan->count;
-    int bad = 0;
+    const fn_range range = fn_range_of(cf->plan->asize);
+    double outside = 0;
     for (int64_t d = d0; d < d1 && cf->plan->p.norm == FN_WEIGHT; d++) {
         cf->std[d] += cf->mean[d] * cf->mean[d] * count; /* both terms positive: exact */
         cf->mean[d] = 0;
     }
-    for (int64_t d = d0; d < d1; d++)
-        cf->std[d] = sqrt(cf->std[d] * part);
-    for (int64_t d = d0; d < d1; d++)
-        bad |= fn_out_of_range(cf, d);
-    return bad;
+    for (int64_t d = d0; d < d1; d++) {
+        const double std = sqrt(cf->std[d] * part);
+        cf->std[d] = std;
+        outside += fn_outside(std, range.std_low, range.std_high);
+    }
+    return outside > 0 || cf->r;
 }
 
 void fn_put_moments(fn_coefs *cf, int64_t d, double mean, double m2, int exponent) {
@@ -166,11 +168,13 @@ static double sigma_of(const fn_coefs *cf, int64_t d) {
 static void scales_of(const fn_coefs *cf, piece at, double *rstd, double *scale, double *shift) {
     const double eps = cf->plan->p.eps, *std = cf->std + at.d;
     double scales[BLOCK];
-    for (int64_t k = 0; k < at.domains; k++)
+    double outside = cf->plan->p.sigma_min > 0;
+    for (int64_t k = 0; k < at.domains; k++) {
         rstd[k] = 1 / sqrt(std[k] * fabs(std[k]) + eps);
-    for (int64_t k = 0; k < at.domains; k++) /* not NaN, but what fn_sigma does better */
-        if (rstd[k] < 0x1p-480 || rstd[k] > 0x1p480 || cf->plan->p.sigma_min > 0)
-            rstd[k] = 1 / sigma_of(cf, at.d + k);
+        outside += fn_outside(rstd[k], 0x1p-480, 0x1p480);
+    }
+    for (int64_t k = 0; k < at.domains && outside > 0; k++)
+        rstd[k] = 1 / sigma_of(cf, at.d + k);
     for (int64_t k = 0; k < at.domains; k++)
         scales[k] = cf->r ? cf->r[at.d + k] * rstd[k] : rstd[k];
     spread(at, scales, scale);
@@ -185,26 +189,33 @@ static void scales_of(const fn_coefs *cf, piece at, double *rstd, double *scale,
 #define FN_BY_TYPE(cf, function, ...)                                                              \
     ((cf)->plan->asize == 4 ? function(4, __VA_ARGS__) : function(8, __VA_ARGS__))
 
-/* y = ((x - mean) * scale + shift) * weight + bias as (x - center) * scale + shift */
-FN_INLINE void put_typed(size_t asize, int64_t n, const double *restrict mean,
-                         const double *restrict scale, const double *restrict shift,
-                         const double *restrict weight, const double *restrict bias,
-                         void *restrict center_to, void *restrict scale_to,
-                         void *restrict shift_to) {
-    for (int64_t i = 0; i < n; i++) {
-        const double center = asize == 4 ? (double)(float)mean[i] : mean[i], low = mean[i] - center;
-        const double a = scale[i] * weight[i], whole = shift[i] * weight[i] + bias[i];
-        const double less = whole - low * a;
-        fn_put_as(asize, center_to, i, center);
-        fn_put_as(asize, scale_to, i, a);
-        fn_put_as(asize, shift_to, i, low == 0 ? whole : less);
-    }
+/* what fn_outside says of a plane */
+FN_INLINE double plane_outside(double mean, double scale, double shift, double weight, double bias,
+                               fn_range range) {
+    return fn_product_outside(scale * weight, weight, range) +
+           fn_outside(mean, -range.high, range.high) +
+           fn_outside(shift * weight, -range.high, range.high) +
+           fn_outside(bias, -range.high, range.high);
 }
 
-/* Marks what leaves the range: |v| above it, or below it and not 0 because a factor is. */
-FN_INLINE int too_large(double v, fn_range range) { return fabs(v) > range.high; }
-FN_INLINE int too_small(double v, double factor, fn_range range) {
-    return fabs(v) < range.low && factor != 0;
+/* y = ((x - mean) * scale + shift) * weight + bias as (x - center) * scale + shift.  Returns
+ * whether all are in range. */
+FN_INLINE double put_typed(size_t asize, int64_t n, const double *restrict mean,
+                           const double *restrict scale, const double *restrict shift,
+                           const double *restrict weight, const double *restrict bias,
+                           void *restrict center_to, void *restrict scale_to,
+                           void *restrict shift_to) {
+    const fn_range range = fn_range_of(asize);
+    double outside = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const double center = asize == 4 ? (double)(float)mean[i] : mean[i], low = mean[i] - center;
+        const double a = scale[i] * weight[i];
+        fn_put_as(asize, center_to, i, center);
+        fn_put_as(asize, scale_to, i, a);
+        fn_put_as(asize, shift_to, i, shift[i] * weight[i] + bias[i] - low * a);
+        outside += plane_outside(mean[i], scale[i], shift[i], weight[i], bias[i], range);
+    }
+    return outside;
 }
 
 void fn_put_planes(fn_coefs *cf, piece at, const double *mean, const double *scale,
@@ -214,17 +225,15 @@ void fn_put_planes(fn_coefs *cf, piece at, const double *mean, const double *sca
     double weight[BLOCK], bias[BLOCK];
     fn_params_of(cf, cf->params->weight, 1, at.c, at.n, weight);
     fn_params_of(cf, cf->params->bias, 0, at.c, at.n, bias);
-    FN_BY_TYPE(cf, put_typed, at.n, mean, scale, shift, weight, bias,
-               fn_element(cf->plan, cf->center, at.plane),
-               fn_element(cf->plan, cf->scale, at.plane),
-               fn_element(cf->plan, cf->shift, at.plane));
-    for (int64_t i = 0; i < at.n; i++) {
-        const double a = scale[i] * weight[i];
-        marks[i] =
-            (too_large(a, range) | too_small(a, weight[i], range) | too_large(mean[i], range) |
-             too_large(shift[i] * weight[i], range) | too_large(bias[i], range)) *
-            FN_CAREFUL;
-    }
+    const double outside = FN_BY_TYPE(cf, put_typed, at.n, mean, scale, shift, weight, bias,
+                                      fn_element(cf->plan, cf->center, at.plane),
+                                      fn_element(cf->plan, cf->scale, at.plane),
+                                      fn_element(cf->plan, cf->shift, at.plane));
+    for (int64_t i = 0; i < at.n; i++)
+        marks[i] = 0;
+    for (int64_t i = 0; i < at.n && outside > 0; i++)
+        if (plane_outside(mean[i], scale[i], shift[i], weight[i], bias[i], range) > 0)
+            marks[i] = FN_CAREFUL;
 }
 
 /* Planes without a channel, and those that belong to no domain, become 0. */
@@ -357,8 +366,8 @@ typedef struct {
 } domain_grad;
 
 /* scale: r/sigma; sum1 = S1, sum2 = sum g * xhat */
-static domain_grad grad_of(const fn_coefs *cf, int64_t d, double scale, double rstd, double sum1,
-                           double sum2) {
+FN_INLINE domain_grad grad_of(const fn_coefs *cf, int64_t d, double scale, double rstd, double sum1,
+                              double sum2) {
     const fn_plan *plan = cf->plan;
     const int clamped = cf->std[d] < plan->p.sigma_min;
     if (constant_stats(plan))
@@ -368,25 +377,16 @@ static domain_grad grad_of(const fn_coefs *cf, int64_t d, double scale, double r
         return (domain_grad){0, 0, 0};
     if (flat && !clamped)
         return (domain_grad){plan->p.eps * rstd * rstd, 0, 0};
-    return (domain_grad){1, clamped ? 0 : -scale * sum2 / divisor(cf),
-                         fn_uncentered(plan) ? 0 : -scale * sum1 / cf->count};
-}
-
-/* of a plane: b is that of x, not of xhat; small ones lose nothing that is not lost in dx too */
-int fn_leaves_range(const fn_plan *plan, double scale, double a, double weight, double b,
-                    double e) {
-    fn_range range = fn_range_of(plan->asize);
-    const int bad = too_large(scale, range) | too_small(scale, 1, range) | too_large(a, range) |
-                    too_small(a, weight, range) | too_large(b, range) | too_large(e, range);
-    range.low *= 0x1p-20;
-    return bad | too_small(b, b, range);
+    return (domain_grad){1, clamped ? 0 : -scale * sum2 * (1 / divisor(cf)),
+                         fn_uncentered(plan) ? 0 : -scale * sum1 * (1 / cf->count)};
 }
 
 /* a, b, e of a piece, from the sums of its domains, and sum dy * xhat */
 static void put_grad_piece(fn_coefs *cf, piece at, grad_piece *g) {
     const fn_plan *plan = cf->plan;
+    const fn_range range = fn_range_of(plan->asize);
     const int64_t each = at.n / at.domains;
-    double keep[BLOCK], domain_b[BLOCK], domain_e[BLOCK];
+    double outside = 0, keep[BLOCK], domain_b[BLOCK], domain_e[BLOCK];
     for (int64_t k = 0; k < at.domains; k++) {
         const double rstd = g->rstd[k];
         const domain_grad grad =
@@ -394,17 +394,20 @@ static void put_grad_piece(fn_coefs *cf, piece at, grad_piece *g) {
         keep[k] = grad.keep;
         domain_b[k] = grad.b * rstd;
         domain_e[k] = grad.e;
+        /* where the elements have weights, kernels take the scale of y for that of dx */
+        outside += plan->elem && keep[k] != 1;
     }
     spread(at, keep, g->a);
     spread(at, domain_b, g->b);
     spread(at, domain_e, g->e);
     for (int64_t i = 0; i < at.n; i++) {
-        /* where the elements have weights, kernels take the scale of y for that of dx */
-        const int other = plan->elem && g->a[i] != 1;
         g->a[i] *= g->weight[i] * g->scale[i];
-        if (other || fn_leaves_range(plan, g->scale[i], g->a[i], g->a[i], g->b[i], g->e[i]))
-            cf->marks[at.plane + i] |= FN_CAREFUL;
+        outside += fn_grad_outside(range, g->scale[i], g->a[i], g->a[i], g->b[i], g->e[i]);
     }
+    for (int64_t i = 0; i < at.n && outside > 0; i++)
+        if ((plan->elem && keep[i] != 1) ||
+            fn_grad_outside(range, g->scale[i], g->a[i], g->a[i], g->b[i], g->e[i]) > 0)
+            cf->marks[at.plane + i] |= FN_CAREFUL;
     FN_BY_TYPE(cf, put_grad_typed, at.n, g->scale, g->shift, g->a, g->low, g->b, g->e,
                cf->sum_dy + at.plane, cf->sum_dy_xc + at.plane,
                fn_element(cf->plan, cf->a, at.plane), fn_element(cf->plan, cf->b, at.plane),

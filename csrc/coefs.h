@@ -40,18 +40,35 @@ static inline double fn_sigma(double std, double eps) {
     return most == 0 ? 0 : most * sqrt(1 + (least / most) * (least / most));
 }
 
-/* whether the coefficients of dx of a plane leave the range of the kernels: 1 / sigma, a of this
- * weight, b, e */
-int fn_leaves_range(const fn_plan *plan, double scale, double a, double weight, double b, double e);
+/* 1 where v is outside of [low, high], or NaN.  Loops add these: a count in double is what
+ * compilers make vectors of, together with the numbers that are looked at. */
+FN_INLINE double fn_outside(double v, double low, double high) {
+    return (low <= v) & (v <= high) ? 0 : 1;
+}
+/* likewise of a product in magnitude, which may be 0 where a factor is */
+FN_INLINE double fn_product_outside(double v, double factor, fn_range range) {
+    const double one = factor == 0 ? 1 : 0;
+    return fn_outside(fabs(v) + one, range.low, range.high);
+}
 
-/* A power of two by which numbers up to `most` can be divided, so that their squares can be
- * summed. */
-static inline double fn_power_below(double most) {
+/* of the coefficients of dx of a plane: 1 / sigma, a of this weight, b and e.  b is that of x, not
+ * of xhat; small ones lose nothing that is not lost in dx too. */
+FN_INLINE double fn_grad_outside(fn_range range, double scale, double a, double weight, double b,
+                                 double e) {
+    fn_range lower = range;
+    lower.low *= 0x1p-20;
+    return fn_product_outside(scale, 1, range) + fn_product_outside(a, weight, range) +
+           fn_product_outside(b, b, lower) + fn_outside(e, -range.high, range.high);
+}
+
+/* A power of two, `unit`, by which numbers up to `most` are divided so that their squares can be
+ * summed: 1 where they can be as they are.  Its inverse is a double too. */
+static inline double fn_unit_of(double most) {
     int exponent;
     if ((0x1p-480 < most && most < 0x1p480) || !(most > 0) || most == INFINITY)
         return 1;
     frexp(most, &exponent);
-    return ldexp(1, exponent - 1);
+    return ldexp(1, exponent < -1000 ? -1000 : exponent > 1000 ? 1000 : exponent);
 }
 
 /* switchable norm, where the others go through coefficients.c: all planes are domains */

@@ -77,14 +77,8 @@ typedef struct {
 static room room_of(char *scratch) {
     enum { EACH = STRIP + FLAT }; /* with room for whole vectors */
     double *d = (double *)scratch;
-    return (room){d,
-                  d + EACH,
-                  d + 2 * EACH,
-                  d + 3 * EACH,
-                  d + 4 * EACH,
-                  d + 5 * EACH,
-                  d + 6 * EACH,
-                  TILE};
+    return (room){
+        d, d + EACH, d + 2 * EACH, d + 3 * EACH, d + 4 * EACH, d + 5 * EACH, d + 6 * EACH, TILE};
 }
 static int64_t room_bytes(void) { return (TILE + 6 * (STRIP + FLAT)) * (int64_t)sizeof(double); }
 
@@ -225,8 +219,8 @@ static int is_extreme(double count, double m2, double origin) {
              m2 <= count * range.std_high * range.std_high);
 }
 
-/* (count, mean, mean_low, m2, m2_low) of a feature, in units of 2^exponent; on the stack, so that it
- * can be called where there is no other memory */
+/* (count, mean, mean_low, m2, m2_low) of a feature, in units of 2^exponent; on the stack, so that
+ * it can be called where there is no other memory */
 #define SMALL_TILE 512
 static void measure_feature(const view *v, int64_t group, int64_t c, double origin, int exponent,
                             double *feature) {

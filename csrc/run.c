@@ -288,7 +288,7 @@ void fn_run_apply_grad(fn_job *job) {
 void fn_run_backward(fn_job *job) {
     const fn_plan *pl = &job->plan;
     by_planes(job, domain_blocks(pl), task_centers);
-    if (job->elem_work) {
+    if (job->elem_parts) {
         fn_backward_elem(job);
         return;
     }

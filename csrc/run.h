@@ -14,8 +14,8 @@ typedef struct {
     double *mean, *m2;       /* moments, or gradient sums, of each chunk */
     void *extra;             /* what tasks of measure.c and columns.c need besides */
     double *dweight, *dbias; /* sums over the samples so far */
-    void *elem_work; /* sums of parts, where the parameters belong to the elements; or NULL */
-    int want_dbias;  /* of the elements; dweight, where there is a weight */
+    int64_t elem_parts; /* where parameters belong to the elements: their sums of so many parts */
+    int want_dbias;     /* of the elements; dweight, where there is a weight */
     int threads;
     char *team;    /* fn_team_bytes bytes of the workspace; NULL: one thread */
     char *scratch; /* of this thread, for column kernels */
@@ -108,8 +108,11 @@ static inline int fn_any_careful(const fn_coefs *cf, int64_t p, int64_t p1) {
 void fn_careful_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, int64_t from,
                      int64_t to, double *dweight, double *dbias);
 
-/* backward of layer and RMS norm with parameters: what it needs of the workspace, set to 0 */
-int64_t fn_elem_bytes(const fn_job *job);
+/* Backward of layer and RMS norm with parameters.  Where dweight lies it needs so many bytes, set
+ * to 0 before the first slice: sums of so many parts; then the parts are added to the first. */
+int64_t fn_elem_parts(const fn_plan *pl);
+int64_t fn_elem_bytes(const fn_plan *pl);
 void fn_backward_elem(fn_job *job);
+void fn_add_elem_parts(double *sums, int64_t parts, int64_t s);
 
 #endif

@@ -62,9 +62,9 @@ void fn_layer_statistics(fn_coefs *cf, int64_t n) {
         most = far > most ? far : most;
         most = std[c] > most ? std[c] : most;
     }
-    const double unit = fn_power_below(most);
+    const double unit = fn_unit_of(most), part = 1 / unit;
     for (int64_t c = 0; c < C; c++) {
-        const double delta = (mean[c] - m) / unit, s = std[c] / unit;
+        const double delta = (mean[c] - m) * part, s = std[c] * part;
         squares += s * s + delta * delta;
     }
     cf->lmean[n] = m;
@@ -77,7 +77,7 @@ void fn_batch_statistics(fn_coefs *cf, int64_t c0, int64_t c1) {
     const fn_plan *plan = cf->plan;
     const int64_t C = plan->c;
     const double N = (double)plan->n;
-    double most[FN_CHANNELS] = {0};
+    double most[FN_CHANNELS] = {0}, unit[FN_CHANNELS];
     for (int64_t c = c0; c < c1; c++) {
         const int constant = !plan->p.training && !fn_is_padding(cf, c);
         const double var = constant ? fn_get(plan, cf->params->running_var, c) : 0;
@@ -98,34 +98,40 @@ void fn_batch_statistics(fn_coefs *cf, int64_t c0, int64_t c1) {
             most[c - c0] = larger > most[c - c0] ? larger : most[c - c0];
         }
     for (int64_t c = c0; c < c1; c++)
-        most[c - c0] = fn_power_below(most[c - c0]);
+        unit[c - c0] = fn_unit_of(most[c - c0]);
     for (int64_t p = 0; p < plan->planes; p += C)
         for (int64_t c = c0; c < c1; c++) {
-            const double delta = (cf->mean[p + c] - cf->bmean[c]) / most[c - c0];
-            const double std = cf->std[p + c] / most[c - c0];
+            const double part = 1 / unit[c - c0];
+            const double delta = (cf->mean[p + c] - cf->bmean[c]) * part;
+            const double std = cf->std[p + c] * part;
             cf->bstd[c] += (std * std + delta * delta) / N;
         }
     for (int64_t c = c0; c < c1; c++)
-        cf->bstd[c] = most[c - c0] * sqrt(cf->bstd[c]);
+        cf->bstd[c] = unit[c - c0] * sqrt(cf->bstd[c]);
 }
 
 /* ---- mixing --------------------------------------------------------------------------------*/
 
 typedef struct {
-    double w[3], wv[3];       /* softmaxes of the logits */
+    double w[3], wv[3]; /* softmaxes of the logits */
+    double part[3];     /* one over the elements of a domain; 0: its statistics are constants */
     double means[3], stds[3]; /* of a plane */
-    double mean, std, sigma;  /* mixed */
+    double mean, sigma;       /* mixed */
+    double var, unit;         /* the mixed variance is var * unit^2 */
 } mixture;
 
 static mixture mix_weights(const fn_coefs *cf) {
-    mixture mix = {.mean = 0};
+    const fn_plan *plan = cf->plan;
+    const double s = (double)plan->s, batch = plan->p.training ? (double)plan->n : INFINITY;
+    mixture mix = {.part = {1 / s, 1 / (s * (double)plan->p.c), 1 / (s * batch)}};
     softmax3(cf->plan, cf->params->mean_logits, mix.w);
     softmax3(cf->plan, cf->params->var_logits, mix.wv);
     return mix;
 }
 
-static void mix_plane(const fn_coefs *cf, mixture *mix, int64_t plane) {
-    const int64_t n = plane / cf->plan->c, c = plane % cf->plan->c;
+/* plane: that of sample n and channel c */
+static void mix_plane(const fn_coefs *cf, mixture *mix, int64_t n, int64_t c) {
+    const int64_t plane = n * cf->plan->c + c;
     mix->means[SN_IN] = cf->mean[plane];
     mix->means[SN_LN] = cf->lmean[n];
     mix->means[SN_BN] = cf->bmean[c];
@@ -133,19 +139,23 @@ static void mix_plane(const fn_coefs *cf, mixture *mix, int64_t plane) {
     mix->stds[SN_LN] = cf->lstd[n];
     mix->stds[SN_BN] = cf->bstd[c];
     /* around one of the means: equal means give exactly that mean */
-    double most = 0, var = 0;
+    double most = 0;
     mix->mean = mix->means[SN_IN];
     for (int k = 0; k < 3; k++) {
         mix->mean += mix->w[k] * (mix->means[k] - mix->means[SN_IN]);
         most = fabs(mix->stds[k]) > most ? fabs(mix->stds[k]) : most;
     }
-    const double unit = fn_power_below(most);
+    const double unit = fn_unit_of(most), part = unit == 1 ? 1 : 1 / unit;
+    mix->unit = unit;
+    mix->var = 0;
     for (int k = 0; k < 3; k++) {
-        const double s = mix->stds[k] / unit;
-        var += mix->wv[k] * s * fabs(s);
+        const double s = mix->stds[k] * part;
+        mix->var += mix->wv[k] * s * fabs(s);
     }
-    mix->std = unit * copysign(sqrt(fabs(var)), var);
-    mix->sigma = fn_sigma(mix->std, cf->plan->p.eps);
+    if (unit == 1)
+        mix->sigma = sqrt(mix->var + cf->plan->p.eps);
+    else
+        mix->sigma = fn_sigma(unit * copysign(sqrt(fabs(mix->var)), mix->var), cf->plan->p.eps);
 }
 
 void fn_switchable_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
@@ -154,8 +164,9 @@ void fn_switchable_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
     for (int64_t p = p0; p < p1; p += at.n) {
         double mean[BLOCK], scale[BLOCK], shift[BLOCK] = {0};
         at = fn_piece_at(cf->plan, p, p1, 0); /* a plane is a domain */
+        const int64_t n = p / cf->plan->c;
         for (int64_t i = 0; i < at.n; i++) {
-            mix_plane(cf, &mix, p + i);
+            mix_plane(cf, &mix, n, at.c + i);
             mean[i] = mix.mean;
             scale[i] = 1 / mix.sigma;
         }
@@ -189,7 +200,7 @@ void fn_layer_grad_sums(fn_coefs *cf, int64_t n) {
         logits[k] = 0;
     for (int64_t c = 0; c < C; c++) {
         const int64_t plane = n * cf->plan->c + c;
-        mix_plane(cf, &mix, plane);
+        mix_plane(cf, &mix, n, c);
         const double weight = weight_of(cf, c),
                      low = mix.mean - fn_get(cf->plan, cf->center, plane);
         const double sum_dy_xhat = (cf->sum_dy_xc[plane] - low * cf->sum_dy[plane]) / mix.sigma;
@@ -200,8 +211,8 @@ void fn_layer_grad_sums(fn_coefs *cf, int64_t n) {
         cf->dmu[plane] = dmu;
         cf->dvar[plane] = dvar;
         cf->dlmean[n] += dmu;
+        const double rstd = mix.unit / mix.sigma, mixed = mix.var * rstd * rstd;
         cf->dlvar[n] += dvar * squared_ratio(mix.stds[SN_LN], mix.sigma);
-        const double mixed = squared_ratio(mix.std, mix.sigma);
         for (int k = 0; k < 3; k++) { /* through the softmax */
             logits[k] += mix.w[k] * dmu * (mix.means[k] - mix.mean);
             logits[3 + k] += mix.wv[k] * dvar * (squared_ratio(mix.stds[k], mix.sigma) - mixed);
@@ -222,13 +233,10 @@ void fn_batch_grad_sums(fn_coefs *cf, int64_t c0, int64_t c1) {
 }
 
 /* What a component adds to dx, b * xhat + e around `center`, and to x all components together. */
-static fn_careful careful_of(const fn_coefs *cf, const mixture *mix, int64_t plane, double center) {
+static fn_careful careful_of(const fn_coefs *cf, const mixture *mix, int64_t n, int64_t c,
+                             double center) {
     const fn_plan *plan = cf->plan;
-    const int64_t n = plane / plan->c, c = plane % plan->c;
-    const double s = (double)plan->s;
-    /* one over the elements of a domain; in inference the batch statistics are constants */
-    const double part[3] = {1 / s, 1 / (s * (double)plan->p.c),
-                            plan->p.training ? 1 / (s * (double)plan->n) : 0};
+    const int64_t plane = n * plan->c + c;
     const double dmu[3] = {cf->dmu[plane], cf->dlmean[n], cf->dbmean[c]};
     const double dvar[3] = {cf->dvar[plane] * squared_ratio(cf->std[plane], mix->sigma),
                             cf->dlvar[n], cf->dbvar[c]};
@@ -240,10 +248,10 @@ static fn_careful careful_of(const fn_coefs *cf, const mixture *mix, int64_t pla
     for (int k = 0; k < 3; k++) {
         const double std = mix->stds[k];
         /* of equal elements x - mean is 0, and with it what goes through their variance */
-        const double to_x = std > 0 ? 2 * mix->wv[k] * dvar[k] * part[k] / std : 0;
-        if (part[k] == 0)
+        const double to_x = std > 0 ? 2 * mix->wv[k] * dvar[k] * mix->part[k] / std : 0;
+        if (mix->part[k] == 0)
             continue;
-        w.e += mix->w[k] * dmu[k] * part[k];
+        w.e += mix->w[k] * dmu[k] * mix->part[k];
         if (to_x != 0) {
             w.b += to_x * (mix->sigma / std);
             w.e += to_x * ((center - mix->means[k]) / std);
@@ -255,26 +263,31 @@ static fn_careful careful_of(const fn_coefs *cf, const mixture *mix, int64_t pla
 void fn_switchable_grad_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
     const fn_plan *plan = cf->plan;
     mixture mix = mix_weights(cf);
+    int64_t n = p0 / plan->c, c = p0 % plan->c - 1;
     for (int64_t p = p0; p < p1; p++) {
-        if (fn_is_padding(cf, p % plan->c))
+        if (++c == plan->c) {
+            n++;
+            c = 0;
+        }
+        if (fn_is_padding(cf, c))
             continue;
-        mix_plane(cf, &mix, p);
-        const fn_careful w = careful_of(cf, &mix, p, fn_get(plan, cf->center, p));
+        mix_plane(cf, &mix, n, c);
+        const fn_careful w = careful_of(cf, &mix, n, c, fn_get(plan, cf->center, p));
         const double a = w.scale / w.sigma, b = w.b / w.sigma;
         fn_put(plan, cf->a, p, a);
         fn_put(plan, cf->b, p, b);
         fn_put(plan, cf->e, p, w.e);
-        if (fn_leaves_range(plan, 1 / w.sigma, a, w.scale, b, w.e))
+        if (fn_grad_outside(fn_range_of(plan->asize), 1 / w.sigma, a, w.scale, b, w.e) > 0)
             cf->marks[p] |= FN_CAREFUL;
     }
 }
 
 fn_careful fn_switchable_careful(const fn_coefs *cf, int64_t plane, int back) {
+    const int64_t n = plane / cf->plan->c, c = plane % cf->plan->c;
     mixture mix = mix_weights(cf);
-    mix_plane(cf, &mix, plane);
+    mix_plane(cf, &mix, n, c);
     if (back)
-        return careful_of(cf, &mix, plane, cf->mean[plane]);
-    const int64_t c = plane % cf->plan->c;
+        return careful_of(cf, &mix, n, c, cf->mean[plane]);
     const double bias = cf->params->bias ? fn_get(cf->plan, cf->params->bias, c) : 0;
     return (fn_careful){
         .mean = mix.mean, .sigma = mix.sigma, .scale = weight_of(cf, c), .shift = bias};
