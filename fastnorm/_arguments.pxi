@@ -61,6 +61,11 @@ cdef cnp.ndarray _array(object value, str name):
     return array
 
 
+def as_array(value, name):
+    """`value` itself, or the array that NumPy makes of it; no masked one."""
+    return _array(value, name)
+
+
 cdef int _assign(cnp.ndarray to, cnp.ndarray a) except -1:
     """Copy values. Those of ml_dtypes as integers: where memory is missing, NumPy crashes over
     types that are not its own (2.4)."""

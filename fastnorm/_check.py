@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from . import _core
 from ._types import Array
 
 _LARGEST = sys.float_info.max
@@ -108,24 +109,34 @@ def ints(value: int | Sequence[int], name: str) -> tuple[int, ...]:
 
 
 def array(value: ArrayLike, name: str) -> Array:
-    """Return an array, which may be of any dtype."""
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(
-            f"{name}: expected an array without a mask, got a masked array: fill it first, with "
-            "its method filled"
-        )
-    if isinstance(value, np.ndarray):
-        return value
-    try:
-        result = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:  # a ragged list; a tensor with gradient
-        kind = ValueError if isinstance(error, ValueError) else TypeError
-        raise kind(
-            f"{name}: expected an array of numbers, got {type(value).__name__}: {error}"
-        ) from None
+    """Return an array without a mask, which may be of any dtype but object."""
+    result = _core.as_array(value, name)
     if result.dtype == object:
         raise TypeError(f"{name}: expected an array of numbers, got {type(value).__name__}")
     return result
+
+
+def gradient(dy: ArrayLike, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return dy of y's shape and dtype, in native byte order."""
+    result = array(dy, "dy")
+    result = result.astype(result.dtype.newbyteorder("="), copy=False)
+    if result.dtype != dtype:
+        raise TypeError(f"dy: expected x's dtype {dtype}, got {result.dtype}")
+    if result.shape != shape:
+        raise ValueError(f"dy: expected y's shape {shape}, got {result.shape}")
+    return result
+
+
+def keeping_mask(value: Any) -> Any:
+    """Return a masked array for what NumPy would take without its mask; all else as it is.
+
+    Such are a dask array of masked arrays, and a list with one in it.
+    """
+    if isinstance(getattr(value, "_meta", None), np.ma.MaskedArray):
+        return value.compute()
+    if isinstance(value, (list, tuple)) and any(isinstance(v, np.ma.MaskedArray) for v in value):
+        return np.ma.array(value)
+    return value
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:

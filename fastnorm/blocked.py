@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from . import _core
 from ._types import Array
 
 __all__ = ["from_blocked", "to_blocked"]
@@ -43,7 +44,7 @@ def to_blocked(x: ArrayLike, block: int = 16) -> Array:
     >>> fastnorm.to_blocked(x, 8)[0, 2, 0, 0]
     array([16., 17., 18., 19.,  0.,  0.,  0.,  0.])
     """
-    x = np.asarray(x)
+    x = _core.as_array(x, "x")
     if block not in (8, 16):
         raise ValueError(f"block: expected 8 or 16, got {block!r}")
     if x.ndim < 2:
@@ -90,7 +91,7 @@ def from_blocked(x: ArrayLike, channels: int) -> Array:
     >>> (fastnorm.from_blocked(fastnorm.to_blocked(x), 20) == x).all()
     np.True_
     """
-    x = np.asarray(x)
+    x = _core.as_array(x, "x")
     if x.ndim < 3:
         raise ValueError(f"x: expected at least 3 dimensions, got shape {x.shape}")
     samples, blocks, *space, block = x.shape

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike
 
+from . import _check as check
 from . import _core
 from ._core import Context
 from ._layer import Norm
@@ -70,12 +71,7 @@ class _CosineContext(DerivedContext):
 
     def backward(self, dy: ArrayLike, out: MaybeArray) -> Gradients:
         """As :func:`fastnorm.backward`."""
-        dy = np.asarray(dy)
-        dy = dy.astype(dy.dtype.newbyteorder("="), copy=False)
-        if dy.dtype != self.dtype:
-            raise TypeError(f"dy: expected x's dtype {self.dtype}, got {dy.dtype}")
-        if dy.shape != self.shape:
-            raise ValueError(f"dy: expected y's shape {self.shape}, got {dy.shape}")
+        dy = check.gradient(dy, self.shape, self.dtype)
         if out is not None:
             raise TypeError(f"out: expected None after this forward, got {type(out).__name__}")
         return self.grads(dy)
@@ -180,12 +176,12 @@ def _each(value: Size, name: str, rank: int, least: int) -> tuple[int, ...]:
     return tuple(int(v) for v in values)
 
 
-def _native(value: ArrayLike) -> Array:
-    array = np.asarray(value)
+def _native(value: ArrayLike, name: str) -> Array:
+    array = check.array(value, name)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _check(x: Array, weight: Array, centered: bool, eps: float) -> None:
+def _check(x: Array, weight: Array) -> None:
     if x.dtype not in (np.float32, np.float64):
         raise TypeError(f"x: expected dtype float32 or float64, got {x.dtype}")
     if weight.dtype != x.dtype:
@@ -201,12 +197,6 @@ def _check(x: Array, weight: Array, centered: bool, eps: float) -> None:
             f"x: expected {weight.ndim} dimensions with {weight.shape[1]} channels, as of weight "
             f"{weight.shape}, got shape {x.shape}"
         )
-    if not isinstance(centered, (bool, np.bool_)):
-        raise TypeError(f"centered: expected a bool, got {type(centered).__name__}")
-    if isinstance(eps, bool) or not isinstance(eps, (float, int, np.floating, np.integer)):
-        raise TypeError(f"eps: expected a number, got {type(eps).__name__}")
-    if not 0 <= eps < math.inf:
-        raise ValueError(f"eps: expected a finite number of at least 0, got {eps!r}")
 
 
 @overload
@@ -281,16 +271,18 @@ def cosine_norm(
     array([[ 0.6 ,  0.96, -1.  ],
            [ 0.  ,  0.  ,  0.  ]])
     """
-    x, weight = _native(x), _native(weight)
-    _check(x, weight, centered, eps)
+    x, weight = _native(x, "x"), _native(weight, "weight")
+    _check(x, weight)
+    centered, eps = check.flag(centered, "centered"), check.number(eps, "eps")
+    return_ctx = check.flag(return_ctx, "return_ctx")
     ctx: _Linear | _Conv
     if weight.ndim == 2:
         for name, value, unused in (("stride", stride, 1), ("padding", padding, 0)):
             if value not in (unused, ()):
                 raise ValueError(f"{name}: expected {unused} without a convolution, got {value!r}")
-        ctx = _Linear(x, weight, bool(centered), eps)
+        ctx = _Linear(x, weight, centered, eps)
     else:
-        ctx = _Conv(x, weight, bool(centered), eps, stride, padding)
+        ctx = _Conv(x, weight, centered, eps, stride, padding)
     y = ctx.forward()
     return (y, ctx) if return_ctx else y
 
@@ -324,7 +316,7 @@ class CosineNorm(Norm):
 
     def __init__(self, weight: ArrayLike, *, centered: bool = False, stride: Size = 1,
                  padding: Size = 0, eps: float = 1e-8) -> None:  # fmt: skip
-        weight = np.array(_native(weight), order="C")
+        weight = np.array(_native(weight, "weight"), order="C")
         super().__init__(weight.dtype)
         self.params["weight"] = weight
         self.centered, self.stride, self.padding, self.eps = centered, stride, padding, eps

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from . import _check as check
 from . import _core
 from ._types import Array, Axes, MaybeArray
 
@@ -98,6 +99,7 @@ class Moments:
             raise TypeError(f"skip_nan: expected a bool, got {type(skip_nan).__name__}")
         if layout is None and axis is None:
             axis = 0
+        x = check.keeping_mask(x)
         if not isinstance(x, np.ma.MaskedArray):
             return measure(numbers(x), axis, layout, bool(skip_nan))
         filled = filled_with_nan(x)

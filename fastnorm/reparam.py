@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple, overload
 import numpy as np
 from numpy.typing import ArrayLike
 
+from . import _check as check
 from . import _core
-from ._check import count
 from ._core import Context
 from ._layer import Layer
 from ._types import Array, MaybeArray, WeightGradients
@@ -176,12 +176,12 @@ def weight_norm_init(
     >>> bool(np.allclose(y.mean(0), 0)), bool(np.allclose(y.std(0), 1))
     (True, True)
     """
-    x = np.asarray(x)
+    x = check.array(x, "x")
     if x.dtype not in (np.float32, np.float64):
         raise TypeError(f"x: expected dtype float32 or float64, got {x.dtype}")
     if not isinstance(shape, tuple):
         raise TypeError(f"shape: expected a tuple of ints, got {shape!r}")
-    shape = tuple(count(n, "shape") for n in shape)
+    shape = tuple(check.count(n, "shape") for n in shape)
     channels = shape[_index(axis, len(shape))]
     if not isinstance(rng, (np.random.Generator, type(None))):
         raise TypeError(f"rng: expected a numpy.random.Generator, got {type(rng).__name__}")
@@ -256,10 +256,10 @@ class WeightNorm(Layer):
 
     def __init__(self, v: ArrayLike, g: ArrayLike | None = None, *, axis: int | None = 0,
                  eps: float = 0.0) -> None:  # fmt: skip
-        v = np.array(v, order="C")
+        v = np.array(check.array(v, "v"), order="C")
         super().__init__(v.dtype)
         norms = _norms(v, axis)
-        given = norms if g is None else np.array(g)
+        given = norms if g is None else np.array(check.array(g, "g"))
         weight_norm(v, given, axis=axis, eps=eps)  # for its checks
         self.axis, self.eps = axis, eps
         self.params = {"weight_g": given.reshape(norms.shape), "weight_v": v}

@@ -121,6 +121,8 @@ def test_masked_values_are_left_out(rng):
         found = Moments.from_array(masked)
         np.testing.assert_allclose(found.mean, masked.mean(0), rtol=1e-13)
         np.testing.assert_allclose(found.var(), masked.var(0), rtol=1e-6)
+        for kept in (list(masked), pytest.importorskip("dask.array").from_array(masked, 20)):
+            np.testing.assert_array_equal(Moments.from_array(kept).mean, found.mean)
     whole = np.ma.masked_array(data.astype(float), mask)
     whole[3, 1] = np.nan  # a value, though not a number
     whole[4, 2] = np.ma.masked

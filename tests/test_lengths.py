@@ -65,6 +65,16 @@ def test_long_and_short_vectors(ord, dtype, size, rng):
     assert_close(fastnorm.normalize(x, ord, eps=0), want, 2e-6 if dtype == "f4" else 1e-14, "y")
 
 
+@pytest.mark.parametrize("ord", ORDERS)
+def test_gradient_into_an_array(ord, rng):
+    x, dy = rng.standard_normal((2, 5, 7))
+    _, ctx = fastnorm.normalize(x, ord, return_ctx=True)
+    want = fastnorm.backward(dy, ctx).x
+    for out in (np.empty((5, 7)), np.empty((7, 5)).T, dy):
+        assert fastnorm.backward(dy.copy(), ctx, out=out).x is out
+        np.testing.assert_array_equal(out, want)
+
+
 def test_out_and_zero_vectors(rng):
     x = np.zeros((3, 4), np.float32)
     for ord in ORDERS:
@@ -103,7 +113,11 @@ def test_bad_options(ord):
     with pytest.raises(ValueError, match="out: expected an array apart from x"):
         fastnorm.normalize(x, ord, out=x, return_ctx=True)
     _, ctx = fastnorm.normalize(x, ord, return_ctx=True)
-    with pytest.raises(ValueError, match="dy: expected x's shape"):
+    with pytest.raises(ValueError, match=r"dy: expected [xy]'s shape"):
         fastnorm.backward(np.ones(3), ctx)
     with pytest.raises(TypeError, match="dy: expected x's dtype"):
         fastnorm.backward(np.ones((2, 3), np.float32), ctx)
+    with pytest.raises(ValueError, match="out: expected shape"):
+        fastnorm.backward(x, ctx, out=np.ones(3))
+    with pytest.raises(TypeError, match="out: expected dtype"):
+        fastnorm.backward(x, ctx, out=np.ones((2, 3), np.float32))

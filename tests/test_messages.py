@@ -263,6 +263,50 @@ def test_masked_arrays_are_refused(name, mask):
         ), message  # fmt: skip
 
 
+# functions that are made of others, and layers that keep their parameters
+COMPOSED = {
+    "x": [
+        lambda m: fastnorm.cosine_norm(m, np.ones((2, 4))),
+        lambda m: fastnorm.normalize(m),
+        lambda m: fastnorm.normalize(m, ord=1),
+        lambda m: fastnorm.to_blocked(m),
+        lambda m: fastnorm.from_blocked(np.ma.masked_array(np.ones((1, 1, 1, 8))), 5),
+        lambda m: fastnorm.weight_norm_init(m, (3, 4)),
+        lambda m: fastnorm.sync_batch_norm(m, layout="NC", comm=None),
+        lambda m: fastnorm.LayerNorm(4, dtype=np.float64)(m),
+    ],
+    "weight": [
+        lambda m: fastnorm.cosine_norm(np.ones((2, 4)), m),
+        lambda m: fastnorm.CosineNorm(m),
+    ],
+    "v": [lambda m: fastnorm.WeightNorm(m)],
+    "g": [lambda m: fastnorm.WeightNorm(np.ones((6, 4)), m)],
+    "dy": [
+        lambda m: fastnorm.backward(m, fastnorm.normalize(np.ones((6, 4)), return_ctx=True)[1]),
+        lambda m: fastnorm.backward(
+            m, fastnorm.normalize(np.ones((6, 4)), ord=3, return_ctx=True)[1]
+        ),
+        lambda m: fastnorm.backward(
+            m, fastnorm.cosine_norm(np.ones((6, 2)), np.ones((4, 2)), return_ctx=True)[1]
+        ),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "call"), [(name, call) for name, calls in COMPOSED.items() for call in calls]
+)
+@pytest.mark.parametrize("kind", ["some", "none", "list", "dask"])
+def test_masked_arrays_are_refused_by_what_is_composed(name, call, kind):
+    value = np.ma.masked_array(np.ones((6, 4)), np.eye(6, 4) if kind != "none" else np.ma.nomask)
+    if kind == "list":
+        value = list(value)
+    elif kind == "dask":
+        value = pytest.importorskip("dask.array").from_array(value, chunks=3)
+    with pytest.raises(TypeError, match=f"{name}: expected an array without a mask"):
+        call(value)
+
+
 def test_running_statistics_with_a_mask_are_refused_in_inference():
     for name in STATES:
         masked = {**STATES, name: np.ma.masked_array(C, C > 1)}

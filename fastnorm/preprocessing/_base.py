@@ -10,6 +10,7 @@ from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import check_array, validate_data
 
 from .. import _core
+from .._check import keeping_mask
 from .._types import Array
 from . import _columns, _sparse
 from ._checks import FLOATS, Bounds, flag, named, output_dtype, with_mask, without_mask
@@ -103,6 +104,7 @@ class Scaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         copy = flag(copy, "copy")
         dtype = None if inverse else output_dtype(self.dtype)
         clip = None if inverse else self._clip_bounds()
+        given = keeping_mask(given)
         unmasked = without_mask(given)
         x = self._transform_input(unmasked, copy, inverse)
         if not sparse.issparse(x):

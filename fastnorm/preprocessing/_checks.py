@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .._check import keeping_mask
 from .._types import Array
 
 # scikit-learn's: what is no float becomes the first
@@ -111,6 +112,7 @@ def sample_weights(given: Any, rows: int) -> Array:
 
 
 def refuse_mask(x: Any, name: str, advice: str) -> None:
+    x = keeping_mask(x)
     if np.ma.is_masked(x):
         count = np.count_nonzero(np.ma.getmaskarray(x))
         raise TypeError(
@@ -120,6 +122,7 @@ def refuse_mask(x: Any, name: str, advice: str) -> None:
 
 def without_mask(x: Any) -> Any:
     """Return x with NaN where it is masked; scikit-learn would take what lies below the mask."""
+    x = keeping_mask(x)
     if not isinstance(x, np.ma.MaskedArray):
         return x
     if not np.ma.is_masked(x):
