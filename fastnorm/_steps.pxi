@@ -78,8 +78,8 @@ def apply(x, mean, std, weight, bias, axis, layout, eps, out, return_ctx):
 
 
 def divide_by_deviation(x, axis, kind, least, out, return_ctx):
-    """x over `axis` less its mean ("layer") or as it is, divided by the standard deviation, the root
-    mean square ("rms") or the length ("l2"), of which each is at least `least`."""
+    """x over `axis`, less its mean ("layer") or as it is, divided by the standard deviation, the
+    root mean square ("rms") or the length ("l2"), of which each is at least `least`."""
     cdef Context ctx = _start(x, {"layer": FN_LAYER, "rms": FN_RMS, "l2": FN_L2}[kind], 0.0)
     _set_axis(ctx, axis)
     ctx.p.sigma_min = _number(least, "eps", 0, math.inf)
