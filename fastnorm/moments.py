@@ -179,7 +179,8 @@ class Moments:
 
     def std(self, ddof: float = 0) -> Array:
         """Root of `var`; a float64 also where the variance is none."""
-        return np.asarray(np.ldexp(np.sqrt(self._scaled_var(ddof)), self._exponent))
+        with np.errstate(under="ignore"):
+            return np.asarray(np.ldexp(np.sqrt(self._scaled_var(ddof)), self._exponent))
 
     def _scaled_var(self, ddof: float) -> Array:
         if isinstance(ddof, bool) or not isinstance(ddof, (int, float, np.number)):

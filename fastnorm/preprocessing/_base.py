@@ -25,7 +25,7 @@ def divisor(spread: Array) -> Array:
     there: extremes are exact, and moments are measured from one of the values. So there is no bound
     to be chosen, which would be too high for some features and too low for others.
     """
-    least = 1 / np.finfo(np.float64).max
+    least = 1 / float(np.finfo(np.float64).max)
     bad = np.flatnonzero((spread > 0) & (spread < least))
     if bad.size:
         raise ValueError(

@@ -134,7 +134,7 @@ class Whitener(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         return self._update(X, first=not hasattr(self, "n_samples_seen_"))
 
     def _update(self, x: Any, first: bool) -> Self:
-        with unchanged_on_error(self):
+        with unchanged_on_error(self), np.errstate(over="ignore", under="ignore"):
             x = self._fit_input(x, first)
             self._check_arguments(x.shape[1])
             try:
