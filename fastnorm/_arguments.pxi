@@ -33,8 +33,11 @@ cdef int _dtype(cnp.ndarray a, str name) except -1:
 
 cdef int _no_mask(object value, str name) except -1:
     """Raise where a mask would be lost: masked values would count as data."""
-    if isinstance(value, np.ma.MaskedArray) or isinstance(value, (list, tuple)) and any(
-            [isinstance(item, np.ma.MaskedArray) for item in value]):
+    masked = isinstance(value, np.ma.MaskedArray)
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            masked = masked or isinstance(item, np.ma.MaskedArray)
+    if masked:
         raise TypeError(f"{name}: expected an array without a mask, got a masked array; use "
                         f"{name}.filled(value), or {name}.data where nothing is masked")
     return 0
@@ -171,9 +174,11 @@ cdef cnp.ndarray _state(object value, str name, cnp.ndarray x, tuple shape, bint
 
 
 cdef str _lacking(object array):
-    flags = array.flags
-    return ", ".join([f"{flag}=False" for flag in ("writeable", "c_contiguous", "aligned")
-                      if not getattr(flags, flag)]) or "another byte order"
+    lacking = ""
+    for flag in ("writeable", "c_contiguous", "aligned"):
+        if not getattr(array.flags, flag):
+            lacking += f", {flag}=False"
+    return lacking[2:] or "another byte order"
 
 
 cdef dict _LAYOUTS = {
@@ -199,8 +204,11 @@ cdef int _layout(object layout, Py_ssize_t rank) except -1:
     if found is None:
         found = _LAYOUTS.get((rank, layout))
     if found is None:
-        choices = dict.fromkeys([*_ANY_LAYOUT, *[name for r, name in _LAYOUTS if r == rank]])
-        raise ValueError(f"layout: expected one of {', '.join(choices)} for {rank} dimensions, "
+        choices = ", ".join(_ANY_LAYOUT)
+        for of_rank, name in _LAYOUTS:
+            if of_rank == rank and name not in _ANY_LAYOUT:
+                choices += f", {name}"
+        raise ValueError(f"layout: expected one of {choices} for {rank} dimensions, "
                          f"got {_shown(layout)}")
     return found
 

@@ -123,8 +123,11 @@ cdef object _shown_statistic(Context c, str name):
 # ---- pickles ---------------------------------------------------------------------------------
 
 cdef tuple _reduced(Context c):
-    types = [cnp.PyArray_DescrFromType(c.grad_types[i]) if c.params[i] is not None else None
-             for i in range(PARAMS)]
+    cdef int i
+    types = [None] * PARAMS
+    for i in range(PARAMS):
+        if c.params[i] is not None:
+            types[i] = cnp.PyArray_DescrFromType(c.grad_types[i])
     return _restore, (c.p, c.shape, c.over, c.axes, c.param_shape, c.x, c.params, types,
                       c.statistics)
 

@@ -13,7 +13,7 @@ from operator import itemgetter
 import numpy as np
 
 cimport numpy as cnp
-from libc.math cimport INFINITY
+from libc.math cimport INFINITY, NAN, fabs, frexp, ldexp, sqrt
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
@@ -103,7 +103,7 @@ cdef extern from "fastnorm.h" nogil:
     void fn_memory_limit(const float*, const float*, float*, int64_t, int)
 
 
-# Beware of comprehensions: where memory is missing, Cython's drop a reference too many (3.3.1).
+# No comprehensions: where memory is missing, those of Cython drop a reference too many (3.3.1).
 
 include "_buffers.pxi"
 include "_arguments.pxi"
@@ -619,4 +619,5 @@ def backward(dy, ctx, out):
 
 include "_context.pxi"
 include "_steps.pxi"
+include "_sync.pxi"
 include "_settings.pxi"

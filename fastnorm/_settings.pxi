@@ -22,7 +22,10 @@ def get_num_threads():
 
 def available_isas():
     """Return the names of the instruction sets that this processor has, worst first."""
-    return tuple([fn_isa_name(i).decode() for i in range(fn_isa_count())])
+    names = []
+    for i in range(fn_isa_count()):
+        names.append(fn_isa_name(i).decode())
+    return tuple(names)
 
 
 def set_isa(name):
@@ -48,8 +51,10 @@ def get_isa():
 def show_config():
     """Print version, compiler, OpenMP, instruction sets, threads and cache sizes."""
     openmp = "yes" if fn_has_openmp() else "no (built without it: single-threaded)"
-    caches = ", ".join([f"L{i} {fn_cache_bytes(i) // 1024} KiB" for i in range(1, 4)
-                        if fn_cache_bytes(i)]) or "unknown"
+    caches = ""
+    for i in range(1, 4):
+        if fn_cache_bytes(i):
+            caches += f", L{i} {fn_cache_bytes(i) // 1024} KiB"
     print(f"fastnorm {__version__}\n"
           f"compiler: {fn_compiler().decode()}\n"
           f"OpenMP: {openmp}\n"
@@ -58,7 +63,7 @@ def show_config():
           f"instruction set in use: {get_isa()}\n"
           f"threads: {get_num_threads()}\n"
           f"buffer cache: {buffer_cache()[0] // 2**20} MiB\n"
-          f"caches: {caches}")
+          f"caches: {caches[2:] or 'unknown'}")
 
 
 def memory_limit(x, dy, out, stream):

@@ -41,7 +41,7 @@ def measure(x, axis, layout, weight, bias, skip_nan=False, row_weight=None):
         elements = <object>ctx.p.n * <object>ctx.p.s
     else:
         axes = _set_axis(ctx, axis) or _axes(axis, len(ctx.shape))
-        shape = tuple([n for i, n in enumerate(ctx.shape) if i not in axes])
+        shape = tuple(np.delete(ctx.shape, axes).tolist())
         features, elements = math.prod(shape), ctx.p.s
     if row_weight is not None:
         if weights.shape[0] != ctx.p.s:
@@ -55,8 +55,7 @@ def measure(x, axis, layout, weight, bias, skip_nan=False, row_weight=None):
         status = fn_measure(&ctx.p, cnp.PyArray_DATA(ctx.x), skip, row_weights,
                             <double*>cnp.PyArray_DATA(statistics))
     _check_status(status)
-    fields = statistics[:, :math.prod(shape)]
-    return elements, *[field.reshape(shape) for field in fields]
+    return elements, *statistics[:, :math.prod(shape)].reshape((5, *shape))
 
 
 def apply(x, mean, std, weight, bias, axis, layout, eps, out, return_ctx):
@@ -95,36 +94,47 @@ def checked_rows(x, axis, out, return_ctx):
 
 
 def measure_grad(dy, ctx, out):
-    """Sums of dy and of dy * (x - mean) over each channel: an array of shape (2, C), float64.
+    """Sums of dy and of dy * (x - mean) over each channel, one behind the other: (2 * C,), float64.
     `out` is only checked, for `apply_grad`."""
     cdef Context c = _context(ctx)
     cdef cnp.ndarray g = _gradient(dy, c), sums
+    cdef int64_t padded = _padded_channels(c)
     cdef fn_status status
     _check_grad_out(out, g, c)
-    sums = np.zeros((2, _padded_channels(c)))
+    sums = np.zeros(2 * padded)
     with nogil:
         status = fn_measure_grad(&c.p, &c.q, c.saved, cnp.PyArray_DATA(c.x),
                                  cnp.PyArray_DATA(g), <double*>cnp.PyArray_DATA(sums))
     _check_status(status)
-    return sums[:, :c.p.c]
+    return sums if padded == c.p.c else _copied_sums(sums, padded, c.p.c)
 
 
-def apply_grad(dy, ctx, sums, double count, out):
-    """dx, where `sums` are those of all `count` elements of each channel."""
+cdef cnp.ndarray _copied_sums(cnp.ndarray sums, int64_t channels, int64_t wanted):
+    """Sums for another number of channels: with padding, or without."""
+    cdef cnp.ndarray copy = np.zeros(2 * wanted)
+    cdef double* to = <double*>cnp.PyArray_DATA(copy)
+    cdef double* source = _doubles(sums, 2 * channels)
+    cdef int64_t each = min(channels, wanted) * <int64_t>sizeof(double)
+    memcpy(to, source, each)
+    memcpy(to + wanted, source + channels, each)
+    return copy
+
+
+def apply_grad(dy, ctx, sums, double count, out, dweight, dbias):
+    """The gradients, where `sums` are those of all `count` elements of each channel."""
     cdef Context c = _context(ctx)
-    cdef cnp.ndarray g = _gradient(dy, c), dx, padded
+    cdef cnp.ndarray g = _gradient(dy, c), dx
+    cdef cnp.ndarray padded = _copied_sums(sums, c.p.c, _padded_channels(c))
     cdef fn_status status
     _check_grad_out(out, g, c)
-    padded = np.zeros((2, _padded_channels(c)))
-    padded[:, :c.p.c] = sums
     dx = _target(out, g, c.axes)
-    out = _returned(dx, out, c.axes, c.shape)
+    result = Gradients(_returned(dx, out, c.axes, c.shape), dweight, dbias)
     with nogil:
         status = fn_apply_grad(&c.p, &c.q, c.saved, <double*>cnp.PyArray_DATA(padded), count,
                                cnp.PyArray_DATA(c.x), cnp.PyArray_DATA(g), cnp.PyArray_DATA(dx))
     _check_status(status)
-    _deliver(dx, out, c.axes)
-    return out
+    _deliver(dx, result[0], c.axes)
+    return result
 
 
 cdef cnp.ndarray _matrix(object value, str name):
@@ -156,9 +166,10 @@ def affine(x, center, factor, shift, out, by_row=False):
     cdef fn_dtype dtype = <fn_dtype>_dtype(a, "x")
     cdef int64_t rows = cnp.PyArray_DIM(a, 0), cols = cnp.PyArray_DIM(a, 1)
     cdef int rows_differ = by_row
-    # one copy, so that it is dense whatever was given
-    cdef double[:, ::1] c = np.array(
-        [np.broadcast_to(v, rows if by_row else cols) for v in (center, factor, shift)], np.float64)
+    # a copy, so that they are dense whatever was given
+    coefficients = np.empty((3, rows if by_row else cols))
+    coefficients[0], coefficients[1], coefficients[2] = center, factor, shift
+    cdef double[:, ::1] c = coefficients
     cdef int infinite = 0
     cdef fn_status status
     _check_out(out, a, (rows, cols))

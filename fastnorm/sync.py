@@ -13,7 +13,6 @@ from ._reduce import allreduce
 from ._types import AnyContext, Array, DerivedContext, Gradients, MaybeArray, Param, PlainContext
 from .comm import Communicator, SingleProcess
 from .layers import BatchNorm
-from .moments import Moments
 
 __all__ = ["SyncBatchNorm", "SyncContext", "sync_batch_norm"]
 
@@ -138,64 +137,32 @@ def _train(
         )
         numbers = f"eps={float(eps)}, momentum={float(momentum)}, ddof={int(ddof)}"
         call = f"{mean.size} channels, {x.dtype}, {numbers}"
-        found = Moments(count, mean, m2, exponent=exponent.astype(int))
-        return "forward: " + call, _pack(found)
+        return "forward: " + call, _core.pack_moments(count, mean, m2, exponent)
 
-    moments = _unpack(allreduce(comm, measure, _merge)[1])
-    total = int(moments.count)
-    updates: list[tuple[Array, Array]] = []
+    moments = allreduce(comm, measure, _core.merge_moments)[1]
+    total = int(moments[0])
+    mean, std, var, rstd = _core.unpack_moments(moments, ddof, eps)
+    new: tuple[Array, ...] = ()
     if total and running_mean is not None and running_var is not None:
         if total <= max(1, ddof):
             raise ValueError(
                 "x: expected more than one value for each channel on all ranks together, whose "
                 "variance updates running_var, got 1"
             )
-        updates = [
-            (running_mean, _updated(running_mean, moments.mean, float(momentum))),
-            (running_var, _updated(running_var, moments.var(ddof), float(momentum))),
-        ]
-    std = moments.std() if total else moments.mean
+        new = (
+            running_mean, _core.moved(running_mean, mean, momentum),
+            running_var, _core.moved(running_var, var, momentum),
+        )  # fmt: skip
     # all that needs memory comes before y and the running statistics are written
     dtypes = [None if p is None else np.asarray(p).dtype for p in (weight, bias)]
-    ctx = SyncContext(comm, call, total, _rstd(std, float(eps)), *dtypes)
-    result = _core.apply(
-        x, moments.mean, std, weight, bias, None, layout, eps, out, return_ctx
-    )  # fmt: skip
-    for running, new in updates:
-        np.copyto(running, new)
+    ctx = SyncContext(comm, call, total, rstd, *dtypes)
+    result = _core.apply(x, mean, std, weight, bias, None, layout, eps, out, return_ctx)
+    if new:
+        _core.put_running(*new)
     if not return_ctx:
         return result  # type: ignore[no-any-return]
     y, ctx.own = result
     return y, ctx
-
-
-def _pack(moments: Moments) -> Array:
-    """Count, means, and roots of m2, which are float64 where the squares are not."""
-    root = np.ldexp(np.sqrt(moments.m2 + moments.m2_low), moments.exponent)
-    return np.concatenate([[moments.count], moments.mean, root])
-
-
-def _unpack(flat: Array) -> Moments:
-    channels = len(flat) // 2
-    fraction, exponent = np.frexp(flat[1 + channels :])
-    return Moments(flat[0], flat[1 : 1 + channels], fraction * fraction, exponent=exponent)
-
-
-def _merge(a: Array, b: Array) -> Array:
-    return _pack(_unpack(a) + _unpack(b))
-
-
-@np.errstate(all="ignore")  # inf and NaN stay in their channels
-def _updated(running: Array, batch: Array, momentum: float) -> Array:
-    new = (1 - momentum) * running.astype(np.float64) + momentum * batch
-    return new.astype(running.dtype)
-
-
-@np.errstate(all="ignore")  # eps=0 and a constant channel
-def _rstd(std: Array, eps: float) -> Array:
-    exponent = np.frexp(np.maximum(std, np.sqrt(eps)))[1]
-    sigma = np.sqrt(np.ldexp(std, -exponent) ** 2 + np.ldexp(eps, -2 * exponent))
-    return np.asarray(1 / np.ldexp(sigma, exponent))
 
 
 class SyncContext(DerivedContext):
@@ -238,19 +205,11 @@ class SyncContext(DerivedContext):
         """Sum over the ranks what their means need; one collective."""
 
         def measure() -> tuple[str, Array]:
-            return "backward: " + self._call, _core.measure_grad(dy, self.own, out).ravel()
+            return "backward: " + self._call, _core.measure_grad(dy, self.own, out)
 
         own, summed = allreduce(self._comm, measure, np.add)
-        dbias, dweight = own.reshape(2, -1)
-        with np.errstate(all="ignore"):
-            params = [
-                None if dtype is None else grad.astype(dtype)
-                for grad, dtype in (
-                    (dweight * self._rstd, self._weight_dtype), (dbias, self._bias_dtype),
-                )
-            ]  # fmt: skip
-        dx = _core.apply_grad(dy, self.own, summed.reshape(2, -1), self.count, out)
-        return Gradients(dx, *params)
+        params = _core.param_grads(own, self._rstd, self._weight_dtype, self._bias_dtype)
+        return _core.apply_grad(dy, self.own, summed, self.count, out, *params)
 
 
 class SyncBatchNorm(BatchNorm):

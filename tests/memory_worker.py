@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 
 import fastnorm
+from fastnorm import _core
 
 C = 6
 CALLS = {
@@ -25,6 +26,11 @@ CALLS = {
         "weight", "bias", "logits", "running", {"training": True, "layout": "NCL"},
     ],
     "weight_norm": [{"axis": 1}],
+    "sync_batch_norm": ["weight", "bias", "running", {"training": True, "layout": "NCL"}],
+    "sync_batch_norm, in blocks": [
+        "weight", "bias", "wide", {"training": True, "layout": "NCL8c"},
+    ],
+    "normalize": [{}],
 }  # fmt: skip
 
 
@@ -72,10 +78,11 @@ def check(call, written, forever):
 
 def main(name, forever):
     dtype = np.dtype(getattr(ml_dtypes, name, name))
-    x = np.random.default_rng(0).standard_normal((4, C, 5)).astype(dtype)
+    first = np.random.default_rng(0).standard_normal((4, C, 5)).astype(dtype)
     count = 0
     for title, names in CALLS.items():
         function = getattr(fastnorm, title.partition(",")[0])
+        x = fastnorm.to_blocked(first, 8) if "blocks" in title else first
         args = [x, x[0, :, 0]] if title == "weight_norm" else [x]
         for out in outputs(x):
             for keep in (False, True):
@@ -86,6 +93,9 @@ def main(name, forever):
             ctx = function(*args, **kwargs)[1]
             written = [] if out is None else [out]
             count += check(lambda: fastnorm.backward(x, ctx, out), written, forever)  # noqa: B023
+    if dtype.kind == "f":  # as the scalers scale a Fortran-ordered X where it lies
+        x, one = first[:, :, 0].copy(), np.ones(4)
+        count += check(lambda: _core.affine(x, one, one, one, x, by_row=True), [x], forever)
     print(count)
 
 
