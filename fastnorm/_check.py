@@ -111,7 +111,7 @@ def ints(value: int | Sequence[int], name: str) -> tuple[int, ...]:
 def array(value: ArrayLike, name: str) -> Array:
     """Return an array without a mask, which may be of any dtype but object."""
     result = _core.as_array(value, name)
-    if result.dtype == object:
+    if result.dtype == object and not isinstance(value, np.ndarray):
         raise TypeError(f"{name}: expected an array of numbers, got {type(value).__name__}")
     return result
 

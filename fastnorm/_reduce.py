@@ -17,7 +17,10 @@ GATHER_UP_TO = 8
 
 Merge: TypeAlias = Callable[[Array, Array], Array]
 
-ERRORS = {"TypeError": TypeError, "ValueError": ValueError, "RuntimeError": RuntimeError}
+ERRORS = {
+    "TypeError": TypeError, "ValueError": ValueError, "MemoryError": MemoryError,
+    "RuntimeError": RuntimeError,
+}  # fmt: skip
 
 
 class Run(NamedTuple):
@@ -81,8 +84,7 @@ def allreduce(
         call, data = contribute()
         own = Report([Run(comm.rank, comm.rank, "", call)], data)
     except Exception as error:  # whatever it is, the other ranks wait
-        kind = next((k for k, v in ERRORS.items() if isinstance(error, v)), "RuntimeError")
-        own = Report([Run(comm.rank, comm.rank, kind, str(error))], np.empty(0))
+        own = Report([Run(comm.rank, comm.rank, _kind(error), str(error))], np.empty(0))
         failure = error
     with np.errstate(over="ignore", invalid="ignore"):  # inf and NaN stay in their channels
         if comm.size > GATHER_UP_TO and isinstance(comm, PairCommunicator):
@@ -91,6 +93,13 @@ def allreduce(
             merged = _gathered(comm, own, merge)
     _check(merged.runs, failure)
     return own.data, merged.data
+
+
+def _kind(error: Exception) -> str:
+    for kind, class_ in ERRORS.items():
+        if isinstance(error, class_):
+            return kind
+    return "RuntimeError"
 
 
 def _check(runs: list[Run], failure: Exception | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -97,10 +98,16 @@ def sync_batch_norm(
     ...     list(ranks.map(normalize, local_communicators(2)))
     [array([[-1.]]), array([[1.]])]
     """
-    arguments = (running_mean, running_var, training, momentum, eps, ddof, layout, out, return_ctx)
     if isinstance(training, (bool, np.bool_, int)) and not training:
-        return _core.batch_norm(x, weight, bias, *arguments)
-    return _train(_communicator(comm), None, x, weight, bias, *arguments)
+        return _core.batch_norm(
+            x, weight, bias, running_mean, running_var, training, momentum, eps, ddof, layout, out,
+            return_ctx,
+        )  # fmt: skip
+    call = _Training(
+        None, x, weight, bias, running_mean, running_var, training, momentum, eps, ddof, layout,
+        out, return_ctx,
+    )  # fmt: skip
+    return call.normalize(_communicator(comm))
 
 
 def _communicator(comm: Communicator | None) -> Communicator:
@@ -114,55 +121,83 @@ def _communicator(comm: Communicator | None) -> Communicator:
     return comm
 
 
-def _train(
-    comm: Communicator, check: Callable[[Any], None] | None, x: Any, weight: Param, bias: Param,
-    running_mean: MaybeArray, running_var: MaybeArray, training: bool, momentum: float, eps: float,
-    ddof: int, layout: str, out: MaybeArray, return_ctx: bool,
-) -> Array | tuple[Array, PlainContext]:  # fmt: skip
-    """Normalize by the statistics of all ranks; `check` is what a layer asks of x."""
-    call = ""
+@dataclass(slots=True)
+class _Training:
+    """A call in training, with the arguments of batch norm; `check` is what a layer asks of x.
 
-    def measure() -> tuple[str, Array]:
-        # all that can be wrong must come to light here, where the other ranks get to know it
-        nonlocal x, call
-        if check is not None:
-            check(x)
-        x = _core.check_batch_norm(
-            x, weight, bias, running_mean, running_var, training, momentum, eps, ddof, layout, out,
-            return_ctx,
+    A class, and so is `_Backward`: where memory is missing CPython 3.11 loses what a function in a
+    function, or functools.partial, holds.
+    """
+
+    check: Callable[[Any], None] | None
+    x: Any
+    weight: Param
+    bias: Param
+    running_mean: MaybeArray
+    running_var: MaybeArray
+    training: bool
+    momentum: float
+    eps: float
+    ddof: int
+    layout: str
+    out: MaybeArray
+    return_ctx: bool
+    words: str = ""
+
+    def measure(self) -> tuple[str, Array]:
+        """Contribute this rank's moments.
+
+        All that can be wrong must come to light here, where the other ranks get to know it.
+        """
+        if self.check is not None:
+            self.check(self.x)
+        self.x = _core.check_batch_norm(
+            self.x, self.weight, self.bias, self.running_mean, self.running_var, self.training,
+            self.momentum, self.eps, self.ddof, self.layout, self.out, self.return_ctx,
         )  # fmt: skip
         # in blocks of channels their number is that of the first parameter there is
         count, _, mean, _, m2, exponent = _core.measure(
-            x, None, layout, weight, running_mean if bias is None else bias
-        )
-        numbers = f"eps={float(eps)}, momentum={float(momentum)}, ddof={int(ddof)}"
-        call = f"{mean.size} channels, {x.dtype}, {numbers}"
-        return "forward: " + call, _core.pack_moments(count, mean, m2, exponent)
+            self.x, None, self.layout, self.weight,
+            self.running_mean if self.bias is None else self.bias,
+        )  # fmt: skip
+        numbers = f"eps={float(self.eps)}, momentum={float(self.momentum)}, ddof={int(self.ddof)}"
+        self.words = f"{mean.size} channels, {self.x.dtype}, {numbers}"
+        return "forward: " + self.words, _core.pack_moments(count, mean, m2, exponent)
 
-    moments = allreduce(comm, measure, _core.merge_moments)[1]
-    total = int(moments[0])
-    mean, std, var, rstd = _core.unpack_moments(moments, ddof, eps)
-    new: tuple[Array, ...] = ()
-    if total and running_mean is not None and running_var is not None:
-        if total <= max(1, ddof):
+    def normalize(self, comm: Communicator) -> Array | tuple[Array, PlainContext]:
+        """Normalize by the statistics of all ranks."""
+        moments = allreduce(comm, self.measure, _core.merge_moments)[1]
+        total = int(moments[0])
+        mean, std, var, rstd = _core.unpack_moments(moments, self.ddof, self.eps)
+        # all that needs memory comes before y and the running statistics are written
+        updates = self._updates(total, mean, var)
+        dtypes = [None if p is None else np.asarray(p).dtype for p in (self.weight, self.bias)]
+        ctx = SyncContext(comm, self.words, total, rstd, *dtypes)
+        result = _core.apply(
+            self.x, mean, std, self.weight, self.bias, None, self.layout, self.eps, self.out,
+            self.return_ctx,
+        )  # fmt: skip
+        if updates:
+            _core.put_running(*updates)
+        if not self.return_ctx:
+            return result  # type: ignore[no-any-return]
+        y, ctx.own = result
+        return y, ctx
+
+    def _updates(self, total: int, mean: Array, var: Array) -> tuple[Array, ...]:
+        """Return each of the running statistics, and behind it what it becomes."""
+        if not total or self.running_mean is None or self.running_var is None:
+            return ()
+        if total <= max(1, self.ddof):
             raise ValueError(
                 "x: expected more than one value for each channel on all ranks together, whose "
                 "variance updates running_var, got 1"
             )
-        new = (
-            running_mean, _core.moved(running_mean, mean, momentum),
-            running_var, _core.moved(running_var, var, momentum),
+        moved = _core.moved
+        return (
+            self.running_mean, moved(self.running_mean, mean, self.momentum),
+            self.running_var, moved(self.running_var, var, self.momentum),
         )  # fmt: skip
-    # all that needs memory comes before y and the running statistics are written
-    dtypes = [None if p is None else np.asarray(p).dtype for p in (weight, bias)]
-    ctx = SyncContext(comm, call, total, rstd, *dtypes)
-    result = _core.apply(x, mean, std, weight, bias, None, layout, eps, out, return_ctx)
-    if new:
-        _core.put_running(*new)
-    if not return_ctx:
-        return result  # type: ignore[no-any-return]
-    y, ctx.own = result
-    return y, ctx
 
 
 class SyncContext(DerivedContext):
@@ -183,7 +218,7 @@ class SyncContext(DerivedContext):
         weight_dtype: np.dtype[Any] | None, bias_dtype: np.dtype[Any] | None,
     ) -> None:  # fmt: skip
         self.count = count
-        self._comm, self._call, self._rstd = comm, call, rstd
+        self._comm, self.call, self._rstd = comm, call, rstd
         self._weight_dtype, self._bias_dtype = weight_dtype, bias_dtype
 
     @property
@@ -203,13 +238,22 @@ class SyncContext(DerivedContext):
 
     def backward(self, dy: ArrayLike, out: MaybeArray) -> Gradients:
         """Sum over the ranks what their means need; one collective."""
-
-        def measure() -> tuple[str, Array]:
-            return "backward: " + self._call, _core.measure_grad(dy, self.own, out)
-
-        own, summed = allreduce(self._comm, measure, np.add)
+        own, summed = allreduce(self._comm, _Backward(self, dy, out).measure, np.add)
         params = _core.param_grads(own, self._rstd, self._weight_dtype, self._bias_dtype)
         return _core.apply_grad(dy, self.own, summed, self.count, out, *params)
+
+
+@dataclass(slots=True)
+class _Backward:
+    """A call of backward."""
+
+    ctx: SyncContext
+    dy: ArrayLike
+    out: MaybeArray
+
+    def measure(self) -> tuple[str, Array]:
+        """Contribute this rank's sums."""
+        return "backward: " + self.ctx.call, _core.measure_grad(self.dy, self.ctx.own, self.out)
 
 
 class SyncBatchNorm(BatchNorm):
@@ -264,10 +308,11 @@ class SyncBatchNorm(BatchNorm):
         if not self._synchronizes():
             return super()._forward(x)
         common = {"weight": None, "bias": None, "running_mean": None, "running_var": None}
-        return _train(  # type: ignore[return-value]
-            _communicator(self.comm), super()._check, x, training=True, out=None,
-            return_ctx=True, **{**common, **self._common()},
+        call = _Training(
+            super()._check, x, training=True, out=None, return_ctx=True,
+            **{**common, **self._common()},
         )  # fmt: skip
+        return call.normalize(_communicator(self.comm))  # type: ignore[return-value]
 
     def __call__(self, x: ArrayLike) -> Array:
         """Normalize x."""

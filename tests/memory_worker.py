@@ -4,6 +4,7 @@ A program of its own, as CPython's own objects are what is missing. Its argument
 whether later allocations fail too.
 """
 
+import gc
 import sys
 
 import ml_dtypes
@@ -76,6 +77,18 @@ def check(call, written, forever):
     raise AssertionError("it never went through")
 
 
+def growth(call, forever, runs=20):
+    """Return how many blocks of memory a run of `check` loses."""
+    for _ in range(runs):
+        check(call, [], forever)
+    gc.collect()
+    before = sys.getallocatedblocks()
+    for _ in range(runs):
+        check(call, [], forever)
+    gc.collect()
+    return (sys.getallocatedblocks() - before) / runs
+
+
 def main(name, forever):
     dtype = np.dtype(getattr(ml_dtypes, name, name))
     first = np.random.default_rng(0).standard_normal((4, C, 5)).astype(dtype)
@@ -93,6 +106,8 @@ def main(name, forever):
             ctx = function(*args, **kwargs)[1]
             written = [] if out is None else [out]
             count += check(lambda: fastnorm.backward(x, ctx, out), written, forever)  # noqa: B023
+        lost = growth(lambda: fastnorm.backward(x, function(*args, **kwargs)[1]), forever)  # noqa: B023
+        assert lost < 10, f"{title}: each run loses {lost} blocks of memory"
     if dtype.kind == "f":  # as the scalers scale a Fortran-ordered X where it lies
         x, one = first[:, :, 0].copy(), np.ones(4)
         count += check(lambda: _core.affine(x, one, one, one, x, by_row=True), [x], forever)

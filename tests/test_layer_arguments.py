@@ -141,7 +141,7 @@ WRONG_X = {
     "text": ("abc", TypeError, "^x: expected dtype float32, .* got <U3: convert x$"),
     "object": (X.astype(object), TypeError, "^x: expected dtype float32, .* got object: convert"),
     "none": (None, TypeError, "^x: expected an array of numbers, got NoneType"),
-    "ragged": (RAGGED, ValueError, "^x: expected an array of numbers, got list: .*inhomogeneous"),
+    "ragged": (RAGGED, ValueError, "^x: expected an array, got .*inhomogeneous"),
     "masked": (np.ma.masked_array(X, dtype="f4"), TypeError, "^x: expected an array without a"),
 }  # fmt: skip
 

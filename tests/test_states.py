@@ -111,9 +111,9 @@ RAGGED = [[1.0], [2.0, 3.0]]
 @pytest.mark.parametrize(
     ("value", "error", "match"),
     [
-        (MASKED, TypeError, "expected an array without a mask, got a masked array: fill it first"),
+        (MASKED, TypeError, "expected an array without a mask, got a masked array; use"),
         (np.ma.masked_array([1.0, 2, 3]), TypeError, "expected an array without a mask"),
-        (RAGGED, ValueError, "expected an array of numbers, got list: .*inhomogeneous"),
+        (RAGGED, ValueError, "expected an array, got .*inhomogeneous"),
         (None, TypeError, "expected an array of numbers, got NoneType"),
         ({"a": 1}, TypeError, "expected an array of numbers, got dict"),
         ("abc", TypeError, "expected float32, got <U3"),

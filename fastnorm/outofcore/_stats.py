@@ -250,10 +250,13 @@ def _statistics(method: str, values: Any, shape: tuple[int, ...]) -> Statistics:
     names = [field.name for field in fields(kind)]
     if not isinstance(values, dict) or [*values] != names:
         raise ValueError(f"statistics that are not {', '.join(names)}")
-    arrays = {name: np.array(values[name], None if name == "count" else float) for name in names}
+    whole = ("count", "exponent")  # but a count of weights
+    arrays = {name: np.array(values[name], None if name in whole else float) for name in names}
     for name, array in arrays.items():
         if array.dtype.kind not in "if" or array.shape != shape:
             raise ValueError(f"{name} that is not of shape {shape}")
+        if name == "exponent" and array.dtype.kind != "i" and array.size:
+            raise ValueError("exponent that is no integer")
         if name in ("count", "m2") and (array < 0).any():
             raise ValueError(f"{name} that is negative")
     if method == "minmax" and (arrays["low"] > arrays["high"]).any():
