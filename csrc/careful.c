@@ -82,12 +82,29 @@ static void look(glance *at, const fn_job *job, const char *array, int64_t p, in
     }
 }
 
-/* whether plane p is constant: its elements are *value */
+/* Whether plane p is constant: its elements are *value.  Most that are not differ at once.  Where a
+ * plane is a row, its bytes are compared with themselves one element on. */
 static int is_constant(glance *at, const fn_job *job, const char *array, int64_t p, int64_t p1,
                        double *value) {
-    look(at, job, array, p, p1);
-    *value = at->low[p - at->p];
-    return at->low[p - at->p] == at->high[p - at->p];
+    const fn_plan *pl = &job->plan;
+    const int64_t size = (int64_t)pl->esize, start = run_at(pl, p / pl->cols, 0) + p % pl->cols;
+    const int64_t step = pl->s > 1 ? pl->ld : pl->nseg > 1 ? pl->seg_stride : 0;
+    const char *first = array + start * size;
+    if (memcmp(first, first + step * size, pl->esize) != 0)
+        return 0;
+    if (pl->cols > 1) {
+        look(at, job, array, p, p1);
+        *value = at->low[p - at->p];
+        return at->low[p - at->p] == at->high[p - at->p];
+    }
+    load(job, array, start, 1, 1, value);
+    for (int64_t g = 0; g < pl->nseg; g++) {
+        const char *run = array + run_at(pl, p, g) * size;
+        if (memcmp(first, run, pl->esize) != 0 ||
+            memcmp(run, run + size, (size_t)((pl->s - 1) * size)) != 0)
+            return 0;
+    }
+    return 1;
 }
 
 /* ---- moments -------------------------------------------------------------------------------*/
@@ -150,24 +167,24 @@ static void sum_again(const fn_job *job, int64_t p) {
 }
 
 /* Whether products may have overflowed, or lost digits to underflow: small sums may also be those
- * of a gradient that is 0.  Returns 1 or 0, of sums over m elements. */
+ * of a gradient that is 0, and are right where x is constant, std 0.  Returns 1 or 0, of sums over
+ * m elements. */
 FN_INLINE double is_doubtful(double dy, double dy_xc, double std, double m) {
-    const double high = fn_range_of(4).high, small = fabs(dy) * std < m * 0x1p-100 ? 1 : 0;
-    return fn_outside(dy, -high, high) + fn_outside(fabs(dy_xc), small * m * 0x1p-118, high) > 0;
+    const double high = fn_range_of(4).high, least = std == 0 ? 0 : m * 0x1p-118;
+    const double small = fabs(dy) * std < m * 0x1p-100 ? least : 0, nan = std == std ? 0 : 1;
+    return fn_outside(dy, -high, high) + fn_outside(fabs(dy_xc), small, high) > 2 * nan;
 }
 
-/* whether dy * weight is constant over domain d, whose planes end before p1 */
+/* whether dy * weight is constant over domain d, whose planes end before p1; not where it is 0, as
+ * then dx is so anyway */
 static int same_gradient(glance *at, const fn_job *job, int64_t d, int64_t p1) {
     const fn_plan *pl = &job->plan;
     const void *weight = job->weight;
     const int64_t first = fn_first_plane(pl, d);
     double value = 0;
-    for (int64_t i = 1; i < pl->s && pl->elem && weight; i++)
-        if (fn_get(pl, weight, i) != fn_get(pl, weight, 0))
-            return 0;
     for (int64_t p = first; p < first + pl->per_domain; p++) {
         double dy;
-        if (!is_constant(at, job, job->dy, p, p1, &dy))
+        if (!is_constant(at, job, job->dy, p, p1, &dy) || isnan(job->cf.sum_dy[p]))
             return 0;
         if (weight && !pl->elem)
             dy *= fn_get(pl, weight, p % pl->c);
@@ -175,21 +192,16 @@ static int same_gradient(glance *at, const fn_job *job, int64_t d, int64_t p1) {
             return 0;
         value = dy;
     }
-    return isfinite(value);
+    for (int64_t i = 1; i < pl->s && pl->elem && weight; i++)
+        if (fn_get(pl, weight, i) != fn_get(pl, weight, 0))
+            return 0;
+    return isfinite(value) && value != 0;
 }
 
-/* Whether x may be constant over domain d: where the mean is subtracted, its deviation is 0; else
- * the first two elements are equal, and those of dy. */
+/* Whether x may be constant over domain d, as its deviation is 0; where the mean is not subtracted,
+ * that tells nothing. */
 static int may_be_flat(const fn_job *job, int64_t d) {
-    const fn_plan *pl = &job->plan;
-    const size_t size = pl->esize;
-    if (!fn_uncentered(pl))
-        return job->cf.std[d] == 0 && fn_is_centered(pl);
-    const int64_t step = pl->s > 1 ? pl->ld : pl->nseg > 1 ? pl->seg_stride : 0;
-    const int64_t i = (run_at(pl, d / pl->cols, 0) + d % pl->cols) * (int64_t)size;
-    const int64_t next = i + step * (int64_t)size;
-    return step && memcmp(job->x + i, job->x + next, size) == 0 &&
-           memcmp(job->dy + i, job->dy + next, size) == 0;
+    return fn_uncentered(&job->plan) || (job->cf.std[d] == 0 && fn_is_centered(&job->plan));
 }
 
 /* Whether a glance at the sums tells that nothing is doubtful, and nothing constant: in a loop that

@@ -231,8 +231,9 @@ void fn_put_planes(fn_coefs *cf, piece at, const double *mean, const double *sca
                                       fn_element(cf->plan, cf->shift, at.plane));
     for (int64_t i = 0; i < at.n; i++)
         marks[i] = 0;
-    for (int64_t i = 0; i < at.n && outside > 0; i++)
-        if (plane_outside(mean[i], scale[i], shift[i], weight[i], bias[i], range) > 0)
+    for (int64_t i = 0; i < at.n && outside > 0; i++) /* NaN is NaN in the kernels too */
+        if (plane_outside(mean[i], scale[i], shift[i], weight[i], bias[i], range) > 0 &&
+            !isnan(mean[i] + scale[i]))
             marks[i] = FN_CAREFUL;
 }
 
@@ -405,8 +406,9 @@ static void put_grad_piece(fn_coefs *cf, piece at, grad_piece *g) {
         outside += fn_grad_outside(range, g->scale[i], g->a[i], g->a[i], g->b[i], g->e[i]);
     }
     for (int64_t i = 0; i < at.n && outside > 0; i++)
-        if ((plan->elem && keep[i] != 1) ||
-            fn_grad_outside(range, g->scale[i], g->a[i], g->a[i], g->b[i], g->e[i]) > 0)
+        if (((plan->elem && keep[i] != 1) ||
+             fn_grad_outside(range, g->scale[i], g->a[i], g->a[i], g->b[i], g->e[i]) > 0) &&
+            !isnan(g->a[i] + g->b[i] + g->e[i])) /* which is NaN in the kernels too */
             cf->marks[at.plane + i] |= FN_CAREFUL;
     FN_BY_TYPE(cf, put_grad_typed, at.n, g->scale, g->shift, g->a, g->low, g->b, g->e,
                cf->sum_dy + at.plane, cf->sum_dy_xc + at.plane,

@@ -75,18 +75,17 @@ def test_outliers_wherever_they_lie(pattern, isa):
         np.testing.assert_allclose(var, exact.var(), rtol=1e-6)
 
 
+CENTERED = [
+    n
+    for n in NORMS
+    if (n.running == "none" and n.name not in ("rms_norm", "weight_norm")) or n.id == "bn-train"
+]
+
+
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("value", [0.0, 1.1, -3e5, 1e-8])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(
-    "norm",
-    [
-        n
-        for n in NORMS
-        if (n.running == "none" and n.name not in ("rms_norm", "weight_norm")) or n.id == "bn-train"
-    ],
-    ids=lambda n: n.id,
-)
+@pytest.mark.parametrize("norm", CENTERED, ids=lambda n: n.id)
 def test_a_constant_domain_gives_the_bias_exactly(norm, dtype, value, layout, rng):
     if not norm.channels:
         layout = "NCHW"
@@ -103,6 +102,34 @@ def test_a_constant_domain_gives_the_bias_exactly(norm, dtype, value, layout, rn
         axes = [a % 4 for a in axes]
         want = bias.reshape([n if a in axes else 1 for a, n in enumerate(x.shape)])
     np.testing.assert_array_equal(y, np.broadcast_to(want, y.shape))
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("shape", [(5, 6, 13, 11), (3, 6, 1, 1)])
+@pytest.mark.parametrize("value", [0.0, 3.3, -3e5])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("norm", CENTERED, ids=lambda n: n.id)
+def test_gradients_of_a_constant_domain(norm, dtype, value, shape, layout, rng):
+    """dweight is exactly 0; so is dx where weight and dy are constant too. NaN does not vanish."""
+    if not norm.channels:
+        layout = "NCHW"
+    x = np.full(shape, value, dtype)
+    x = np.ascontiguousarray(np.moveaxis(x, 1, -1)) if is_last(layout) else x
+    args, kwargs = norm.arguments(rng, x, layout)
+    dy = rng.standard_normal(x.shape).astype(dtype)
+    _, grads, _ = run(norm, x, args, kwargs, dy)
+    np.testing.assert_array_equal(grads.weight, 0)
+    for given in args:
+        if np.ndim(given):  # weight, and bias
+            given[...] = 1.7
+    dy[...] = 0.7
+    _, grads, _ = run(norm, x, args, kwargs, dy)
+    np.testing.assert_array_equal(grads.x, 0)
+    np.testing.assert_array_equal(grads.weight, 0)
+    dy[1, ..., -1] = np.nan
+    _, grads, _ = run(norm, x, args, kwargs, dy)
+    _, want, _ = run_reference(norm, x, args, kwargs, dy)
+    np.testing.assert_array_equal(np.isnan(grads.x), np.isnan(want[0]))
 
 
 DOMAIN_AXES = {  # of an NCHW array, where one bad value spreads to
