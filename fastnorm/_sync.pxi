@@ -130,7 +130,7 @@ def put_running(cnp.ndarray running_mean, cnp.ndarray mean, cnp.ndarray running_
 
 
 def param_grads(cnp.ndarray sums, cnp.ndarray rstd, object weight_dtype, object bias_dtype):
-    """dweight and dbias of the sums that `measure_grad` returns, or None where there is no dtype."""
+    """dweight and dbias of the sums of `measure_grad`, or None where there is no dtype."""
     cdef Py_ssize_t channels = cnp.PyArray_SIZE(rstd), c
     cdef double* source = _doubles(sums, 2 * channels)
     cdef double* scale = _doubles(rstd, channels)
