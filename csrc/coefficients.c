@@ -1,4 +1,4 @@
-/* Moments to scale and shift, and gradient sums to the coefficients of dx: here, and in
+/* Statistics to scale and shift, and gradient sums to the coefficients of dx: here, and in
  * switchable.c, normalizers differ.  All in double; arrays of N*C numbers, never of N*C*S.
  *
  * x is centered in its own precision, x - center, with center the mean rounded to that precision;
@@ -10,7 +10,6 @@
 #include "coefs.h"
 
 static int is_switchable(const fn_coefs *cf) { return cf->plan->p.norm == FN_SWITCHABLE; }
-static double clip(double v, double lo, double hi) { return v < lo ? lo : v > hi ? hi : v; }
 
 void fn_params_of(const fn_coefs *cf, const void *param, double none, int64_t c, int64_t n,
                   double *v) {
@@ -23,114 +22,6 @@ void fn_params_of(const fn_coefs *cf, const void *param, double none, int64_t c,
     fn_get_all(cf->plan, param, c, v, real);
     for (int64_t i = real; i < n; i++)
         v[i] = 0;
-}
-
-/* statistics are constants of the backward pass */
-static int constant_stats(const fn_plan *plan) {
-    fn_norm norm = plan->p.norm;
-    return !plan->p.training &&
-           (norm == FN_BATCH || norm == FN_BATCH_RENORM || norm == FN_INSTANCE);
-}
-int fn_needs_moments(const fn_plan *plan) { return !constant_stats(plan); }
-/* sigma is the length of a vector: the root of a sum of squares, not of a mean */
-static int is_length(const fn_plan *plan) {
-    return plan->p.norm == FN_WEIGHT || plan->p.norm == FN_L2;
-}
-int fn_uncentered(const fn_plan *plan) { return plan->p.norm == FN_RMS || is_length(plan); }
-int fn_is_centered(const fn_plan *plan) {
-    return !fn_uncentered(plan) && !constant_stats(plan) && plan->p.norm != FN_SWITCHABLE;
-}
-/* what m2 is divided by */
-static double divisor(const fn_coefs *cf) { return is_length(cf->plan) ? 1 : cf->count; }
-
-/* ---- statistics of a domain ----------------------------------------------------------------*/
-
-/* Batch Renorm divides the mean's distance from the running one by the running sigma.  Where that
- * is much smaller than the batch's, and the distance is not clipped, the result shows what rounding
- * in float took from the mean. */
-#define MUCH_SMALLER 8
-static int mean_decides(const fn_coefs *cf, int64_t d) {
-    const fn_plan *plan = cf->plan;
-    const int64_t c = d % plan->c;
-    if (plan->asize == 8 || constant_stats(plan) || fn_is_padding(cf, c))
-        return 0;
-    const double sigma = sqrt(fn_get(plan, cf->params->running_var, c) + plan->p.eps);
-    const double far = fabs(cf->mean[d] - fn_get(plan, cf->params->running_mean, c));
-    return cf->std[d] > MUCH_SMALLER * plan->p.r_max * sigma && far < 1.01 * plan->p.d_max * sigma;
-}
-
-int fn_out_of_range(const fn_coefs *cf, int64_t d) {
-    const fn_range range = fn_range_of(cf->plan->asize);
-    const double std = cf->std[d];
-    if (cf->r && mean_decides(cf, d))
-        return 1;
-    if (cf->plan->p.dtype == FN_F16) /* squares of its differences are floats */
-        return 0;
-    if (std == 0)
-        return !(fabs(cf->mean[d]) >= range.zero);
-    return !(range.std_low <= std && std <= range.std_high);
-}
-
-int fn_deviations(fn_coefs *cf, int64_t d0, int64_t d1) {
-    const double part = 1 / divisor(cf), count = (double)cf->plan->count;
-    const fn_range range = fn_range_of(cf->plan->asize);
-    double outside = 0;
-    for (int64_t d = d0; d < d1 && cf->plan->p.norm == FN_WEIGHT; d++) {
-        cf->std[d] += cf->mean[d] * cf->mean[d] * count; /* both terms positive: exact */
-        cf->mean[d] = 0;
-    }
-    for (int64_t d = d0; d < d1; d++) {
-        const double std = sqrt(cf->std[d] * part);
-        cf->std[d] = std;
-        outside += fn_outside(std, range.std_low, range.std_high);
-    }
-    return outside > 0 || cf->r;
-}
-
-void fn_put_moments(fn_coefs *cf, int64_t d, double mean, double m2, int exponent) {
-    if (fn_uncentered(cf->plan) && mean != 0) { /* in the unit of the larger of the two */
-        int size;
-        frexp(mean, &size);
-        size = m2 > 0 && exponent > size ? exponent : size;
-        mean = ldexp(mean, -size);
-        m2 = ldexp(m2, 2 * (exponent - size)) + mean * mean * (double)cf->plan->count;
-        exponent = size;
-        mean = 0;
-    }
-    cf->mean[d] = mean;
-    cf->std[d] = ldexp(sqrt(m2 / divisor(cf)), exponent);
-}
-
-/* Batch Renorm (Ioffe 2017), also for instance statistics: r = clip(sigma_B / sigma),
- * d = clip((mean_B - mean) / sigma) against the running statistics. */
-static void renorm_corrections(fn_coefs *cf, int64_t d) {
-    const fn_plan *plan = cf->plan;
-    const fn_problem *p = &plan->p;
-    const int64_t c = d % plan->c;
-    if (constant_stats(plan) || fn_is_padding(cf, c)) {
-        cf->r[d] = 1;
-        cf->d[d] = 0;
-        return;
-    }
-    const double sigma = sqrt(fn_get(plan, cf->params->running_var, c) + p->eps);
-    const double blend = p->norm == FN_INSTANCE_RENORM ? p->blend : 1;
-    double r = clip(fn_sigma(cf->std[d], p->eps) / sigma, 1 / p->r_max, p->r_max);
-    double shift = (cf->mean[d] - fn_get(plan, cf->params->running_mean, c)) / sigma;
-    cf->r[d] = 1 + blend * (r - 1);
-    cf->d[d] = blend * clip(shift, -p->d_max, p->d_max);
-}
-
-void fn_statistics(fn_coefs *cf, int64_t d0, int64_t d1) {
-    const fn_plan *plan = cf->plan;
-    for (int64_t d = d0; d < d1 && constant_stats(plan); d++) {
-        const int64_t c = d % plan->c;
-        const int padding = fn_is_padding(cf, c);
-        const double var = padding ? 0 : fn_get(plan, cf->params->running_var, c);
-        cf->mean[d] = padding ? 0 : fn_get(plan, cf->params->running_mean, c);
-        cf->std[d] = copysign(sqrt(fabs(var)), var);
-    }
-    for (int64_t d = d0; d < d1 && cf->r; d++)
-        renorm_corrections(cf, d);
 }
 
 /* ---- forward -------------------------------------------------------------------------------*/
@@ -160,7 +51,7 @@ static void spread(piece at, const double *from, double *v) {
 /* What a domain's elements are divided by.  A vector of zeros has no direction, and stays 0. */
 static double sigma_of(const fn_coefs *cf, int64_t d) {
     const double sigma = fn_sigma(cf->std[d], cf->plan->p.eps), least = cf->plan->p.sigma_min;
-    if (sigma == 0 && least == 0 && is_length(cf->plan))
+    if (sigma == 0 && least == 0 && fn_is_length(cf->plan))
         return INFINITY;
     return sigma < least ? least : sigma;
 }
@@ -371,14 +262,14 @@ FN_INLINE domain_grad grad_of(const fn_coefs *cf, int64_t d, double scale, doubl
                               double sum2) {
     const fn_plan *plan = cf->plan;
     const int clamped = cf->std[d] < plan->p.sigma_min;
-    if (constant_stats(plan))
+    if (!fn_needs_moments(plan))
         return (domain_grad){1, 0, 0};
     const int flat = cf->count == 1 || (cf->marks[fn_first_plane(plan, d)] & FN_FLAT);
     if (flat && !fn_uncentered(plan))
         return (domain_grad){0, 0, 0};
     if (flat && !clamped)
         return (domain_grad){plan->p.eps * rstd * rstd, 0, 0};
-    return (domain_grad){1, clamped ? 0 : -scale * sum2 * (1 / divisor(cf)),
+    return (domain_grad){1, clamped ? 0 : -scale * sum2 * (1 / fn_divisor(cf)),
                          fn_uncentered(plan) ? 0 : -scale * sum1 * (1 / cf->count)};
 }
 

@@ -1,4 +1,4 @@
-/* What coefficients.c and switchable.c share. */
+/* What statistics.c, coefficients.c and switchable.c share. */
 #ifndef FN_COEFS_H
 #define FN_COEFS_H
 
@@ -15,6 +15,11 @@ typedef struct {
 
 /* the piece that begins with plane i of domain d, of domains up to d1 */
 piece fn_piece_at(const fn_plan *plan, int64_t d, int64_t d1, int64_t i);
+
+/* what m2 is divided by */
+static inline double fn_divisor(const fn_coefs *cf) {
+    return fn_is_length(cf->plan) ? 1 : cf->count;
+}
 
 /* the channels of a blocked layout that fill up the last block, and have no parameters */
 static inline int fn_is_padding(const fn_coefs *cf, int64_t channel) {

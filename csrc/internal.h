@@ -281,15 +281,28 @@ fn_careful fn_careful_forward(const fn_coefs *cf, int64_t plane);
 /* behind fn_grad_coefficients */
 fn_careful fn_careful_backward(const fn_coefs *cf, int64_t plane);
 
-/* whether x has to be read for its moments (else the running statistics serve) */
-int fn_needs_moments(const fn_plan *plan);
+/* whether x has to be read for its moments (else the running statistics serve, and are constants of
+ * the backward pass) */
+static inline int fn_needs_moments(const fn_plan *plan) {
+    const fn_norm norm = plan->p.norm;
+    return plan->p.training ||
+           !(norm == FN_BATCH || norm == FN_BATCH_RENORM || norm == FN_INSTANCE);
+}
+/* sigma is the length of a vector: the root of a sum of squares, not of a mean */
+static inline int fn_is_length(const fn_plan *plan) {
+    return plan->p.norm == FN_WEIGHT || plan->p.norm == FN_L2;
+}
+/* whether the mean is not subtracted; whether it is, and depends on x, so that dx is 0 where x and
+ * dy are constant */
+static inline int fn_uncentered(const fn_plan *plan) {
+    return plan->p.norm == FN_RMS || fn_is_length(plan);
+}
+static inline int fn_is_centered(const fn_plan *plan) {
+    return !fn_uncentered(plan) && fn_needs_moments(plan) && plan->p.norm != FN_SWITCHABLE;
+}
 /* domains [d0, d1): `std` holds m2, and becomes the standard deviation.  Returns whether there are
  * such as kernels cannot be trusted with, and that have to be measured again. */
 int fn_deviations(fn_coefs *cf, int64_t d0, int64_t d1);
-/* whether the mean is not subtracted; whether it is, and depends on x, so that dx is 0 where x and
- * dy are constant */
-int fn_uncentered(const fn_plan *plan);
-int fn_is_centered(const fn_plan *plan);
 /* whether domain d is one of them; and its statistics, from m2 * 4^exponent */
 int fn_out_of_range(const fn_coefs *cf, int64_t d);
 void fn_put_moments(fn_coefs *cf, int64_t d, double mean, double m2, int exponent);
