@@ -186,6 +186,18 @@ def test_an_interrupt_leaves_no_file(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def ended_by(number, run):
+    """What `run` wrote to stderr until a signal ended it: the first, or a second where Python lost
+    the first, as it does in the midst of a destructor or a callback."""
+    for _ in range(10):
+        run.send_signal(number)
+        try:
+            return run.communicate(timeout=20)[1]
+        except subprocess.TimeoutExpired:
+            continue
+    raise AssertionError("signals did not end it")
+
+
 def test_a_signal_ends_a_run_without_a_file(tmp_path):
     run = subprocess.Popen(
         [*CONSOLE, "--set", "resnet50", "--peers", "numpy", "--json", str(tmp_path / "o.json")],
@@ -196,8 +208,7 @@ def test_a_signal_ends_a_run_without_a_file(tmp_path):
     try:
         while "case/s" not in run.stderr.readline(200):
             assert run.poll() is None
-        run.send_signal(signal.SIGINT)
-        _, errors = run.communicate(timeout=60)
+        errors = ended_by(signal.SIGINT, run)
     finally:
         run.kill()
     assert run.returncode == 1
@@ -209,7 +220,7 @@ def test_the_console_script_lets_all_threads_wait_alike(tmp_path):
     path = tmp_path / "o.json"
     environment = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY",)}
     subprocess.run([*CONSOLE, *ONE, "--json", str(path)], check=True, env=environment,
-                   capture_output=True, timeout=120)  # fmt: skip
+                   capture_output=True, timeout=600)  # fmt: skip
     conditions = json.loads(path.read_text())["conditions"]
     assert conditions["waiting threads"].startswith("spin 300000 times")
 
@@ -233,7 +244,7 @@ def test_bench_starts_again_only_for_what_is_not_set(given, wanted, monkeypatch)
 def test_without_click_one_line_says_what_to_install():
     code = f"import sys; sys.modules['click'] = None; {CONSOLE[2]}"
     done = subprocess.run(
-        [sys.executable, "-c", code, "bench"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code, "bench"], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 1
     assert done.stderr == 'fastnorm: click is missing: pip install "fastnorm-cpu[bench]"\n'

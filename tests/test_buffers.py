@@ -163,7 +163,7 @@ print("done")
 
 def test_fork_while_another_thread_is_at_it():
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=600
     )
     assert done.stdout == "done\n", done.stderr
 
@@ -171,7 +171,7 @@ def test_fork_while_another_thread_is_at_it():
 def test_default_is_documented():
     program = "from fastnorm import _core; print(_core.buffer_cache()[0])"
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=True
     )
     assert 0 < int(done.stdout) <= 256 * MB
 

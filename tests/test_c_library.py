@@ -20,9 +20,9 @@ def build_and_run(compiler, folder, *flags):
     subprocess.run(
         [compiler, *FLAGS, *flags, "-I", str(ROOT / "csrc"), *sources, "-lm", "-lpthread", "-o",
          program],
-        check=True, timeout=300,
+        check=True, timeout=600,
     )  # fmt: skip
-    return subprocess.run([program], capture_output=True, text=True, timeout=60)
+    return subprocess.run([program], capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)

@@ -14,7 +14,7 @@ import fastnorm
 def in_process(program, **env):
     done = subprocess.run(
         [sys.executable, "-c", program], env={**os.environ, **env}, capture_output=True, text=True,
-        timeout=60, check=True,
+        timeout=600, check=True,
     )  # fmt: skip
     return done.stdout.strip(), done.stderr
 

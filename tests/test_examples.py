@@ -24,7 +24,7 @@ def test_the_demo_learns_in_five_epochs(tmp_path):
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples/train_digits.py"), "--quick", "--output",
          str(tmp_path / "curves.png")],
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

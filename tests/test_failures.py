@@ -24,7 +24,7 @@ def test_every_allocation_fails_in_turn(dtype, forever):
     pytest.importorskip("_testcapi")
     done = subprocess.run(
         [sys.executable, str(Path(__file__).parent / "memory_worker.py"), dtype, forever],
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 300

@@ -13,7 +13,7 @@ HERE = os.path.dirname(__file__)
 def run(program, *arguments, **env):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program, *map(str, arguments)],
-        env={**os.environ, **env}, cwd=HERE, capture_output=True, text=True, timeout=300,
+        env={**os.environ, **env}, cwd=HERE, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

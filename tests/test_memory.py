@@ -60,7 +60,7 @@ print(peak() - before)
 )
 def test_peak_of_a_call_with_out(name, layout):
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, name, layout], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", PROGRAM, name, layout], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     planes = 16 * 64 if name not in ("channel", "rows") else 16 * 112 * 112

@@ -154,7 +154,7 @@ outofcore.scale_file("in.h5:/few", "out.h5:/x")
 print(os.listdir())
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True,
-                          text=True, timeout=100)  # fmt: skip
+                          text=True, timeout=600)  # fmt: skip
     assert done.returncode == 0, done.stderr
     *errors, left = done.stdout.splitlines()
     assert errors == ["[Errno 27] File too large: 'out.h5:/x'"] * 4

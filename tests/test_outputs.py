@@ -65,7 +65,7 @@ def test_an_interrupt_leaves_what_was_there(tmp_path, old, sent, code):
         (unfinished,) = set(tmp_path.iterdir()) - {tmp_path / "in.npy", tmp_path / "out.npy"}
         assert unfinished.stat().st_size > 200_000
         process.send_signal(sent)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=600)
     assert process.returncode == code
     assert "Traceback" not in errors
     left = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.name != "in.npy"}
@@ -82,7 +82,7 @@ def test_an_interrupt_leaves_no_folder_statistics_or_datasets(tmp_path, sent, co
     with half_way(f"{tmp_path}/in.h5:/x", tmp_path / "in.npy", *options) as process:
         assert len(list((tmp_path / "out").iterdir())) == 2
         process.send_signal(sent)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=600)
     assert process.returncode == code
     assert "Traceback" not in errors
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.h5", "in.npy"]

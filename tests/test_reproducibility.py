@@ -164,7 +164,7 @@ def test_streaming_stores_and_processes():
             env = {**os.environ, "FASTNORM_STREAM_BYTES": bound, "FASTNORM_ISA": isa, **threads}
             done = subprocess.run(
                 [sys.executable, "-c", PROGRAM], env=env, cwd=os.path.dirname(__file__), check=True,
-                capture_output=True, text=True, timeout=120,
+                capture_output=True, text=True, timeout=600,
             )  # fmt: skip
             digests.add(done.stdout)
     assert len(digests) == 1

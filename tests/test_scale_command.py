@@ -158,7 +158,7 @@ def test_what_cannot_be_read_twice_or_replaced_is_refused_by_name(tmp_path, monk
 
 def scale(*arguments, code="", **options):
     command = [*CONSOLE[:2], code + CONSOLE[2], "scale", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
 
 
 def test_the_command(tmp_path):
@@ -275,7 +275,7 @@ def test_a_command_works_without_the_extra_of_the_other(tmp_path):
     done = subprocess.run([*CONSOLE[:2], f"{code}import rich.console"], capture_output=True)
     assert done.returncode == 1  # rich is away indeed
     done = subprocess.run(
-        [*CONSOLE[:2], code + CONSOLE[2], "--help"], capture_output=True, text=True, timeout=60
+        [*CONSOLE[:2], code + CONSOLE[2], "--help"], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0
     assert "scale" in done.stdout

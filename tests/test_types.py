@@ -93,7 +93,7 @@ def run(checker, *files):
     """Exit status and output; skips where pyright has no Node.js to run on."""
     start = [sys.executable, "-m", checker]
     if checker == "pyright":
-        version = subprocess.run([*start, "--version"], capture_output=True, timeout=300)
+        version = subprocess.run([*start, "--version"], capture_output=True, timeout=600)
         if version.returncode:
             pytest.skip("pyright needs Node.js")
     options = {"mypy": ["--strict", "--no-error-summary"], "pyright": []}[checker]
