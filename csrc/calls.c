@@ -147,7 +147,9 @@ typedef struct {
  * of statistics and coefficients each.  So about so many planes are taken at a time: samples, where
  * their domains are their own, or columns of a matrix.  The bits of a domain do not depend on the
  * others. */
+#ifndef SLICE_PLANES /* tests cut small arrays */
 #define SLICE_PLANES (1 << 17)
+#endif
 static int samples_are_apart(const call *of) {
     const fn_problem *p = of->problem;
     return of->whole.elem || p->norm == FN_GROUP ||
@@ -162,7 +164,8 @@ static void cut(call *of) {
         of->samples = fn_max(1, SLICE_PLANES / whole->c);
     if (whole->col && whole->per_domain == 1 && of->problem->norm != FN_SWITCHABLE &&
         (whole->n == 1 || of->samples == 1) && of->problem->layout != FN_BLOCKED)
-        of->columns = fn_min(whole->c, SLICE_PLANES);
+        /* in equal parts, as one of a single column would be planned as a row */
+        of->columns = fn_ceil_div(whole->c, fn_ceil_div(whole->c, SLICE_PLANES));
 }
 
 static fn_status make_call(call *of, const fn_problem *problem, const fn_params *params,
@@ -204,7 +207,10 @@ static void make_job(const call *of, fn_job *job, slice at) {
     int64_t elements;
     *job = (fn_job){.dy = of->dy, .params = params_from(of, at.c)};
     part.n = at.n1 - at.n;
-    part.c = at.c1 - at.c == whole->c ? part.c : at.c1 - at.c;
+    if (at.c1 - at.c != whole->c) {
+        part.c = at.c1 - at.c;
+        part.groups = part.c; /* a group is a channel, where columns are cut */
+    }
     if (part.n == of->problem->n && part.c == of->problem->c)
         job->plan = *whole;
     else
@@ -400,6 +406,7 @@ static void run_apply_grad(fn_job *job, double *sums) {
     memcpy(job->cf.sum_dy_xc, sums + job->plan.planes, size);
     fn_centers(&job->cf, 0, job->plan.domains);
     fn_center_sums(&job->cf, 1);
+    fn_flat_everywhere(job);
     fn_run_apply_grad(job);
 }
 

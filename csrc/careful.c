@@ -139,8 +139,8 @@ void fn_careful_moments(fn_job *job, int64_t d, int64_t d1) {
 /* ---- gradient sums -------------------------------------------------------------------------*/
 
 typedef struct {
-    double center, dy, dy_xc;
-    const void *weight; /* of the rows, or NULL */
+    double center, part, dy, dy_xc; /* part: one over the unit of x - center */
+    const void *weight;             /* of the rows, or NULL */
 } grad_sums;
 
 static void visit_sums(const walk *at, int64_t row, int64_t n, const double *x, const double *dy,
@@ -150,15 +150,23 @@ static void visit_sums(const walk *at, int64_t row, int64_t n, const double *x, 
     for (int64_t k = 0; k < n; k++) { /* of one column */
         const double g = dy[k] * (s->weight ? fn_get(&at->job->plan, s->weight, row + k) : 1);
         s->dy += g;
-        s->dy_xc += g * (x[k] - s->center);
+        s->dy_xc += g * ((x[k] - s->center) * s->part);
     }
 }
 
-static void sum_again(const fn_job *job, int64_t p) {
+double fn_sum_unit(double std) {
+    int exponent = 0;
+    if (std > 0 && std < INFINITY)
+        frexp(std, &exponent);
+    return ldexp(1, exponent < -1000 ? -1000 : exponent > 1000 ? 1000 : exponent);
+}
+
+static void sum_again(const fn_job *job, int64_t p, double unit) {
     const fn_plan *pl = &job->plan;
     fn_job sums_only = *job;
     sums_only.out = NULL;
     grad_sums s = {.center = fn_get(pl, job->cf.center, p),
+                   .part = 1 / unit,
                    .weight = pl->elem ? job->weight : NULL};
     for (int64_t g = 0; g < pl->nseg; g++)
         visit_rows((walk){&sums_only, p, 1, &s}, g, 0, pl->s, visit_sums);
@@ -166,28 +174,38 @@ static void sum_again(const fn_job *job, int64_t p) {
     job->cf.sum_dy_xc[p] = s.dy_xc;
 }
 
-/* Whether products may have overflowed, or lost digits to underflow: small sums may also be those
- * of a gradient that is 0, and are right where x is constant, std 0.  Returns 1 or 0, of sums over
- * m elements. */
-FN_INLINE double is_doubtful(double dy, double dy_xc, double std, double m) {
-    const double high = fn_range_of(4).high, least = std == 0 ? 0 : m * 0x1p-118;
-    const double small = fabs(dy) * std < m * 0x1p-100 ? least : 0, nan = std == std ? 0 : 1;
-    return fn_outside(dy, -high, high) + fn_outside(fabs(dy_xc), small, high) > 2 * nan;
+/* Sums of products that may have overflowed, or lost digits to underflow, over m elements: beyond
+ * `high`, and below `least` where |sum dy| * std is below `small`, as they may also be those of a
+ * gradient that is 0. */
+typedef struct {
+    double high, small, least;
+    int measured; /* std is that of x: where it is 0, x is constant and the sums are right */
+} doubt;
+static doubt doubt_of(const fn_plan *pl) {
+    const double m = (double)(pl->s * pl->nseg);
+    const int measured = fn_needs_moments(pl);
+    return pl->asize == 4 ? (doubt){0x1p100, m * 0x1p-100, m * 0x1p-118, measured}
+                          : (doubt){0x1p1000, m * 0x1p-940, m * 0x1p-958, measured};
+}
+FN_INLINE double is_doubtful(doubt of, double dy, double dy_xc, double std) {
+    const double least = (std == 0) & of.measured ? 0 : of.least;
+    const double small = fabs(dy) * std < of.small ? least : 0, nan = std == std ? 0 : 1;
+    return fn_outside(dy, -of.high, of.high) + fn_outside(fabs(dy_xc), small, of.high) > 2 * nan;
 }
 
 /* whether dy * weight is constant over domain d, whose planes end before p1; not where it is 0, as
  * then dx is so anyway */
-static int same_gradient(glance *at, const fn_job *job, int64_t d, int64_t p1) {
+static int same_gradient(glance *at, const fn_job *job, int64_t d, int64_t p1, double *gradient) {
     const fn_plan *pl = &job->plan;
     const void *weight = job->weight;
     const int64_t first = fn_first_plane(pl, d);
     double value = 0;
     for (int64_t p = first; p < first + pl->per_domain; p++) {
-        double dy;
+        double dy, factor;
         if (!is_constant(at, job, job->dy, p, p1, &dy) || isnan(job->cf.sum_dy[p]))
             return 0;
-        if (weight && !pl->elem)
-            dy *= fn_get(pl, weight, p % pl->c);
+        fn_params_of(&job->cf, weight, 1, pl->elem ? 0 : p % pl->c, 1, &factor);
+        dy *= factor;
         if (p > first && dy != value)
             return 0;
         value = dy;
@@ -195,54 +213,94 @@ static int same_gradient(glance *at, const fn_job *job, int64_t d, int64_t p1) {
     for (int64_t i = 1; i < pl->s && pl->elem && weight; i++)
         if (fn_get(pl, weight, i) != fn_get(pl, weight, 0))
             return 0;
+    *gradient = value;
     return isfinite(value) && value != 0;
 }
 
 /* Whether x may be constant over domain d, as its deviation is 0; where the mean is not subtracted,
  * that tells nothing. */
 static int may_be_flat(const fn_job *job, int64_t d) {
-    return fn_uncentered(&job->plan) || (job->cf.std[d] == 0 && fn_is_centered(&job->plan));
+    const fn_plan *pl = &job->plan;
+    return fn_uncentered(pl) || (job->cf.std[d] == 0 && fn_needs_moments(pl));
 }
 
 /* Whether a glance at the sums tells that nothing is doubtful, and nothing constant: in a loop that
  * compilers make vectors of, over domains that are a plane each. */
-static int all_ordinary(const fn_job *job, int64_t d, int64_t d1, double m) {
+static int all_ordinary(const fn_job *job, int64_t d, int64_t d1) {
     const fn_coefs *cf = &job->cf;
+    const doubt of = doubt_of(&job->plan);
     double count = 0;
     if (job->plan.planes != job->plan.domains || fn_uncentered(&job->plan))
         return 0;
     for (; d < d1; d++)
         count +=
-            is_doubtful(cf->sum_dy[d], cf->sum_dy_xc[d], cf->std[d], m) + (cf->std[d] > 0 ? 0 : 1);
+            is_doubtful(of, cf->sum_dy[d], cf->sum_dy_xc[d], cf->std[d]) + (cf->std[d] > 0 ? 0 : 1);
     return count == 0;
+}
+
+/* Whether the sums of plane p are to be computed again: not where dy is 0, nor where x is its
+ * center, as a dead channel may be. */
+static int is_wrong(const fn_job *job, doubt of, int64_t d, int64_t p, int64_t p1, glance *x,
+                    glance *dy) {
+    const fn_coefs *cf = &job->cf;
+    double value;
+    if (!(is_doubtful(of, cf->sum_dy[p], cf->sum_dy_xc[p], cf->std[d]) > 0))
+        return 0;
+    if (cf->sum_dy[p] == 0 && is_constant(dy, job, job->dy, p, p1, &value) && value == 0)
+        return 0;
+    return !(cf->sum_dy_xc[p] == 0 && is_constant(x, job, job->x, p, p1, &value) &&
+             value == fn_get(&job->plan, cf->center, p));
 }
 
 void fn_careful_grads(fn_job *job, int64_t d, int64_t d1) {
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
     const int64_t p1 = fn_first_plane(pl, d1);
-    const double m = (double)(pl->s * pl->nseg);
-    /* doubles are all there is, and halves are small */
-    const int trusted = pl->asize == 8 || pl->p.dtype == FN_F16;
-    if (all_ordinary(job, d, d1, m))
+    const doubt of = doubt_of(pl);
+    const int halves = pl->p.dtype == FN_F16; /* which are small */
+    if (all_ordinary(job, d, d1))
         return;
     glance x = {.p = 0, .p1 = 0}, dy = {.p = 0, .p1 = 0};
     for (; d < d1; d++) {
         const int64_t first = fn_first_plane(pl, d), end = first + pl->per_domain;
         double value;
-        for (int64_t p = first; p < end; p++) {
-            if (trusted || !(is_doubtful(cf->sum_dy[p], cf->sum_dy_xc[p], cf->std[d], m) > 0))
+        int scaled = 0;
+        for (int64_t p = first; p < end && !halves && !scaled; p++) {
+            if (!is_wrong(job, of, d, p, p1, &x, &dy))
                 continue;
-            if (cf->sum_dy[p] == 0 && is_constant(&dy, job, job->dy, p, p1, &value) && value == 0)
-                continue;
-            sum_again(job, p);
+            scaled = pl->asize == sizeof(double); /* all planes of the domain alike */
+            if (!scaled)
+                sum_again(job, p, 1);
             if (pl->elem)
                 cf->marks[p] |= FN_CAREFUL;
         }
-        if (may_be_flat(job, d) && same_gradient(&dy, job, d, p1) &&
+        for (int64_t p = first; p < end && scaled; p++) {
+            sum_again(job, p, fn_sum_unit(cf->std[d]));
+            cf->marks[p] |= FN_SCALED | FN_CAREFUL;
+        }
+        if (may_be_flat(job, d) && same_gradient(&dy, job, d, p1, &value) &&
             (cf->std[d] == 0 || same_elements(&x, job, d, p1, &value)))
             for (int64_t p = first; p < end; p++)
                 cf->marks[p] |= FN_FLAT;
+    }
+}
+
+/* Batch norm over processes: dy * weight is constant in all of them where it is here, and where the
+ * sum over all is what follows from that. */
+void fn_flat_everywhere(fn_job *job) {
+    const fn_plan *pl = &job->plan;
+    const fn_coefs *cf = &job->cf;
+    const double rounding = pl->asize == 4 ? 1e-6 : 1e-14;
+    glance dy = {.p = 0, .p1 = 0};
+    for (int64_t d = 0; d < pl->domains; d++) {
+        double value;
+        if (!may_be_flat(job, d) || !same_gradient(&dy, job, d, pl->planes, &value))
+            continue;
+        double weight;
+        fn_params_of(cf, job->weight, 1, d % pl->c, 1, &weight);
+        const double wanted = value * cf->count, sum = weight * cf->sum_dy[d];
+        if (fabs(sum - wanted) <= rounding * fabs(wanted))
+            cf->marks[d] |= FN_FLAT;
     }
 }
 

@@ -128,6 +128,12 @@ void fn_put_planes(fn_coefs *cf, piece at, const double *mean, const double *sca
             marks[i] = FN_CAREFUL;
 }
 
+/* Whether xhat of a domain is so small that floats lose its digits before they meet the weight of
+ * the element. */
+static int is_lost(const fn_coefs *cf, int64_t d, double rstd) {
+    return cf->std[d] > 0 && cf->std[d] * rstd < fn_range_of(cf->plan->asize).low;
+}
+
 /* Planes without a channel, and those that belong to no domain, become 0. */
 static void zero_padding(const fn_coefs *cf, int64_t d0, int64_t d1, void *const arrays[3]) {
     const fn_plan *plan = cf->plan;
@@ -152,6 +158,9 @@ static void plain_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
             scales_of(cf, at, rstd, scale, shift);
             spread(at, cf->mean + at.d, mean);
             fn_put_planes(cf, at, mean, scale, shift);
+            for (int64_t k = 0; k < at.domains && cf->plan->elem; k++)
+                if (is_lost(cf, at.d + k, rstd[k]))
+                    cf->marks[at.plane + k] |= FN_CAREFUL;
             i += at.n;
         } while (i < cf->plan->per_domain);
     }
@@ -202,7 +211,7 @@ fn_careful fn_careful_forward(const fn_coefs *cf, int64_t plane) {
 /* what backward makes its coefficients of: of the planes of a piece, x - mean = (x - center) - low,
  * and of its domains */
 typedef struct {
-    double weight[BLOCK], scale[BLOCK], shift[BLOCK], low[BLOCK];
+    double weight[BLOCK], scale[BLOCK], shift[BLOCK], mean[BLOCK], low[BLOCK];
     double s1[BLOCK], s2[BLOCK], a[BLOCK], b[BLOCK], e[BLOCK];
     double rstd[BLOCK], sum1[BLOCK], sum2[BLOCK];
 } grad_piece;
@@ -218,11 +227,10 @@ FN_INLINE void take_typed(size_t asize, int64_t n, const double *restrict mean,
     }
 }
 static void take_grad_piece(const fn_coefs *cf, piece at, grad_piece *g) {
-    double mean[BLOCK];
     scales_of(cf, at, g->rstd, g->scale, g->shift);
-    spread(at, cf->mean + at.d, mean);
+    spread(at, cf->mean + at.d, g->mean);
     fn_params_of(cf, cf->params->weight, 1, at.c, at.n, g->weight); /* elem: it is in the sums */
-    FN_BY_TYPE(cf, take_typed, at.n, mean, fn_element(cf->plan, cf->center, at.plane), g->weight,
+    FN_BY_TYPE(cf, take_typed, at.n, g->mean, fn_element(cf->plan, cf->center, at.plane), g->weight,
                cf->sum_dy + at.plane, cf->sum_dy_xc + at.plane, g->low, g->s1, g->s2);
 }
 
@@ -273,12 +281,20 @@ FN_INLINE domain_grad grad_of(const fn_coefs *cf, int64_t d, double scale, doubl
                          fn_uncentered(plan) ? 0 : -scale * sum1 * (1 / cf->count)};
 }
 
+/* Whether plane i of a piece leaves the kernels' range, by more than its coefficients tell: > 0.
+ * NaN is NaN in the kernels too. */
+static double grad_outside(const fn_coefs *cf, piece at, const grad_piece *g, int64_t i) {
+    const fn_range range = fn_range_of(cf->plan->asize);
+    return fn_grad_outside(range, g->scale[i], g->a[i], g->a[i], g->b[i], g->e[i]) +
+           fn_outside(g->mean[i], -range.high, range.high);
+}
+
 /* a, b, e of a piece, from the sums of its domains, and sum dy * xhat */
 static void put_grad_piece(fn_coefs *cf, piece at, grad_piece *g) {
     const fn_plan *plan = cf->plan;
-    const fn_range range = fn_range_of(plan->asize);
     const int64_t each = at.n / at.domains;
-    double outside = 0, keep[BLOCK], domain_b[BLOCK], domain_e[BLOCK];
+    unsigned char *marks = cf->marks + at.plane;
+    double outside = 0, keep[BLOCK], domain_b[BLOCK], domain_e[BLOCK], sums[BLOCK];
     for (int64_t k = 0; k < at.domains; k++) {
         const double rstd = g->rstd[k];
         const domain_grad grad =
@@ -287,24 +303,30 @@ static void put_grad_piece(fn_coefs *cf, piece at, grad_piece *g) {
         domain_b[k] = grad.b * rstd;
         domain_e[k] = grad.e;
         /* where the elements have weights, kernels take the scale of y for that of dx */
-        outside += plan->elem && keep[k] != 1;
+        outside += plan->elem && (keep[k] != 1 || is_lost(cf, at.d + k, rstd));
     }
     spread(at, keep, g->a);
     spread(at, domain_b, g->b);
     spread(at, domain_e, g->e);
     for (int64_t i = 0; i < at.n; i++) {
         g->a[i] *= g->weight[i] * g->scale[i];
-        outside += fn_grad_outside(range, g->scale[i], g->a[i], g->a[i], g->b[i], g->e[i]);
+        outside += grad_outside(cf, at, g, i) + (marks[i] & FN_SCALED);
+        sums[i] = cf->sum_dy_xc[at.plane + i];
     }
-    for (int64_t i = 0; i < at.n && outside > 0; i++)
-        if (((plan->elem && keep[i] != 1) ||
-             fn_grad_outside(range, g->scale[i], g->a[i], g->a[i], g->b[i], g->e[i]) > 0) &&
-            !isnan(g->a[i] + g->b[i] + g->e[i])) /* which is NaN in the kernels too */
-            cf->marks[at.plane + i] |= FN_CAREFUL;
     FN_BY_TYPE(cf, put_grad_typed, at.n, g->scale, g->shift, g->a, g->low, g->b, g->e,
                cf->sum_dy + at.plane, cf->sum_dy_xc + at.plane,
                fn_element(cf->plan, cf->a, at.plane), fn_element(cf->plan, cf->b, at.plane),
                fn_element(cf->plan, cf->e, at.plane));
+    for (int64_t i = 0; i < at.n && outside > 0; i++) {
+        const int64_t k = i / each;
+        if (((plan->elem && (keep[k] != 1 || is_lost(cf, at.d + k, g->rstd[k]))) ||
+             grad_outside(cf, at, g, i) > 0) &&
+            !isnan(g->a[i] + g->b[i] + g->e[i]))
+            marks[i] |= FN_CAREFUL;
+        if (marks[i] & FN_SCALED)
+            cf->sum_dy_xc[at.plane + i] = sums[i] * (fn_sum_unit(cf->std[at.d + k]) * g->scale[i]) +
+                                          g->shift[i] * cf->sum_dy[at.plane + i];
+    }
 }
 
 static void plain_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
@@ -362,6 +384,7 @@ void fn_centers(fn_coefs *cf, int64_t d0, int64_t d1) {
 void fn_center_sums(fn_coefs *cf, int back) {
     for (int64_t p = 0; p < cf->plan->planes; p++) {
         const double low = cf->mean[p] - fn_get(cf->plan, cf->center, p);
+        cf->sum_dy_xc[p] *= cf->marks[p] & FN_SCALED ? fn_sum_unit(cf->std[p]) : 1;
         cf->sum_dy_xc[p] += (back ? low : -low) * cf->sum_dy[p];
     }
 }

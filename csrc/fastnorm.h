@@ -161,6 +161,10 @@ int fn_has_openmp(void);
 int64_t fn_cache_bytes(int level);
 const char *fn_isas_built(void);
 
+/* The weights of switchable norm, of its logits: exp(logits) / sum exp(logits), with the same bits
+ * on every processor. */
+void fn_softmax3(const double logits[3], double w[3]);
+
 /* For benchmarks: y = x (dy NULL: one read, one write) or y = x + dy (two reads, one write) of len
  * floats, with the threads and the instruction set of the library, through the cache or past it
  * (stream).  No forward or backward pass can be faster. */

@@ -23,11 +23,11 @@ typedef uint64_t fn_float_mode;
 static inline fn_float_mode fn_enter_float_mode(void) {
     fn_float_mode found;
     __asm__ volatile("mrs %0, fpcr" : "=r"(found));
-    __asm__ volatile("msr fpcr, %0" : : "r"((fn_float_mode)0));
+    __asm__ volatile("msr fpcr, %0" : : "r"((fn_float_mode)0) : "memory");
     return found;
 }
 static inline void fn_leave_float_mode(fn_float_mode found) {
-    __asm__ volatile("msr fpcr, %0" : : "r"(found));
+    __asm__ volatile("msr fpcr, %0" : : "r"(found) : "memory");
 }
 
 #else /* the C library knows the mode; it may not know how to flush */

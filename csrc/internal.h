@@ -232,7 +232,7 @@ static inline void fn_merge(fn_moments *a, double n, double mean, double m2) {
     a->n = total;
 }
 
-/* ---- coefficients: here, and only here, normalizers differ ---------------------------------*/
+/* ---- coefficients --------------------------------------------------------------------------*/
 typedef struct {
     const fn_plan *plan;
     const fn_params *params;
@@ -247,14 +247,19 @@ typedef struct {
     unsigned char *marks;         /* of each plane: fn_mark */
     double *sigma;                /* switchable: mixed, of each plane; */
     double *dmu, *dvar;           /* gradients of its mean, and of its variance times sigma^2; */
-    double *dlmean, *dlvar; /* sums over each sample, of dmu and of dvar * (lstd / sigma)^2; */
+    double *dlmean,
+        *dlvar; /* of each sample, the mean of dmu, the sum of dvar * (lstd / sigma)^2; */
     double *dbmean, *dbvar; /* over each channel, likewise with bstd; */
     double *dlogits;        /* and of each sample, what goes to the six logits */
 } fn_coefs;
 
 /* FN_CAREFUL: its coefficients leave the range of the kernels, and careful.c computes it.  FN_FLAT:
- * x and dy * weight are constant over its domain, so that nothing but eps is left of dx. */
-enum { FN_CAREFUL = 1, FN_FLAT = 2 };
+ * x and dy * weight are constant over its domain, so that nothing but eps is left of dx. FN_SCALED:
+ * sum_dy_xc is that of dy * (x - center) / fn_sum_unit, as the products may be no doubles. */
+enum { FN_CAREFUL = 1, FN_FLAT = 2, FN_SCALED = 4 };
+
+/* a power of two of the size of a deviation */
+double fn_sum_unit(double std);
 
 /* Where the kernels' arithmetic keeps its digits.  Outside of it squares, products of coefficients,
  * or of one and an element, may overflow, or lose digits to underflow.  careful.c takes such

@@ -28,6 +28,7 @@ typedef struct {
     int64_t esize, groups, nseg, seg_stride, rows, cols, ld;
     int skip_nan;
     const double *weight; /* of each row, or NULL */
+    double heavy;         /* half the largest of them */
 } view;
 
 static const char *row_of(const view *v, int64_t group, int64_t c, int64_t i) {
@@ -146,14 +147,32 @@ static void sum_rows(const view *v, int64_t group, int64_t c, int64_t w, int64_t
     }
 }
 
-/* Rows [i, end) of columns [c, c + w) of a group join `to`; w is STRIP at most. */
+/* The first row's values, or the origin where they are not finite. */
+static void refer_to_row(const view *v, int64_t group, int64_t c, int64_t w, int64_t i,
+                         const double *origin, room at) {
+    memset(at.sum, 0, (size_t)w * sizeof *at.sum);
+    v->k->widen(row_of(v, group, c, i), 1, v->ld, w, at.sum, NULL, at.reference);
+    for (int64_t j = 0; j < w; j++)
+        at.reference[j] = isfinite(at.reference[j]) ? at.reference[j] : origin[j];
+}
+
+/* Rows [i, end) of columns [c, c + w) of a group join `to`; w is STRIP at most.
+ *
+ * Few rows first, as the first may be an outlier: of n rows around a reference that is D off, m2 is
+ * the difference of numbers of n D^2, and that of all rows is D^2 at least.  Each block has at most
+ * GROWTH times the rows before it, so that the mean so far is a reference that loses no digits. */
+enum { FIRST_ROWS = 8, GROWTH = 8 };
 static void read_once(const view *v, int64_t group, int64_t c, int64_t w, int64_t i, int64_t end,
                       const double *origin, room at, sums to) {
     const int64_t fold = w == v->ld ? fn_max(1, FLAT / w) : 1;
+    const int64_t start = i;
     for (int64_t k; i < end; i = k) {
-        k = fn_min(i + ROWS * fold, end);
-        for (int64_t j = 0; j < fold * w; j++)
-            at.reference[j] = origin[j % w] + to.mean[j % w];
+        const int64_t most = i == start ? FIRST_ROWS : GROWTH * (i - start);
+        k = fn_min(i + fn_min(ROWS * fold, most), end);
+        if (i == start)
+            refer_to_row(v, group, c, w, i, origin, at);
+        for (int64_t j = i == start ? w : 0; j < fold * w; j++)
+            at.reference[j] = i == start ? at.reference[j - w] : origin[j % w] + to.mean[j % w];
         sum_rows(v, group, c, w, fold, i, k, at);
         int counts = 0;
         for (int64_t j = 0; j < w && v->skip_nan; j++)
@@ -185,29 +204,50 @@ static double element(const view *v, int64_t group, int64_t c, int64_t i) {
     return value;
 }
 
-/* the first value that is no NaN, where that is finite; else 0 */
+/* the first value that is no NaN, of a row of such a weight; NaN where there is none */
+static double value_of_weight(const view *v, int64_t group, int64_t c, double least) {
+    double value = NAN;
+    for (int64_t i = 0; i < v->nseg * v->rows && value != value; i++)
+        if (!v->weight || v->weight[i] >= least)
+            value = element(v, group, c, i);
+    return value;
+}
+
+/* A feature's origin: the first value that is no NaN, where that is finite; else 0.  Not one of a
+ * small weight, which may be far from all that counts. */
 static double first_value(const view *v, int64_t group, int64_t c) {
-    double value = 0;
-    for (int64_t i = 0; i < v->nseg * v->rows; i++) {
-        value = element(v, group, c, i);
-        if (value == value)
-            break;
-    }
+    double value = value_of_weight(v, group, c, v->heavy);
+    if (value != value && v->weight)
+        value = value_of_weight(v, group, c, 0);
     return isfinite(value) ? value : 0;
 }
 
-/* The squares of float64 beyond 1e154 and below 1e-162 are no doubles.  Such a feature is measured
- * in units of 2^exponent, the size of its largest deviation: the exponent, and 0 where it has
- * none. */
-static int unit_exponent(const view *v, int64_t group, int64_t c, double origin) {
-    double most = 0;
-    int exponent = 0;
-    for (int64_t i = 0; i < v->nseg * v->rows; i++) {
-        const double far = fabs(element(v, group, c, i) / 2 - origin / 2);
-        most = far > most ? far : most;
+/* The squares of float64 beyond 1e154 and below 1e-162 are no doubles.  Such features are measured
+ * in units of 2^exponent, the size of their largest deviation from the origin. */
+
+/* the least and the largest value of columns [c, c + w) of a group, w <= LOOK, NaN passed over */
+#define LOOK 64
+static void extremes(const view *v, int64_t group, int64_t c, int64_t w, char *scratch, double *low,
+                     double *high) {
+    double lo[LOOK], hi[LOOK];
+    for (int64_t i = 0; i < v->nseg * v->rows; i += v->rows) {
+        v->k->col_extremes(row_of(v, group, c, i), v->rows, v->ld, w, 0, scratch, lo, hi);
+        for (int64_t j = 0; j < w; j++) {
+            low[j] = i == 0 || lo[j] < low[j] ? lo[j] : low[j];
+            high[j] = i == 0 || hi[j] > high[j] ? hi[j] : high[j];
+        }
     }
-    if (most > 0 && most <= 0x1p1023)
-        frexp(most, &exponent);
+}
+
+/* The exponent, of values from `low` to `high`: 0 where squares are doubles, or there are none of a
+ * finite size. */
+static int unit_exponent(double low, double high, double origin) {
+    const fn_range range = fn_range_of(sizeof(double));
+    const double above = high / 2 - origin / 2, below = origin / 2 - low / 2;
+    const double half = above > below ? above : below;
+    int exponent = 0;
+    if (half > 0 && half <= 0x1p1023 && !(half > range.std_low && half < range.std_high))
+        frexp(half, &exponent);
     return exponent < -1000 ? -1000 : exponent;
 }
 
@@ -238,7 +278,7 @@ typedef struct {
     fn_job job; /* for its threads and scratch */
     view v;
     int64_t strips, chunks, chunk_rows, each; /* each: groups of a task, where they are small */
-    double *origins, *tables;                 /* of all features; FIELDS of them for each chunk */
+    double *origins, *low, *high, *tables;    /* of all features; FIELDS of them for each chunk */
 } measure_job;
 
 static int64_t features(const measure_job *m) { return m->v.groups * m->v.cols; }
@@ -270,21 +310,43 @@ static void task_measure(fn_job *job, int64_t i) {
     }
 }
 
-/* the chunks, in order, to the first; and what is extreme again */
-static void finish(measure_job *m, double *statistics) {
-    const view *v = &m->v;
+/* the chunks, in order, to the first */
+static void join_chunks(measure_job *m) {
     const int64_t F = features(m);
     for (int64_t k = 1; k < m->chunks; k++) {
         const sums from = sums_at(m->tables + k * FIELDS * F, F, 0), to = sums_at(m->tables, F, 0);
         for (int64_t i = 0; i < F; i++)
             join(to, i, from.count[i], from.mean[i], from.mean_low[i], from.m2[i], from.m2_low[i]);
     }
+}
+
+/* LOOK columns of each of some groups: their extremes, where one of them is extreme */
+static void task_extremes(fn_job *job, int64_t i) {
+    const measure_job *m = (const measure_job *)job->extra;
+    const view *v = &m->v;
+    const int64_t looks = fn_ceil_div(v->cols, LOOK), first = i / looks * m->each;
+    const int64_t c = i % looks * LOOK, w = fn_min(LOOK, v->cols - c);
+    for (int64_t g = first; g < fn_min(first + m->each, v->groups); g++) {
+        const int64_t at = g * v->cols + c;
+        const sums s = sums_at(m->tables, features(m), at);
+        int extreme = 0;
+        for (int64_t j = 0; j < w; j++)
+            extreme |= is_extreme(s.count[j], s.m2[j], m->origins[at + j]);
+        if (extreme)
+            extremes(v, g, c, w, job->scratch, m->low + at, m->high + at);
+    }
+}
+
+/* what is extreme is measured again */
+static void put_statistics(measure_job *m, double *statistics) {
+    const view *v = &m->v;
+    const int64_t F = features(m);
     for (int64_t i = 0; i < F; i++) {
         const sums s = sums_at(m->tables, F, i);
         double one[FIELDS] = {*s.count, *s.mean, *s.mean_low, *s.m2, *s.m2_low};
         int exponent = 0;
         if (v->esize == sizeof(double) && is_extreme(one[0], one[3], m->origins[i]))
-            exponent = unit_exponent(v, i / v->cols, i % v->cols, m->origins[i]);
+            exponent = unit_exponent(m->low[i], m->high[i], m->origins[i]);
         if (exponent)
             measure_feature(v, i / v->cols, i % v->cols, m->origins[i], exponent, one);
         double low;
@@ -327,22 +389,29 @@ fn_status fn_measure_features(const fn_plan *pl, const void *x, int threads, int
     measure_job m = {.v = view_of(pl, x)};
     m.v.skip_nan = skip_nan;
     m.v.weight = weight;
+    for (int64_t i = 0; i < m.v.nseg * m.v.rows && weight; i++)
+        m.v.heavy = fmax(m.v.heavy, weight[i] / 2);
     m.job.extra = &m;
     m.job.threads = threads;
     m.job.scratch_bytes = room_bytes();
     cut(&m);
     const int64_t F = features(&m), team = fn_team_bytes(&m.job);
-    char *w = fn_allocate(team + (1 + m.chunks * FIELDS) * F * (int64_t)sizeof(double));
+    char *w = fn_allocate(team + (3 + m.chunks * FIELDS) * F * (int64_t)sizeof(double));
     if (!w)
         return FN_NO_MEMORY;
     char *at = fn_line(w);
     fn_place_team(&m.job, at);
     m.origins = (double *)(at + team);
-    m.tables = m.origins + F;
+    m.low = m.origins + F;
+    m.high = m.low + F;
+    m.tables = m.high + F;
     const int64_t tasks = fn_ceil_div(m.v.groups, m.each);
     fn_parallel(&m.job, tasks, task_origins, 0);
     fn_parallel(&m.job, tasks * m.strips * m.chunks, task_measure, 0);
-    finish(&m, statistics);
+    join_chunks(&m);
+    if (m.v.esize == sizeof(double))
+        fn_parallel(&m.job, tasks * fn_ceil_div(m.v.cols, LOOK), task_extremes, 0);
+    put_statistics(&m, statistics);
     free(w);
     return FN_OK;
 }
@@ -365,10 +434,14 @@ void fn_exact_moments(const fn_job *job, int64_t d, double *mean, double *m2, in
         }
         if (pass || pl->esize < sizeof(double) || !is_extreme(total[0], total[3], origin))
             break;
+        double low = INFINITY, high = -INFINITY;
         for (int64_t c = first; c < first + columns; c++) {
-            const int e = unit_exponent(&v, c / pl->cols, c % pl->cols, origin);
-            *exponent = e > *exponent || c == first ? e : *exponent;
+            double least, most;
+            extremes(&v, c / pl->cols, c % pl->cols, 1, job->scratch, &least, &most);
+            low = least < low ? least : low;
+            high = most > high ? most : high;
         }
+        *exponent = unit_exponent(low, high, origin);
         if (*exponent == 0)
             break;
     }

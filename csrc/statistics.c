@@ -5,17 +5,19 @@
 static double clip(double v, double lo, double hi) { return v < lo ? lo : v > hi ? hi : v; }
 
 /* Batch Renorm divides the mean's distance from the running one by the running sigma.  Where that
- * is much smaller than the batch's, and the distance is not clipped, the result shows what rounding
- * in float took from the mean. */
-#define MUCH_SMALLER 8
+ * is much smaller than the batch's, and the distance may be one that is not clipped, the result
+ * shows what rounding took from the mean: `rounding` of the batch's sigma. */
 static int mean_decides(const fn_coefs *cf, int64_t d) {
     const fn_plan *plan = cf->plan;
     const int64_t c = d % plan->c;
-    if (plan->asize == 8 || !fn_needs_moments(plan) || fn_is_padding(cf, c))
+    const double much_smaller = plan->asize == 4 ? 8 : 1024;
+    const double rounding = plan->asize == 4 ? 0x1p-20 : 0x1p-48;
+    if (!fn_needs_moments(plan) || fn_is_padding(cf, c))
         return 0;
     const double sigma = sqrt(fn_get(plan, cf->params->running_var, c) + plan->p.eps);
     const double far = fabs(cf->mean[d] - fn_get(plan, cf->params->running_mean, c));
-    return cf->std[d] > MUCH_SMALLER * plan->p.r_max * sigma && far < 1.01 * plan->p.d_max * sigma;
+    return cf->std[d] > much_smaller * plan->p.r_max * sigma &&
+           far < 1.01 * plan->p.d_max * sigma + rounding * cf->std[d];
 }
 
 int fn_out_of_range(const fn_coefs *cf, int64_t d) {

@@ -34,14 +34,12 @@ static double exponential(double x) {
     return ldexp(sum, (int)k);
 }
 
-static void softmax3(const fn_plan *plan, const void *logits, double w[3]) {
+void fn_softmax3(const double logits[3], double w[3]) {
     double top = -INFINITY, sum = 0;
-    for (int k = 0; k < 3; k++) {
-        const double v = fn_get(plan, logits, k);
-        top = v > top ? v : top;
-    }
     for (int k = 0; k < 3; k++)
-        sum += w[k] = exponential(fn_get(plan, logits, k) - top);
+        top = logits[k] > top ? logits[k] : top;
+    for (int k = 0; k < 3; k++)
+        sum += w[k] = exponential(logits[k] - top);
     for (int k = 0; k < 3; k++)
         w[k] /= sum;
 }
@@ -124,8 +122,11 @@ static mixture mix_weights(const fn_coefs *cf) {
     const fn_plan *plan = cf->plan;
     const double s = (double)plan->s, batch = plan->p.training ? (double)plan->n : INFINITY;
     mixture mix = {.part = {1 / s, 1 / (s * (double)plan->p.c), 1 / (s * batch)}};
-    softmax3(cf->plan, cf->params->mean_logits, mix.w);
-    softmax3(cf->plan, cf->params->var_logits, mix.wv);
+    double logits[3];
+    fn_get_all(plan, cf->params->mean_logits, 0, logits, 3);
+    fn_softmax3(logits, mix.w);
+    fn_get_all(plan, cf->params->var_logits, 0, logits, 3);
+    fn_softmax3(logits, mix.wv);
     return mix;
 }
 
@@ -178,7 +179,7 @@ void fn_switchable_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
  * The paths through the three means and variances: with mean mu and sigma mixed for each plane,
  *     dmu = -weight/sigma * sum dy,  dvar = -weight/(2 sigma^3) * sum dy*(x - mu)
  * and each component k passes w[k]*dmu and wv[k]*dvar, summed over its domain, on to x:
- *     dx += sum_k w[k] * (sum dmu) / m_k + 2 wv[k] * (sum dvar) / m_k * (x - mean_k)
+ *     dx += sum_k w[k] * (mean dmu) / s + 2 wv[k] * (sum dvar) / m_k * (x - mean_k)
  * What is summed is dvar * std_k^2, a number of the size of dy: dvar may be none that a double
  * holds. */
 
@@ -190,12 +191,14 @@ static double squared_ratio(double std, double sigma) {
     return ratio * fabs(ratio);
 }
 
-/* dmu and dvar of the planes of sample n, their sums, and what they give to the logits */
+/* dmu and dvar of the planes of sample n, the mean of one and the sum of the other, and what they
+ * give to the logits */
 void fn_layer_grad_sums(fn_coefs *cf, int64_t n) {
     const int64_t C = cf->plan->p.c;
     mixture mix = mix_weights(cf);
     double *logits = cf->dlogits + 6 * n;
-    cf->dlmean[n] = cf->dlvar[n] = 0;
+    double first = 0, rest = 0;
+    cf->dlvar[n] = 0;
     for (int k = 0; k < 6; k++)
         logits[k] = 0;
     for (int64_t c = 0; c < C; c++) {
@@ -203,14 +206,17 @@ void fn_layer_grad_sums(fn_coefs *cf, int64_t n) {
         mix_plane(cf, &mix, n, c);
         const double weight = weight_of(cf, c),
                      low = mix.mean - fn_get(cf->plan, cf->center, plane);
-        const double sum_dy_xhat = (cf->sum_dy_xc[plane] - low * cf->sum_dy[plane]) / mix.sigma;
+        const double unit = cf->marks[plane] & FN_SCALED ? fn_sum_unit(cf->std[plane]) : 1;
+        const double sum_dy_xhat =
+            (cf->sum_dy_xc[plane] - low / unit * cf->sum_dy[plane]) / (mix.sigma / unit);
         const double dmu = -weight / mix.sigma * cf->sum_dy[plane];
         const double dvar = -0.5 * weight * sum_dy_xhat;
         cf->sum_dy_xc[plane] = sum_dy_xhat;
         cf->sigma[plane] = mix.sigma;
         cf->dmu[plane] = dmu;
         cf->dvar[plane] = dvar;
-        cf->dlmean[n] += dmu;
+        first = c == 0 ? dmu : first;
+        rest += dmu - first;
         const double rstd = mix.unit / mix.sigma, mixed = mix.var * rstd * rstd;
         cf->dlvar[n] += dvar * squared_ratio(mix.stds[SN_LN], mix.sigma);
         for (int k = 0; k < 3; k++) { /* through the softmax */
@@ -218,18 +224,21 @@ void fn_layer_grad_sums(fn_coefs *cf, int64_t n) {
             logits[3 + k] += mix.wv[k] * dvar * (squared_ratio(mix.stds[k], mix.sigma) - mixed);
         }
     }
+    cf->dlmean[n] = first + rest / (double)C;
 }
 
-/* the sums of dmu and dvar of channels [c0, c1) */
+/* the mean of dmu and the sum of dvar of channels [c0, c1) */
 void fn_batch_grad_sums(fn_coefs *cf, int64_t c0, int64_t c1) {
     c1 = fn_min(c1, cf->plan->p.c);
     for (int64_t c = c0; c < c1; c++)
         cf->dbmean[c] = cf->dbvar[c] = 0;
     for (int64_t p = 0; p < cf->plan->planes; p += cf->plan->c)
         for (int64_t c = c0; c < c1; c++) {
-            cf->dbmean[c] += cf->dmu[p + c];
+            cf->dbmean[c] += cf->dmu[p + c] - cf->dmu[c];
             cf->dbvar[c] += cf->dvar[p + c] * squared_ratio(cf->bstd[c], cf->sigma[p + c]);
         }
+    for (int64_t c = c0; c < c1; c++)
+        cf->dbmean[c] = cf->dmu[c] + cf->dbmean[c] / (double)cf->plan->n;
 }
 
 /* What a component adds to dx, b * xhat + e around `center`, and to x all components together. */
@@ -241,17 +250,22 @@ static fn_careful careful_of(const fn_coefs *cf, const mixture *mix, int64_t n, 
     const double dvar[3] = {cf->dvar[plane] * squared_ratio(cf->std[plane], mix->sigma),
                             cf->dlvar[n], cf->dbvar[c]};
     fn_careful w = {.mean = center, .sigma = mix->sigma, .scale = weight_of(cf, c)};
-    if (plan->p.training && plan->n * plan->p.c * plan->s == 1) { /* dx is 0 whatever the logits */
+    /* Where dy is constant over the plane, dy * scale / sigma is -dmu / s, and goes into e with the
+     * rest: equal ones leave exactly 0. */
+    const double s = (double)plan->s;
+    const int flat = plan->s == 1 || (cf->marks[plane] & FN_FLAT);
+    if (flat)
         w.scale = 0;
-        return w;
-    }
     for (int k = 0; k < 3; k++) {
         const double std = mix->stds[k];
         /* of equal elements x - mean is 0, and with it what goes through their variance */
         const double to_x = std > 0 ? 2 * mix->wv[k] * dvar[k] * mix->part[k] / std : 0;
-        if (mix->part[k] == 0)
+        const int constant = mix->part[k] == 0; /* its statistics are */
+        if (constant && !flat)
             continue;
-        w.e += mix->w[k] * dmu[k] * mix->part[k];
+        w.e += mix->w[k] * ((constant ? 0 : dmu[k]) - (flat ? dmu[SN_IN] : 0)) / s;
+        if (constant)
+            continue;
         if (to_x != 0) {
             w.b += to_x * (mix->sigma / std);
             w.e += to_x * ((center - mix->means[k]) / std);

@@ -135,11 +135,10 @@ static void *wait_at(void *of) {
     return NULL;
 }
 
-/* how many of `count` more threads there can be at once; `count` is MOST_AT_ONCE at most */
-#define MOST_AT_ONCE 64
+/* how many of `count` more threads there can be at once, MOST_THREADS at most */
 static int try_threads(int count) {
     gate g = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
-    pthread_t made[MOST_AT_ONCE];
+    pthread_t made[MOST_THREADS];
     pthread_attr_t attr;
     int n = 0;
     if (pthread_attr_init(&attr) != 0)
@@ -158,10 +157,10 @@ static int try_threads(int count) {
     return n;
 }
 
-/* The size of a team that there can be, `wanted` or less.  A calling thread's team stays for its
- * next one; after a refusal it is not asked again for some calls. */
+/* The size of a team that there can be, `size_wanted` or less.  A calling thread's team stays for
+ * its next one; after a refusal it is not asked again for some calls. */
 #define CALLS_WITHOUT 1000
-static int team_size(int wanted) {
+static int team_size(int size_wanted) {
     static _Thread_local int size = 1, pool = 0, without = 0;
     const int now = atomic_load_explicit(&pools_given_up, memory_order_relaxed);
     if (pool != now) {
@@ -169,13 +168,12 @@ static int team_size(int wanted) {
         size = 1;
     }
     without -= without > 0;
-    while (size < wanted && !without) {
-        const int more = (int)fn_min(wanted - size, MOST_AT_ONCE), made = try_threads(more);
-        size += made;
-        without = made < more ? CALLS_WITHOUT : 0;
+    if (size < size_wanted && !without) {
+        size += try_threads(size_wanted - size);
+        without = size < size_wanted ? CALLS_WITHOUT : 0;
     }
-    if (wanted < size)
-        size = wanted; /* OpenMP ends those that a smaller team leaves */
+    if (size_wanted < size)
+        size = size_wanted; /* OpenMP ends those that a smaller team leaves */
     return size;
 }
 

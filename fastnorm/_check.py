@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -24,6 +25,25 @@ LAYOUTS: dict[str, tuple[int, int, int]] = {
     **{f"NC{space}{block}c": (3 + len(space), 1, block)
        for space in ("L", "HW", "DHW") for block in (8, 16)},
 }  # fmt: skip
+
+
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
+
+def as_the_core(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+    """Let NumPy compute as the C library does.
+
+    With the rounding that the promises need, whatever the program has set, and without warnings or
+    errors of overflow and underflow.
+    """
+
+    @functools.wraps(function)
+    def call(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
+        with _core.FloatMode(), np.errstate(all="ignore"):
+            return function(*args, **kwargs)
+
+    return call
 
 
 def _is_int(value: object) -> bool:

@@ -85,11 +85,17 @@ cdef object _mixed(Context c, int i, object instance, int param):
     at = 2 * samples * (channels + 1) + i * channels
     batch = c.statistics[at:at + c.p.c]
     if i:
-        layer, batch = np.square(layer), np.square(batch)
-    logits = np.asarray(c.params[param], np.float64)
-    weights = np.exp(logits - logits.max())
-    weights /= weights.sum()
+        layer, batch = _squared(layer), _squared(batch)
+    cdef double logits[3]
+    cdef double weights[3]
+    logits[0], logits[1], logits[2] = c.params[param]
+    fn_softmax3(logits, weights)
     return weights[0] * instance + weights[1] * layer[:, np.newaxis] + weights[2] * batch
+
+
+cdef object _squared(object std):
+    """Variances; a running variance below 0, as others' rounding may leave it, has a std below 0."""
+    return std * np.abs(std)
 
 
 cdef object _mean(Context c):
@@ -102,19 +108,28 @@ cdef object _mean(Context c):
 cdef object _std(Context c):
     std = _statistic(c, 1)
     if c.p.norm == FN_SWITCHABLE and cnp.PyArray_SIZE(c.x):
-        return np.sqrt(_mixed(c, 1, np.square(std), VAR_LOGITS))
+        var = _mixed(c, 1, _squared(std), VAR_LOGITS)
+        return np.copysign(np.sqrt(np.abs(var)), var)
     return std
 
 
+cdef object _sigma(object std, double eps):
+    """``sqrt(std**2 + eps)``, where the square may be no float64; as fn_sigma of csrc/coefs.h."""
+    var = _squared(std) + eps
+    most, least = np.maximum(std, math.sqrt(eps)), np.minimum(std, math.sqrt(eps))
+    scaled = most * np.sqrt(1 + np.square(least / most))
+    return np.where((var > 2.0**-960) & (var < 2.0**960) | ~(std >= 0), np.sqrt(var),
+                    np.where(most == 0, 0, scaled))
+
+
 cdef object _shown_statistic(Context c, str name):
-    with np.errstate(all="ignore"):  # infinities; eps=0 and a constant domain
+    with FloatMode(), np.errstate(all="ignore"):  # infinities; eps=0 and a constant domain
         if name == "mean":
             found = _mean(c)
         elif name == "var":
-            found = np.square(_std(c))
+            found = _squared(_std(c))
         else:
-            sigma = np.hypot(_std(c), math.sqrt(c.p.eps))
-            found = 1 / np.maximum(sigma, c.p.sigma_min)
+            found = 1 / np.maximum(_sigma(_std(c), c.p.eps), c.p.sigma_min)
     found = np.array(found)
     found.setflags(write=False)
     return found
@@ -154,9 +169,12 @@ def _restore(problem, shape, over, axes, param_shape, x, params, types, statisti
     fits = fits and math.prod(param_shape) == (c.p.s if over is not None else c.p.c)
     size = _make_saved(c)
     fits = fits and np.shape(statistics) == (size,)
+    fits = fits and (axes is None or sorted(axes) == list(range(len(shape))))
     for i in range(PARAMS):
         fits = fits and (c.params[i] is None or np.shape(c.params[i]) == (
             param_shape if i < MEAN_LOGITS else (3,)))
+        fits = fits and (c.params[i] is None or _is_parameter_type(
+            c.grad_types[i], cnp.PyArray_TYPE(c.x)))
     if not fits:
         raise ValueError("statistics: expected those of the pickled context")
     c.statistics[:] = statistics

@@ -12,6 +12,7 @@ from operator import itemgetter
 
 import numpy as np
 
+cimport cython
 cimport numpy as cnp
 from libc.math cimport INFINITY, NAN, fabs, frexp, ldexp, sqrt
 from libc.stdint cimport int64_t
@@ -30,6 +31,11 @@ cdef extern from *:
     const char* FASTNORM_VERSION
 
 __version__ = FASTNORM_VERSION.decode()
+
+cdef extern from "float_mode.h" nogil:
+    ctypedef unsigned fn_float_mode  # or another type; it is only kept
+    fn_float_mode fn_enter_float_mode()
+    void fn_leave_float_mode(fn_float_mode)
 
 cdef extern from "fastnorm.h" nogil:
     ctypedef enum fn_dtype:
@@ -98,6 +104,7 @@ cdef extern from "fastnorm.h" nogil:
     int fn_has_openmp()
     int64_t fn_cache_bytes(int)
     const char* fn_isas_built()
+    void fn_softmax3(const double*, double*)
     void fn_set_buffer_cache(size_t)
     void fn_buffer_cache(size_t*, size_t*)
     void fn_memory_limit(const float*, const float*, float*, int64_t, int)

@@ -20,6 +20,18 @@ def get_num_threads():
     return fn_get_num_threads()
 
 
+cdef class FloatMode:
+    """A context in which the processor rounds as the promises need it, whatever the program has set
+    (torch.set_flush_denormal): as in a call of the C library."""
+    cdef fn_float_mode found
+
+    def __enter__(self):
+        self.found = fn_enter_float_mode()
+
+    def __exit__(self, *error):
+        fn_leave_float_mode(self.found)
+
+
 def available_isas():
     """Return the names of the instruction sets that this processor has, worst first."""
     names = []

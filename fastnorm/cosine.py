@@ -69,6 +69,7 @@ class _CosineContext(DerivedContext):
         """Gradients of ``sum(dy * y)``."""
         raise AssertionError("a context defines its gradients")
 
+    @check.as_the_core
     def backward(self, dy: ArrayLike, out: MaybeArray) -> Gradients:
         """As :func:`fastnorm.backward`."""
         dy = check.gradient(dy, self.shape, self.dtype)
@@ -86,6 +87,7 @@ class _Linear(_CosineContext):
         self._x = _Units(x.reshape(-1, x.shape[-1]), centered, eps)
         self._weight = _Weight(weight, centered, eps)
 
+    @check.as_the_core
     def forward(self) -> Array:
         y: Array = self._x.units @ self._weight.cosines.T
         return y.reshape(self.shape)
@@ -109,6 +111,7 @@ class _Conv(_CosineContext):
     def _patches(self, sample: Array) -> _Units:
         return _Units(self._sizes.patches(sample), *self._options, axis=0)
 
+    @check.as_the_core
     def forward(self) -> Array:
         y = np.empty(self.shape, self.dtype)
         for sample, to in zip(self._x, y, strict=True):

@@ -54,6 +54,7 @@ class FoldedBefore(NamedTuple):
     padding_value: Array
 
 
+@check.as_the_core
 def fold_batch_norm(
     weight: ArrayLike, bias: Param, bn: FoldableNorm, *, axis: int = 0, groups: int = 1,
     eps: float | None = None,
@@ -144,6 +145,7 @@ def fold_batch_norm(
     )
 
 
+@check.as_the_core
 def fold_batch_norm_before(
     weight: ArrayLike, bias: Param, bn: FoldableNorm, *, axis: int = 0, groups: int = 1,
     padding: Padding = 0, eps: float | None = None,
@@ -257,8 +259,7 @@ def _pads(padding: Padding) -> bool:
 
 def _padding_value(scale: Array, shift: Array, dtype: np.dtype[Any], pads: bool) -> Array:
     """For each channel, the value of which ``scale * value + shift`` makes 0."""
-    with np.errstate(all="ignore"):
-        value: Array = np.where(shift == 0, 0.0, -shift / scale).astype(dtype)
+    value: Array = np.where(shift == 0, 0.0, -shift / scale).astype(dtype)
     value[~np.isfinite(value)] = np.nan
     lost = np.flatnonzero(np.isnan(value))
     if pads and lost.size:
@@ -273,7 +274,7 @@ def _padding_value(scale: Array, shift: Array, dtype: np.dtype[Any], pads: bool)
 def _in_float64() -> Iterator[None]:
     """Make an overflow an error."""
     try:
-        with np.errstate(all="ignore", over="raise"):
+        with np.errstate(over="raise"):
             yield
     except FloatingPointError:
         raise ValueError("bn: expected results that float64 can hold, got larger ones") from None

@@ -101,45 +101,50 @@ def normalize(
     # the core checks x, axis and out, and what is returned has the dtype and memory that it chooses
     bare, axes = _core.checked_rows(x, axis, out, return_ctx)
     ctx = _Lengths(bare, ord, axes, eps)
-    target = _core.empty_like(bare) if out is None else out
-    np.copyto(target, ctx.y, casting="unsafe")
+    target = _put(ctx.y, bare, out)
     return (target, ctx) if return_ctx else target  # a flag: the core has looked at it
+
+
+@check.as_the_core
+def _put(values: Array, like: Array, out: MaybeArray) -> Array:
+    """float64 values in an array like another, or in `out`."""
+    target: Array = _core.empty_like(like) if out is None else out
+    np.copyto(target, values, casting="unsafe")
+    return target
 
 
 class _Lengths(DerivedContext):
     """What :func:`normalize` keeps in another norm than the Euclidean one."""
 
+    @check.as_the_core  # inf and NaN stay in their vectors
     def __init__(self, x: Array, ord: float, axes: tuple[int, ...], eps: float) -> None:
         self._x, self._ord, self._axes = x, ord, axes
         exact = x.astype(np.float64)
-        with np.errstate(all="ignore"):  # inf and NaN stay in their vectors
-            largest = np.abs(exact).max(axes, keepdims=True, initial=0)
-            # in units of the largest magnitude, whose powers may be no float64
-            unit = np.where((largest > 0) & np.isfinite(largest), largest, 1)
-            if ord == math.inf:
-                length = largest
-            else:
-                powers = (np.abs(exact / unit) ** ord).sum(axes, keepdims=True)
-                length = unit * powers ** (1 / ord)
-            self._clamped = length < eps
-            self._length = np.maximum(length, eps)
-            self.y = np.divide(exact, self._length, where=self._length != 0,
-                               out=np.zeros_like(exact))  # fmt: skip
+        largest = np.abs(exact).max(axes, keepdims=True, initial=0)
+        # in units of the largest magnitude, whose powers may be no float64
+        unit = np.where((largest > 0) & np.isfinite(largest), largest, 1)
+        if ord == math.inf:
+            length = largest
+        else:
+            powers = (np.abs(exact / unit) ** ord).sum(axes, keepdims=True)
+            length = unit * powers ** (1 / ord)
+        self._clamped = length < eps
+        self._length = np.maximum(length, eps)
+        self.y = np.divide(exact, self._length, where=self._length != 0,
+                           out=np.zeros_like(exact))  # fmt: skip
 
+    @check.as_the_core
     def backward(self, dy: ArrayLike, out: MaybeArray) -> Gradients:
         """As :func:`fastnorm.backward`."""
         dy = check.gradient(dy, self._x.shape, self._x.dtype)
         _core.checked_rows(dy, self._axes, out, False)
         exact, size = dy.astype(np.float64), np.abs(self.y)
-        with np.errstate(all="ignore"):
-            if self._ord == math.inf:
-                largest = size == size.max(self._axes, keepdims=True, initial=0)
-                slope: Any = largest / largest.sum(self._axes, keepdims=True)
-            else:
-                slope = np.where(size > 0, size ** (self._ord - 1), 0)
-            along = np.sign(self.y) * slope * (exact * self.y).sum(self._axes, keepdims=True)
-            dx = exact - np.where(self._clamped, 0, along)
-            dx = np.divide(dx, self._length, where=self._length != 0, out=np.zeros_like(dx))
-        target = _core.empty_like(dy) if out is None else out
-        np.copyto(target, dx, casting="unsafe")
-        return Gradients(target, None, None)
+        if self._ord == math.inf:
+            largest = size == size.max(self._axes, keepdims=True, initial=0)
+            slope: Any = largest / largest.sum(self._axes, keepdims=True)
+        else:
+            slope = np.where(size > 0, size ** (self._ord - 1), 0)
+        along = np.sign(self.y) * slope * (exact * self.y).sum(self._axes, keepdims=True)
+        dx = exact - np.where(self._clamped, 0, along)
+        dx = np.divide(dx, self._length, where=self._length != 0, out=np.zeros_like(dx))
+        return Gradients(_put(dx, dy, out), None, None)

@@ -141,9 +141,9 @@ class Moments:
             raise ValueError(
                 f"moments: expected features of shape {self.mean.shape}, got {other.mean.shape}"
             )
-        with np.errstate(all="ignore"):  # inf and NaN stay in their features
-            return self._merged(other)
+        return self._merged(other)
 
+    @check.as_the_core  # inf and NaN stay in their features
     def _merged(self, other: Moments) -> Moments:
         count = self.count + other.count
         part = other.count / np.where(count > 0, count, 1)  # weights may sum to less than 1
@@ -172,15 +172,15 @@ class Moments:
         steps = 2 * (self._exponent - unit)
         return np.ldexp(self.m2, steps), np.ldexp(self.m2_low, steps)
 
+    @check.as_the_core
     def var(self, ddof: float = 0) -> Array:
         """Variance: ``m2 / (count - ddof)``; NaN where that leaves no element."""
-        with np.errstate(over="ignore", under="ignore"):
-            return np.asarray(np.ldexp(self._scaled_var(ddof), 2 * self._exponent))
+        return np.asarray(np.ldexp(self._scaled_var(ddof), 2 * self._exponent))
 
+    @check.as_the_core
     def std(self, ddof: float = 0) -> Array:
         """Root of `var`; a float64 also where the variance is none."""
-        with np.errstate(under="ignore"):
-            return np.asarray(np.ldexp(np.sqrt(self._scaled_var(ddof)), self._exponent))
+        return np.asarray(np.ldexp(np.sqrt(self._scaled_var(ddof)), self._exponent))
 
     def _scaled_var(self, ddof: float) -> Array:
         if isinstance(ddof, bool) or not isinstance(ddof, (int, float, np.number)):

@@ -121,6 +121,7 @@ def _index(axis: int, rank: int) -> int:
     return int(axis) % rank
 
 
+@check.as_the_core
 def _linear(x: Array, weight: Array) -> Array:
     return np.asarray(x @ weight.T)
 

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .. import _core
+from .._check import as_the_core
 from .._types import Array, Axes
 from ..moments import Moments
 
@@ -59,14 +60,14 @@ METHODS: dict[str, Callable[[Array, Axes], Any]] = {
 }
 
 
+@as_the_core
 def coefficients(found: Statistics) -> tuple[Array, Array]:
     """Center and divisor of each feature; 1 where the feature is constant or has none."""
     if isinstance(found, Moments):
         center, divisor = found.mean, np.where(found.count > 0, found.std(), 0)
     else:
         known = found.low <= found.high
-        with np.errstate(over="ignore", invalid="ignore"):
-            center, divisor = np.where(known, [found.low, found.high - found.low], 0)
+        center, divisor = np.where(known, [found.low, found.high - found.low], 0)
     if not (np.isfinite(center) & np.isfinite(divisor)).all():
         raise ValueError(
             "values: expected finite values or NaN, got infinity, or a range that is no float64"
@@ -74,6 +75,7 @@ def coefficients(found: Statistics) -> tuple[Array, Array]:
     return center, np.where(divisor > 0, divisor, 1)
 
 
+@as_the_core
 def apply(
     x: Array, center_and_divisor: tuple[Array, Array], axes: Axes, method: str, out: Array | None
 ) -> Array:

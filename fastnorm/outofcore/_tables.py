@@ -37,8 +37,7 @@ def flip(values: Array) -> Array:
 def checked(table: Statistics, name: str) -> tuple[Array, ...]:
     """Return coefficients; say of which data they cannot be had."""
     try:
-        with np.errstate(over="ignore"):
-            return coefficients(table)
+        return coefficients(table)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 

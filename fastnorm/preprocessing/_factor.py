@@ -62,7 +62,6 @@ class Factor:
         return cls(count, mean, np.zeros_like(mean), r, noise)
 
     @classmethod
-    @np.errstate(over="ignore", invalid="ignore")  # of what is refused
     def of_rows(cls, x: Array) -> Factor:
         """Return the factor of some rows.
 

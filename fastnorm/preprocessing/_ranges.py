@@ -9,6 +9,7 @@ from numpy.typing import DTypeLike
 from scipy import sparse
 from sklearn.utils.validation import check_is_fitted
 
+from .._check import as_the_core
 from .._types import Array
 from . import _columns, _sparse
 from ._base import Scaler, divisor, refuse_overflow
@@ -20,6 +21,7 @@ class _RangeScaler(Scaler):
 
     copy: bool
 
+    @as_the_core
     def fit(self, X: Any, y: Any = None) -> Self:
         """Find the least and the largest value of each feature.
 
@@ -45,6 +47,7 @@ class _RangeScaler(Scaler):
         """
         return self._update(X, first=True)
 
+    @as_the_core
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Take more samples: as `fit` of all samples so far would.
 
@@ -67,6 +70,7 @@ class _RangeScaler(Scaler):
         """Take least and largest values into the attributes."""
         raise NotImplementedError
 
+    @as_the_core
     def transform(self, X: Any) -> Any:
         """Scale.
 
@@ -89,6 +93,7 @@ class _RangeScaler(Scaler):
         check_is_fitted(self)
         return self._scale(X, self.copy, self._coefficients())
 
+    @as_the_core
     def inverse_transform(self, X: Any) -> Any:
         """Undo `transform`, but for what it clipped.
 

@@ -10,6 +10,7 @@ from scipy import sparse
 from scipy.special import ndtri
 from sklearn.utils.validation import check_is_fitted
 
+from .._check import as_the_core
 from .._types import Array, MaybeArray
 from . import _columns, _quantiles, _sparse
 from ._base import Scaler, divisor, refuse_overflow
@@ -102,6 +103,7 @@ class RobustScaler(Scaler):
         self.clip = clip
         self.dtype = dtype
 
+    @as_the_core
     def fit(self, X: Any, y: Any = None) -> Self:
         """Find median and range of each feature, exactly.
 
@@ -132,6 +134,7 @@ class RobustScaler(Scaler):
             self._set(quantiles)
         return self
 
+    @as_the_core
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Take more samples: about as `fit` of all samples so far would.
 
@@ -199,6 +202,7 @@ class RobustScaler(Scaler):
             normal = ndtri(self._ranks())
             self.scale_ /= normal[1] - normal[0]
 
+    @as_the_core
     def transform(self, X: Any) -> Any:
         """Center and scale.
 
@@ -223,6 +227,7 @@ class RobustScaler(Scaler):
         center = 0.0 if self.center_ is None else self.center_
         return self._scale(X, self.copy, (center, factor, 0.0))
 
+    @as_the_core
     def inverse_transform(self, X: Any) -> Any:
         """Undo `transform`, but for what it clipped.
 

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from scipy import sparse
 from sklearn.utils.validation import check_is_fitted
 
+from .._check import as_the_core
 from .._types import MaybeArray
 from ..moments import Moments
 from . import _columns, _sparse
@@ -84,6 +85,7 @@ class StandardScaler(Scaler):
         self.clip = clip
         self.dtype = dtype
 
+    @as_the_core
     def fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
         """Find mean and variance of each feature.
 
@@ -110,6 +112,7 @@ class StandardScaler(Scaler):
         """
         return self._update(X, sample_weight, first=True)
 
+    @as_the_core
     def partial_fit(self, X: Any, y: Any = None, sample_weight: ArrayLike | None = None) -> Self:
         """Take more samples: as `fit` of all samples so far would.
 
@@ -158,6 +161,7 @@ class StandardScaler(Scaler):
         self.var_ = found.var() if self.with_std else None
         self.scale_ = divisor(found.std()) if self.with_std else None
 
+    @as_the_core
     def transform(self, X: Any, copy: bool | None = None) -> Any:
         """Center and scale.
 
@@ -184,6 +188,7 @@ class StandardScaler(Scaler):
         center = self.mean_ if self.with_mean else 0.0
         return self._scale(X, self.copy if copy is None else copy, (center, factor, 0.0))
 
+    @as_the_core
     def inverse_transform(self, X: Any, copy: bool | None = None) -> Any:
         """Undo `transform`, but for what it clipped.
 

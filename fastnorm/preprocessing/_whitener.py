@@ -16,6 +16,7 @@ from sklearn.base import (
 from sklearn.utils import assert_all_finite
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
+from .._check import as_the_core
 from .._types import Array
 from ._checks import FLOATS, named, output_dtype, refuse_mask, unchanged_on_error
 from ._columns import row_blocks
@@ -100,6 +101,7 @@ class Whitener(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         self.eps = eps
         self.dtype = dtype
 
+    @as_the_core
     def fit(self, X: Any, y: Any = None) -> Self:
         """Find mean and covariance of the features, and what makes it the identity.
 
@@ -125,6 +127,7 @@ class Whitener(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         """
         return self._update(X, first=True)
 
+    @as_the_core
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Take more samples: as `fit` of all samples so far would.
 
@@ -134,7 +137,7 @@ class Whitener(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
         return self._update(X, first=not hasattr(self, "n_samples_seen_"))
 
     def _update(self, x: Any, first: bool) -> Self:
-        with unchanged_on_error(self), np.errstate(over="ignore", under="ignore"):
+        with unchanged_on_error(self):
             x = self._fit_input(x, first)
             self._check_arguments(x.shape[1])
             try:
@@ -203,6 +206,7 @@ class Whitener(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             self.whitening_ = self.whitening_ @ vectors.T
             self.coloring_ = vectors @ self.coloring_
 
+    @as_the_core
     def transform(self, X: Any) -> Array:
         """Whiten.
 
@@ -232,6 +236,7 @@ class Whitener(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator)
             y[rows] = reduce(np.matmul, self._maps[0], x[rows] - self.mean_)
         return y
 
+    @as_the_core
     def inverse_transform(self, X: Any) -> Array:
         """Undo `transform`, but for the components that were not kept.
 
