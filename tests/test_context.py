@@ -325,3 +325,13 @@ def test_the_own_copy_of_a_strided_array_is_not_looked_after():
     base[...] = 0
     strided.strides = (0, 0, 0, 0)
     same(fastnorm.backward(np.ascontiguousarray(x), ctx), want)
+
+
+def test_a_pickle_with_wrong_types_is_refused():
+    """Gradients are written into arrays of these types."""
+    weight = np.ones(4, "f4")
+    _, ctx = fastnorm.batch_norm(np.ones((3, 4), "f4"), weight, training=True, return_ctx=True)
+    restore, state = ctx.__reduce__()
+    for types in ([np.dtype("i1"), None, None, None], [np.dtype("f8"), None, None, None]):
+        with pytest.raises(ValueError, match="statistics: expected those"):
+            restore(*state[:7], types, *state[8:])

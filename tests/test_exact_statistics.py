@@ -132,3 +132,26 @@ def test_masked_values_are_left_out(rng):
     nothing = Moments.from_array(np.ma.masked_all((5, 2)))
     np.testing.assert_array_equal(nothing.count, [0, 0])
     assert (nothing + found.from_array(data[:, :2])).count.tolist() == [50, 50]
+
+
+@pytest.mark.parametrize("columns", [1, 3, 33, 100])
+@pytest.mark.parametrize("first", [5, 30, 100, 1e4])
+def test_a_first_value_far_from_the_others(first, columns, rng):
+    x = rng.standard_normal((4000, columns))
+    x[0] = first
+    for some in (x, x[::-1].copy(), np.asfortranarray(x)):
+        found = Moments.from_array(some)
+        check(found.mean, found.var(), exact(x))
+
+
+@pytest.mark.parametrize("weight", [0, 1e-12])
+def test_a_first_value_that_hardly_counts(weight):
+    x = np.array([[929511.0], [0.028], [-0.061], [0.5]])
+    weights = np.array([weight, 1, 3, 2])
+    found = StandardScaler().fit(x, sample_weight=weights)
+    with np.errstate(under="ignore"):
+        wide, w = x[:, 0].astype(np.longdouble), weights.astype(np.longdouble)
+        mean = (wide * w).sum() / w.sum()
+        var = ((wide - mean) ** 2 * w).sum() / w.sum()
+    np.testing.assert_allclose(found.mean_, float(mean), rtol=1e-13)
+    np.testing.assert_allclose(found.var_, float(var), rtol=1e-13)

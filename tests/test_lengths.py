@@ -121,3 +121,14 @@ def test_bad_options(ord):
         fastnorm.backward(x, ctx, out=np.ones(3))
     with pytest.raises(TypeError, match="out: expected dtype"):
         fastnorm.backward(x, ctx, out=np.ones((2, 3), np.float32))
+
+
+def test_numpys_errors_do_not_matter(rng):
+    tiny = np.ldexp(rng.standard_normal((3, 4)).astype("f4"), -130)
+    huge = np.full((3, 4), 3e38, "f4")
+    with np.errstate(all="raise"):
+        for order in (1, 3.0, np.inf):
+            for x in (tiny, huge):
+                _, ctx = fastnorm.normalize(x, order, eps=0, return_ctx=True)
+                fastnorm.backward(huge, ctx)
+        fastnorm.cosine_norm(tiny, tiny)

@@ -95,7 +95,8 @@ def test_threads_that_cannot_be_made(kind, threads, limit):
 
 
 FLUSHING = """
-import ctypes, hashlib, sys, numpy as np, fastnorm
+import ctypes, hashlib, sys, numpy as np, fastnorm, fastnorm.outofcore
+from fastnorm import preprocessing
 x = np.random.default_rng(0).standard_normal((64, 40_000)).astype("f4")
 weight = np.full(40_000, 1e-39, "f4")  # the results are subnormal
 fastnorm.set_num_threads(2)
@@ -107,12 +108,30 @@ def digest():
 def flushes():
     return np.float32(1e-39) * np.float32(1) == 0
 
-want = digest()
+small, tiny = (x[:50, :8] * 1e-39).astype("f4"), x[:50, :8].astype("f8") * 1e-308
+low = x[:50, :8] * np.float32(1e-20)
+
+def other_digest():
+    # what NumPy computes, or Cython
+    mean, var = np.zeros((2, 8), "f4")
+    y, ctx = fastnorm.sync_batch_norm(
+        low, running_mean=mean, running_var=var, training=True,
+        return_ctx=True)
+    z, lengths = fastnorm.normalize(small, 3.0, eps=0, return_ctx=True)
+    scaler = preprocessing.StandardScaler().fit(tiny)
+    robust = preprocessing.RobustScaler().fit(small)
+    arrays = [y, mean, var, *fastnorm.backward(small, ctx)[:1], z,
+              *fastnorm.backward(small, lengths)[:1], scaler.scale_, scaler.transform(tiny),
+              robust.transform(small), fastnorm.Moments.from_array(tiny).std(), ctx.var,
+              fastnorm.outofcore.scale(tiny, 0)]
+    return hashlib.sha256(b"".join(np.ascontiguousarray(a) for a in arrays)).hexdigest()
+
+want, others = digest(), other_digest()
 assert not flushes()
 ctypes.CDLL(sys.argv[1])  # what -ffast-math does to the thread that loads a library
 assert flushes()
 assert {digest() for _ in range(10)} == {want}
-fastnorm.Moments.from_array(x)
+assert {other_digest() for _ in range(3)} == {others}
 assert flushes()  # the mode of the caller is put back
 print("done")
 """
@@ -139,7 +158,7 @@ x = rng.standard_normal((4, 6, 5, 5))
 for _ in range(300):
     logits = rng.standard_normal((2, 3)) * 3
     y, ctx = fastnorm.switchable_norm(x, None, None, *logits, training=True, return_ctx=True)
-    for array in (y, *fastnorm.backward(y, ctx)):
+    for array in (y, *fastnorm.backward(y, ctx), ctx.mean, ctx.var, ctx.rstd):
         digest.update(b"" if array is None else array.tobytes())
 print(digest.hexdigest())
 """
@@ -148,4 +167,45 @@ print(digest.hexdigest())
 def test_the_c_librarys_exponential_does_not_decide_bits():
     """Its last bit differs between processors with and without multiply-add."""
     hidden = "glibc.cpu.hwcaps=-FMA,-FMA4,-AVX2_Usable,-AVX2,-AVX512F"
-    assert run(SOFTMAX) == run(SOFTMAX, GLIBC_TUNABLES=hidden)
+    want = run(SOFTMAX)
+    assert want == run(SOFTMAX, GLIBC_TUNABLES=hidden)
+    found = run("import numpy._core._multiarray_umath as m; print(*m.__cpu_dispatch__)").split()
+    assert want == run(SOFTMAX, NPY_DISABLE_CPU_FEATURES=" ".join(found))
+
+
+AT_THE_END_OF_A_PAGE = """
+import ctypes, mmap, numpy as np, fastnorm
+libc = ctypes.CDLL(None, use_errno=True)
+pages = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+start = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+assert libc.mprotect(ctypes.c_void_p(start + mmap.PAGESIZE), mmap.PAGESIZE, 0) == 0
+
+def at_the_end(array):
+    offset = mmap.PAGESIZE - array.nbytes
+    found = np.frombuffer(pages, array.dtype, array.size, offset)
+    found[:] = array
+    return found
+
+for dtype in ("f4", "f8"):
+    for block in (8, 16):
+        for channels in (1, 9, 17, 23):
+            x = np.random.default_rng(0).standard_normal((3, channels, 4, 4)).astype(dtype)
+            weight = at_the_end(np.arange(1, channels + 1).astype(dtype))
+            layout = f"NCHW{block}c"
+            blocked = fastnorm.to_blocked(x, block)
+            for call in (
+                lambda **k: fastnorm.batch_norm(blocked, weight, training=True, layout=layout, **k),
+                lambda **k: fastnorm.group_norm(blocked, 1, weight, layout=layout, **k),
+                lambda **k: fastnorm.instance_norm(blocked, weight, layout=layout, **k),
+            ):
+                y, ctx = call(return_ctx=True)
+                fastnorm.backward(np.ones_like(y) if channels % 2 else y, ctx)
+print("done")
+"""
+
+
+def test_nothing_is_read_behind_the_parameters():
+    """Blocks of channels are filled up with some that have no parameters."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("mprotect by ctypes")
+    assert run(AT_THE_END_OF_A_PAGE) == "done\n"

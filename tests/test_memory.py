@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+import fastnorm
 
 PROGRAM = """
 import sys, numpy as np, fastnorm
@@ -115,3 +118,29 @@ def test_coefficients_of_short_domains_go_by_pieces(name, axis):
     forward, backward = map(int, done.stdout.split())
     assert forward < 8 << 20, "the array has 32 MB"
     assert backward < 12 << 20, "the array has 32 MB"
+
+
+@pytest.mark.parametrize("shape", [(6, 131_073), (3, 262_145), (5, 131_074)])
+def test_more_columns_than_are_taken_at_once(shape, rng):
+    """Columns are cut into slices; one of a single column would be taken for a row."""
+    x, dy = rng.standard_normal((2, *shape)).astype("f4")
+    y, ctx = fastnorm.batch_norm(x, training=True, return_ctx=True)
+    exact = x.astype("f8")
+    rstd = 1 / np.sqrt(exact.var(0) + 1e-5)
+    x_hat = (exact - exact.mean(0)) * rstd
+    np.testing.assert_allclose(y, x_hat, atol=2e-6)
+    want = rstd * (dy - dy.mean(0, "f8") - x_hat * (dy * x_hat).mean(0))
+    np.testing.assert_allclose(fastnorm.backward(dy, ctx)[0], want, rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(fastnorm.layer_norm(x, axis=0), x_hat, atol=2e-6)
+
+
+@pytest.mark.parametrize("layout", ["NCL", "NLC"])
+def test_more_groups_than_are_taken_at_once(layout, rng):
+    channels = 200_000
+    x = rng.standard_normal((2, 3, channels) if layout == "NLC" else (2, channels, 3), "f4")
+    weight = rng.standard_normal(channels, "f4")
+    y, ctx = fastnorm.group_norm(x, channels, weight, weight, layout=layout, return_ctx=True)
+    want, same = fastnorm.instance_norm(x, weight, weight, layout=layout, return_ctx=True)
+    np.testing.assert_array_equal(y, want)
+    for got, exact in zip(fastnorm.backward(x, ctx), fastnorm.backward(x, same), strict=True):
+        np.testing.assert_array_equal(got, exact)

@@ -75,6 +75,23 @@ def test_outliers_wherever_they_lie(pattern, isa):
         np.testing.assert_allclose(var, exact.var(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("layout", "shape"), [
+    ("NCHW", (17, 16, 28, 5)), ("NCHW", (3, 4, 30, 30)), ("NCHW16c", (3, 1, 14, 2, 16)),
+    ("NCHW16c", (2, 1, 28, 3, 16)), ("NCHW8c", (8, 4, 14, 14, 8)), ("NHWC", (64, 16, 9, 1)),
+])  # fmt: skip
+@pytest.mark.parametrize(("first", "loc"), [(1000, 0), (0, 100)])
+def test_an_outlier_first_in_every_form(layout, shape, first, loc, seed):
+    x = (np.random.default_rng(seed).standard_normal(shape) + loc).astype("f4")
+    x[(0, slice(None), 0, 0) if layout != "NHWC" else (0, 0, 0)] = first
+    y, ctx = fastnorm.batch_norm(x, training=True, layout=layout, return_ctx=True)
+    axes = (0, 1, 2) if layout == "NHWC" else (0, 2, 3)
+    exact = x.astype("f8")
+    mean, var = (f(exact, axes, keepdims=True) for f in (np.mean, np.var))
+    assert_close(y, (exact - mean) / np.sqrt(var + 1e-5), 2e-6, "y")
+    np.testing.assert_allclose(ctx.var, var.ravel(), rtol=1e-6)
+
+
 CENTERED = [
     n
     for n in NORMS
@@ -246,8 +263,7 @@ FLAT_SHAPES = [(4, 6, 9, 5), (3, 6, 1, 1), (1, 6, 5, 4), (2, 6, 40, 41), (9, 6, 
 
 @pytest.mark.parametrize("shape", FLAT_SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
-@pytest.mark.parametrize("norm", [n for n in NORMS if n.name != "switchable_norm"],
-                         ids=lambda n: n.id)  # fmt: skip
+@pytest.mark.parametrize("norm", NORMS, ids=lambda n: n.id)
 def test_gradients_that_are_zero_are_exactly_zero(norm, dtype, shape, rng):
     """x and dy * weight are constant: nothing but eps is left of dx, and no x_hat for dweight."""
     if norm.spatial and norm.running == "update" and np.prod(shape[2:]) == 1:

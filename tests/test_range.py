@@ -47,7 +47,8 @@ def problem(norm, layout, dtype, p, seed=0):
 
 def compare(got, want, dtype, p, tolerance, what):
     """`want` in units of 2**p, where the dtype holds its largest."""
-    largest = np.ldexp(np.abs(want).max(), p)
+    with np.errstate(over="ignore", under="ignore"):
+        largest = np.ldexp(np.abs(want).max(), p)
     if np.finfo(dtype).smallest_normal * 1e3 < largest < np.finfo(dtype).max / 10:
         assert_close(np.ldexp(got.astype("f8"), -p), want, tolerance, what)
 
@@ -57,7 +58,7 @@ def test_every_normalizer_at_every_size(case):
     norm, layout, dtype, p = case
     x, exact, args, kwargs, scaled, dy = problem(norm, layout, dtype, p)
     y_tol, stat_tol, grad_tol = TOLERANCE[dtype]
-    for q in (0, -66, 50) if dtype == "f4" else (0,):  # small and large gradients
+    for q in (0, -66, 50) if dtype == "f4" else (0, -200, 150):  # small and large gradients
         dyq = np.ldexp(dy, q)
         y, grads, own = run(norm, x, args, kwargs, dyq)
         want_y, want_grads, want_own = run_reference(norm, exact, args, scaled, dy)
@@ -178,3 +179,57 @@ def test_sync_batch_norm(layout, dtype, size, rng):
     assert_close(y, want, y_tol, "y")
     dx, want_dx = (fastnorm.backward(dy, c).x.astype("f8") * size for c in (ctx, want_ctx))
     assert_close(dx, want_dx, grad_tol, "dx")
+
+
+@pytest.mark.parametrize("layout", ["NCL", "NLC", "NCL8c"])
+@pytest.mark.parametrize("size", [1e-160, 1e-200, 1e200])
+def test_a_channel_without_deviations_beside_others(layout, size, rng):
+    """What the first channel of a group has none of, the unit of the group must not come from."""
+    z = rng.standard_normal((2, 8, 5))
+    z[:, 0] = 0
+    x = np.ascontiguousarray(z * size if layout != "NLC" else np.moveaxis(z * size, 1, -1))
+    x = fastnorm.to_blocked(x, 8) if layout == "NCL8c" else x
+    y = fastnorm.group_norm(x, 2, eps=0, layout=layout)
+    y = fastnorm.from_blocked(y, 8) if layout == "NCL8c" else y
+    y = np.moveaxis(y, -1, 1) if layout == "NLC" else y
+    assert_close(y, fastnorm.reference.group_norm(z, 2, eps=0)[0], 1e-13, "y")
+
+
+def test_differences_that_no_float_holds():
+    x, mean, var = (np.array(v, "f4") for v in ([[-3e38], [1e38]], [1e38], [1e38]))
+    dy = np.ones_like(x)
+    calls = [
+        lambda: fastnorm.batch_norm(x, running_mean=mean, running_var=var, return_ctx=True),
+        lambda: fastnorm.batch_renorm(x, running_mean=mean, running_var=var, return_ctx=True),
+        lambda: fastnorm.instance_norm(x[..., np.newaxis], running_mean=mean, running_var=var,
+                                       use_input_stats=False, return_ctx=True),
+    ]  # fmt: skip
+    for call in calls:
+        y, ctx = call()
+        np.testing.assert_allclose(y.ravel(), [-4e19, 0], rtol=1e-6)
+        dx = fastnorm.backward(dy.reshape(y.shape), ctx)[0]
+        np.testing.assert_allclose(dx.ravel(), [1e-19, 1e-19], rtol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize(("size", "weight"), [(1e-43, 1e20), (1e-38, 1e15), (1e-36, 1e10)])
+def test_weights_that_make_subnormal_numbers_large(norm, size, weight, rng):
+    x = (rng.standard_normal((4, 9)) * size).astype("f4")
+    w, dy = np.full(9, weight, "f4"), (rng.standard_normal((4, 9)) * 1e10).astype("f4")
+    y, ctx = getattr(fastnorm, norm)(x, w, eps=1e-5, return_ctx=True)
+    want, _ = getattr(fastnorm.reference, norm)(x.astype("f8"), w.astype("f8"), eps=1e-5)
+    assert_close(y, want, 2e-6, "y")
+    grads = fastnorm.backward(dy, ctx)
+    x_hat = want / weight
+    assert_close(grads[1], (dy * x_hat).sum(0), 1e-5, "dweight")
+
+
+def test_gradients_of_a_running_variance_of_zero(rng):
+    x = (rng.standard_normal((50, 3)) * 1e-21).astype("f4")
+    dy = (rng.standard_normal((50, 3)) * 1e-26).astype("f4")
+    one, zero = np.ones(3, "f4"), np.zeros(3, "f4")
+    _, ctx = fastnorm.batch_norm(
+        x, one, zero, running_mean=zero, running_var=zero, eps=1e-46, return_ctx=True
+    )
+    want = (dy.astype("f8") * x).sum(0) / np.sqrt(1e-46)
+    assert_close(fastnorm.backward(dy, ctx)[1], want, 1e-5, "dweight")

@@ -498,3 +498,20 @@ def test_a_rank_that_died_makes_the_others_raise(tmp_path):
         for kind, text in errors:
             assert kind == "TimeoutError"
             assert "expected all 3 ranks within 1 s" in text
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("eps", [1e-5, 1e-30])
+def test_gradients_of_constants_are_zero(dtype, eps, rng):
+    x, dy = np.full((7, 5, 3), 2.7, dtype), np.full((7, 5, 3), 1.7, dtype)
+    weight = rng.standard_normal(5).astype("f8" if dtype == "f8" else "f4")
+    _, ctx = fastnorm.sync_batch_norm(x, weight, weight, training=True, eps=eps, return_ctx=True)
+    dx, dweight, _ = fastnorm.backward(dy, ctx)
+    np.testing.assert_array_equal(dx, 0)
+    np.testing.assert_array_equal(dweight, 0)
+
+
+def test_a_constant_channel_without_eps_is_as_in_batch_norm():
+    x = np.array([[1.0, 2.0], [1.0, 3.0]])
+    y = fastnorm.sync_batch_norm(x, training=True, eps=0.0)
+    np.testing.assert_array_equal(y, fastnorm.batch_norm(x, training=True, eps=0.0))
