@@ -31,13 +31,18 @@ cdef int _dtype(cnp.ndarray a, str name) except -1:
     raise TypeError(f"{name}: expected dtype float32, float64, float16 or bfloat16, got {a.dtype}")
 
 
+cdef object _computed(object value):
+    """The array of a lazy one of dask, of which NumPy would make one without its mask."""
+    return value.compute() if hasattr(value, "_meta") and hasattr(value, "compute") else value
+
+
 cdef int _no_mask(object value, str name) except -1:
     """Raise where a mask would be lost: masked values would count as data."""
-    masked = isinstance(value, np.ma.MaskedArray)
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, deque)):
         for item in value:
-            masked = masked or isinstance(item, np.ma.MaskedArray)
-    if masked:
+            if not isinstance(item, (float, int)):
+                _no_mask(_computed(item), name)
+    if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected an array without a mask, got a masked array; use "
                         f"{name}.filled(value), or {name}.data where nothing is masked")
     return 0
@@ -51,8 +56,7 @@ cdef cnp.ndarray _array(object value, str name):
     if isinstance(value, cnp.ndarray):
         return value
     try:
-        array = np.asanyarray(value)
-        meta = getattr(value, "_meta", None)  # a dask array, which drops masks itself
+        array = np.asanyarray(_computed(value))
     except MemoryError:
         raise
     except Exception as error:
@@ -60,7 +64,6 @@ cdef cnp.ndarray _array(object value, str name):
         raise kind(f"{name}: expected an array, got {_shown(value)}, of which NumPy makes none: "
                    f"{_shown(error)}") from error
     _no_mask(array, name)
-    _no_mask(meta, name)
     return array
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -150,13 +151,21 @@ def gradient(dy: ArrayLike, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Arr
 def keeping_mask(value: Any) -> Any:
     """Return a masked array for what NumPy would take without its mask; all else as it is.
 
-    Such are a dask array of masked arrays, and a list with one in it.
+    Such are a dask array of masked arrays, a list with one in it, and an object that makes one.
     """
-    if isinstance(getattr(value, "_meta", None), np.ma.MaskedArray):
-        return value.compute()
-    if isinstance(value, (list, tuple)) and any(isinstance(v, np.ma.MaskedArray) for v in value):
-        return np.ma.array(value)
-    return value
+    if isinstance(value, (np.ndarray, float, int)):
+        return value
+    if hasattr(value, "_meta") and hasattr(value, "compute"):
+        found = value.compute()
+    elif isinstance(value, (list, tuple, deque)):
+        items = [keeping_mask(item) for item in value]
+        masked = any(isinstance(item, np.ma.MaskedArray) for item in items)
+        found = np.ma.array(items) if masked else value
+    elif hasattr(value, "__array__") and not hasattr(value, "shape"):
+        found = np.asanyarray(value)
+    else:
+        return value
+    return found if isinstance(found, np.ma.MaskedArray) else value
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:

@@ -8,6 +8,7 @@ import math
 import os
 import types
 import warnings
+from collections import deque
 from operator import itemgetter
 
 import numpy as np

@@ -346,3 +346,21 @@ def test_a_batch_effect_goes(tmp_path):
         np.testing.assert_allclose(y[batch == each].mean(0), 0, atol=1e-11)
         np.testing.assert_allclose(y[batch == each].std(0), 1, rtol=1e-9)
     assert os.path.getsize(tmp_path / "out.npy") > y.nbytes
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("groups", [None, np.arange(40) % 3])
+def test_statistics_of_a_dask_array_are_kept_too(tmp_path, method, groups):
+    dask = pytest.importorskip("dask.array")
+    x = table((40, 3))
+    found = outofcore.fit(dask.from_array(x, chunks=7), method=method, groups=groups)
+    found.save(tmp_path / "s.json")
+    y = outofcore.scale(x, stats=tmp_path / "s.json", groups=groups)
+    np.testing.assert_allclose(y, outofcore.scale(x, method=method, groups=groups), atol=1e-12)
+
+
+def test_masked_labels_of_dask_are_refused():
+    dask = pytest.importorskip("dask.array")
+    labels = dask.from_array(np.ma.array([1, 1, 2, 2], mask=[0, 0, 0, 1]))
+    with pytest.raises(ValueError, match=r"groups: .*masked"):
+        outofcore.scale(table((4, 3)), groups=labels)

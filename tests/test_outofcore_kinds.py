@@ -369,3 +369,42 @@ def test_the_missing_extra_is_named(tmp_path):
         assert done.returncode == 1
         assert 'h5py is missing: pip install "fastnorm-cpu[hdf5]"' in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5", "a.npy"]
+
+
+def test_a_value_to_fill_in_that_float16_does_not_hold():
+    x = np.ma.array(np.array([[1], [2], [3]], "f2"), mask=[[0], [0], [1]])
+    with np.errstate(all="raise"):
+        y = outofcore.scale(x)
+    np.testing.assert_array_equal(y.compressed(), [-1, 1])
+
+
+SIGNALLED = """
+import signal, sys, fastnorm.outofcore as outofcore
+def stop(number, frame):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, stop)
+wait = float(sys.argv[3])
+written = outofcore._hdf5._Writer.write
+def write(self, data):  # while HDF5 writes
+    global wait
+    wait -= 1
+    if wait == 0:
+        signal.raise_signal(signal.SIGALRM)
+    return written(self, data)
+outofcore._hdf5._Writer.write = write
+try:
+    outofcore.scale_file(sys.argv[1], sys.argv[2], block_bytes=64_000)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+@pytest.mark.parametrize("writes", [1, 2, 7, 30])
+def test_a_signal_while_hdf5_writes(tmp_path, h5py, writes):
+    with h5py.File(tmp_path / "in.h5", "w") as file:
+        file.create_dataset("x", data=table((20_000, 8)), chunks=(500, 8), compression="gzip")
+    names = f"{tmp_path}/in.h5:/x", f"{tmp_path}/out.h5:/y"
+    done = subprocess.run([sys.executable, "-c", SIGNALLED, *names, str(writes)],
+                          capture_output=True, text=True, timeout=600)  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "stopped\n", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.h5"]

@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from collections import deque
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ pytest.importorskip("sklearn", "1.6")
 from scipy import sparse
 from sklearn.base import clone
 
+import fastnorm
 from fastnorm.preprocessing import (
     MaxAbsScaler,
     MinMaxScaler,
@@ -317,3 +319,46 @@ def test_copy_of_a_call_is_a_flag():
     for call in (scaler.transform, scaler.inverse_transform):
         with pytest.raises(TypeError, match="copy: expected a bool"):
             call(X, copy="no")
+
+
+class MakesMasked:
+    """An object of which NumPy makes a masked array, if it is asked for what it is."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
+def containers(x):
+    yield list(x)
+    yield tuple(x)
+    yield deque(x)
+    yield MakesMasked(x)
+    dask = pytest.importorskip("dask.array")
+    yield dask.from_array(x)
+    yield list(dask.from_array(x))
+    bare = dask.from_array(x.data, chunks=2)  # of which dask does not know that it is masked
+    yield bare.map_blocks(lambda b: np.ma.masked_less(b, 0), dtype=float, meta=np.empty((0, 0)))
+
+
+def test_masks_in_whatever_holds_them():
+    x = np.ma.masked_array([[1.0], [2], [3], [-9999]], mask=[[0], [0], [0], [1]])
+    for some in containers(x):
+        assert fastnorm.Moments.from_array(some).mean == 2
+        assert StandardScaler().fit(some).mean_ == 2
+        with pytest.raises(TypeError, match="mask"):
+            fastnorm.layer_norm(some)
+        with pytest.raises(TypeError, match="mask"):
+            fastnorm.to_blocked(some)
+    for deep in ([[x, x]], [(x,), (x,)]):
+        assert fastnorm.Moments.from_array(deep, axis=(0, 1, 2)).mean == 2
+        with pytest.raises(TypeError, match="mask"):
+            fastnorm.rms_norm(deep)
+
+
+def test_values_whose_differences_are_no_float64():
+    with pytest.raises(ValueError, match="X: expected finite values whose differences"):
+        StandardScaler().fit([[1e308], [-1e308]])
+    np.testing.assert_allclose(StandardScaler().fit([[5e307], [-5e307]]).scale_, 5e307)

@@ -315,3 +315,13 @@ def test_what_is_unknown_is_refused(rng):
     assert pickle.dumps(vars(whitener)) == state
     whole = np.ma.masked_array(x.data, mask=False)
     np.testing.assert_array_equal(whitener.transform(whole), whitener.transform(x.data))
+
+
+@pytest.mark.parametrize("step", [1, 2, 5])
+@pytest.mark.parametrize("columns", [1, 2])
+def test_features_that_vary_by_the_rounding_of_their_values_are_kept(columns, step, rng):
+    """float32 numbers of 1e9 are multiples of 64: all of their variance is real."""
+    x = (1e9 + 64 * step * rng.integers(0, 4, (1000, columns))).astype("f4")
+    found = Whitener().fit(x)
+    np.testing.assert_allclose(np.cov(found.transform(x).T), np.eye(columns).squeeze(), atol=1e-3)
+    np.testing.assert_allclose(found.inverse_transform(found.transform(x)), x, rtol=1e-7)

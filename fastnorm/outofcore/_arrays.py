@@ -168,7 +168,7 @@ def scale(
     TypeError, ValueError
         x is none of these or of another dtype; an axis that it does not have; an unknown method;
         statistics for other features, groups or methods; labels that are not one for each row;
-        infinity.
+        infinity, where there are no `stats`: by those it stays infinity.
 
     Examples
     --------

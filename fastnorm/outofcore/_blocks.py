@@ -12,7 +12,7 @@ import numpy as np
 from .._types import Array
 from ._checks import BLOCK_BYTES, block_elements, extra, work_dtype
 from ._groups import by_group
-from ._scaling import METHODS, Statistics, apply
+from ._scaling import METHODS, Statistics, apply, masked_as
 from ._sources import Index, Source
 from ._tables import add, checked, flip, flipped
 
@@ -85,7 +85,7 @@ class Pass:
             y[index] = block
         x = self.source.array
         if isinstance(x, np.ma.MaskedArray):
-            y = np.ma.MaskedArray(y, np.ma.getmask(x).copy(), fill_value=x.fill_value)
+            y = masked_as(y, x)
         return y.T if self.source.transposed else y
 
     def _stored_axes(self) -> tuple[int, ...]:

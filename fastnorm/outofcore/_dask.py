@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from .._types import Array, Axes
 from ..moments import Moments
 from ._checks import extra, is_from, work_dtype
 from ._groups import by_group
-from ._scaling import METHODS, Extremes, Statistics, apply
+from ._scaling import METHODS, Extremes, Statistics, apply, masked_as
 from ._tables import add, checked, empty_table
 
 
@@ -98,7 +98,8 @@ def pack(table: Statistics, axes: Axes) -> Array:
 def unpack(packed: Array, axes: tuple[int, ...]) -> Any:
     """Return the table, without the axes."""
     kind: Any = Moments if "m2" in (packed.dtype.names or ()) else Extremes
-    return kind(*(np.moveaxis(packed[field.name].squeeze(axes), -1, 0) for field in fields(kind)))
+    table = kind(*(np.moveaxis(packed[field.name].squeeze(axes), -1, 0) for field in fields(kind)))
+    return replace(table, exponent=table.exponent.astype(int)) if kind is Moments else table
 
 
 def _packed_dtype(kind: type[Statistics], count: int) -> np.dtype[Any]:
@@ -150,7 +151,7 @@ def _scale(
         else:
             y[where] = apply(part, own, axes, method, None)
     if isinstance(x, np.ma.MaskedArray):
-        return np.ma.MaskedArray(y, np.ma.getmask(x).copy(), fill_value=x.fill_value)
+        return masked_as(y, x)
     return y
 
 

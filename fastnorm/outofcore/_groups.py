@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .._check import keeping_mask
 from .._types import Array
 from ._checks import is_name, text_of
 from ._sources import open_source
@@ -58,6 +59,7 @@ def read_labels(groups: Any, source: str, rows: int) -> Array:
     if np.isnan(rows):
         raise ValueError("groups: expected x of known length, as x.compute_chunk_sizes() makes it")
     where = ""
+    groups = keeping_mask(groups)
     if is_name(groups):
         where = f" in {text_of('groups', groups)}"
         with open_source(groups, "groups") as opened:

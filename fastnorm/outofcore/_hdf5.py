@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import posixpath
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,29 +69,48 @@ def write_dataset(
     with naming(name):
         file = _Writer(path, "r+")
     try:
-        with _errors(name):
+        with _signals_wait(), _errors(name):
             opened = extra("h5py", "hdf5").File(file, "r+" if path.stat().st_size else "w")
         try:
-            with _errors(name, file):
+            with _signals_wait(), _errors(name, file):
                 made = _create(opened, dataset, shape, dtype, like)
 
             def write(index: tuple[slice, ...], block: Array) -> None:
-                with _errors(name, file):
+                with _signals_wait(), _errors(name, file):
                     made[index] = block
 
             yield write
         finally:
-            with _errors(name, file):
+            with _signals_wait(), _errors(name, file):
                 opened.close()
     finally:
         file.close()
 
 
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Let signals wait for the end: what their handlers raise in the midst of HDF5, it loses."""
+    waiting: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    ours = {number: handler for number, handler in handlers.items() if callable(handler)}
+    if threading.current_thread() is not threading.main_thread():
+        ours = {}  # handlers run in the main thread alone
+    try:
+        for number in ours:
+            signal.signal(number, lambda number, frame: waiting.append(number))
+        yield
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+        for sent in dict.fromkeys(waiting):
+            signal.raise_signal(sent)
+
+
 class _Writer(io.FileIO):
     """The file that HDF5 writes into.
 
-    HDF5 cannot close a file that it could not write, and then ends the process: an error, or a
-    signal, waits here, and what is written after it is dropped.
+    HDF5 cannot close a file that it could not write, and then ends the process: an error waits
+    here, and what is written after it is dropped.
     """
 
     error: BaseException | None = None

@@ -67,7 +67,8 @@ def coefficients(found: Statistics) -> tuple[Array, Array]:
         center, divisor = found.mean, np.where(found.count > 0, found.std(), 0)
     else:
         known = found.low <= found.high
-        center, divisor = np.where(known, [found.low, found.high - found.low], 0)
+        center = np.where(known, found.low, 0)
+        divisor = np.where(known, found.high - found.low, 0)
     if not (np.isfinite(center) & np.isfinite(divisor)).all():
         raise ValueError(
             "values: expected finite values or NaN, got infinity, or a range that is no float64"
@@ -85,3 +86,9 @@ def apply(
         # the largest value may round to above 1; other data than were measured may lie above it
         np.minimum(y, 1, out=y, where=y < 1 + 8 * np.finfo(y.dtype).eps)
     return y
+
+
+@as_the_core
+def masked_as(y: Array, x: np.ma.MaskedArray[Any, Any]) -> np.ma.MaskedArray[Any, Any]:
+    """Return y with x's mask and value to fill in, which may be none of y's dtype."""
+    return np.ma.MaskedArray(y, np.ma.getmask(x).copy(), fill_value=x.fill_value)

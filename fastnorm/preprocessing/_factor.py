@@ -85,6 +85,7 @@ class Factor:
         mean, low = _two_sum(center, left)
         size = _norms(r)
         rounding = np.finfo(x.dtype).eps * np.hypot(size, np.sqrt(len(x)) * mean)
+        rounding = np.minimum(rounding, size / 2)  # alone, a feature that varies is not cut
         return cls(len(x), mean, low, r, rounding + ROUNDING * size)
 
     def __add__(self, other: Factor) -> Factor:

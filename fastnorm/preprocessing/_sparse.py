@@ -11,8 +11,8 @@ from .._types import Array, MaybeArray
 from ..moments import Moments
 from ._checks import Bounds
 
-# stored values that are taken at once: their temporaries stay in the cache
-BLOCK = 1 << 17
+# stored values that are taken at once: sums of more would lose digits
+BLOCK = 1 << 13
 
 
 def canonical(x: Any) -> Any:

@@ -154,6 +154,8 @@ class StandardScaler(Scaler):
 
     def _set(self, found: Moments, weighted: bool) -> None:
         mean = np.where(found.count > 0, found.mean, np.nan)
+        if not np.isfinite(mean[np.broadcast_to(found.count > 0, mean.shape)]).all():
+            raise ValueError("X: expected finite values whose differences are a float64")
         count = np.broadcast_to(found.count, mean.shape).astype(float if weighted else np.int64)
         self._moments = found
         self.n_samples_seen_ = count[0] if (count == count[0]).all() else count
