@@ -350,9 +350,9 @@ static void put_statistics(measure_job *m, double *statistics) {
         if (exponent)
             measure_feature(v, i / v->cols, i % v->cols, m->origins[i], exponent, one);
         double low;
+        const double mean = two_sum(m->origins[i], ldexp(one[1], exponent), &low);
         statistics[i] = one[0];
-        statistics[F + i] = two_sum(m->origins[i], ldexp(one[1], exponent), &low);
-        statistics[2 * F + i] = low + ldexp(one[2], exponent);
+        statistics[F + i] = two_sum(mean, low + ldexp(one[2], exponent), &statistics[2 * F + i]);
         statistics[3 * F + i] = one[3] + one[4];
         statistics[4 * F + i] = exponent;
     }

@@ -36,12 +36,12 @@ cdef object _computed(object value):
     return value.compute() if hasattr(value, "_meta") and hasattr(value, "compute") else value
 
 
-cdef int _no_mask(object value, str name) except -1:
+cdef int _no_mask(object value, str name, int depth=0) except -1:
     """Raise where a mask would be lost: masked values would count as data."""
-    if isinstance(value, (list, tuple, deque)):
+    if isinstance(value, (list, tuple, deque)) and depth < 64:  # what NumPy can take
         for item in value:
             if not isinstance(item, (float, int)):
-                _no_mask(_computed(item), name)
+                _no_mask(_computed(item), name, depth + 1)
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected an array without a mask, got a masked array; use "
                         f"{name}.filled(value), or {name}.data where nothing is masked")

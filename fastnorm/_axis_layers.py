@@ -111,6 +111,8 @@ def _normalized(
     given = shape if isinstance(shape, (tuple, list)) else (shape,)
     if not given:
         raise ValueError("normalized_shape: expected at least one size, got ()")
+    if len(given) > 64:
+        raise ValueError(f"normalized_shape: expected at most 64 sizes, got {len(given)}")
     sizes = tuple(count(n, "normalized_shape") for n in given)
     count(math.prod(sizes), "normalized_shape")
     axes = tuple(range(-len(sizes), 0)) if axis is None else check.ints(axis, "axis")

@@ -48,7 +48,8 @@ def as_the_core(function: Callable[_Arguments, _Result]) -> Callable[_Arguments,
 
 
 def _is_int(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    """No bool, and no timedelta64, which is an integer to NumPy."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.timedelta64))
 
 
 def integer(value: int, name: str) -> int:
@@ -70,22 +71,23 @@ def count(value: int, name: str) -> int:
 
 def number(value: float, name: str, low: float = 0.0, high: float = _LARGEST) -> float:
     """Return a number from `low` to `high`, by default a finite one."""
-    if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
+    if not _is_int(value) and not isinstance(value, (float, np.floating)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     try:
         result = float(value)
     except OverflowError:  # of an int
         result = math.inf
-    if not low <= result <= high:
-        wanted = f"of at least {low:g}" if high >= _LARGEST else f"in [{low:g}, {high:g}]"
-        raise ValueError(f"{name}: expected a finite number {wanted}, got {result:g}")
+    if not low <= result <= high or (high == _LARGEST and math.isinf(result)):
+        wanted = f" of at least {low:g}" if high >= _LARGEST else f" in [{low:g}, {high:g}]"
+        wanted = "" if low == -math.inf else wanted
+        raise ValueError(f"{name}: expected a finite number{wanted}, got {result:g}")
     return result
 
 
 def flag(value: bool, name: str) -> bool:
     """Return a bool; 0 and 1 are accepted, as by the functions."""
-    if not isinstance(value, (bool, np.bool_, int)):
-        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
+    if not isinstance(value, (bool, np.bool_)) and not (_is_int(value) and value in (0, 1)):
+        raise TypeError(f"{name}: expected a bool, got {value!r:.100}")
     return bool(value)
 
 
@@ -119,13 +121,21 @@ def float_dtype(value: DTypeLike) -> np.dtype[Any]:
     return dtype
 
 
+def layer_dtype(array: Array, name: str) -> None:
+    """Raise where an array is of no dtype that a layer can have."""
+    if array.dtype not in (np.float32, np.float64):
+        raise TypeError(f"{name}: expected dtype float32 or float64, got {array.dtype}")
+
+
 def ints(value: int | Sequence[int], name: str) -> tuple[int, ...]:
     """Return one int, or a tuple or list of them, as a tuple."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if not values:
         raise ValueError(f"{name}: expected at least one int, got {value!r}")
     if not all(map(_is_int, values)):
-        raise TypeError(f"{name}: expected an int or a tuple of ints, got {value!r}")
+        raise TypeError(f"{name}: expected an int or a tuple of ints, got {value!r:.100}")
+    if len(values) > 64 or any(abs(int(v)) > sys.maxsize for v in values):
+        raise ValueError(f"{name}: expected at most 64 ints of 64 bits, got {value!r:.100}")
     return tuple(map(int, values))
 
 
@@ -148,7 +158,7 @@ def gradient(dy: ArrayLike, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Arr
     return result
 
 
-def keeping_mask(value: Any) -> Any:
+def keeping_mask(value: Any, depth: int = 0) -> Any:
     """Return a masked array for what NumPy would take without its mask; all else as it is.
 
     Such are a dask array of masked arrays, a list with one in it, and an object that makes one.
@@ -157,8 +167,8 @@ def keeping_mask(value: Any) -> Any:
         return value
     if hasattr(value, "_meta") and hasattr(value, "compute"):
         found = value.compute()
-    elif isinstance(value, (list, tuple, deque)):
-        items = [keeping_mask(item) for item in value]
+    elif isinstance(value, (list, tuple, deque)) and depth < 64:  # what NumPy can take
+        items = [keeping_mask(item, depth + 1) for item in value]
         masked = any(isinstance(item, np.ma.MaskedArray) for item in items)
         found = np.ma.array(items) if masked else value
     elif hasattr(value, "__array__") and not hasattr(value, "shape"):
@@ -178,19 +188,37 @@ def floats(value: ArrayLike, name: str) -> Array:
 
     bfloat16 tensors come as float32, which holds their values: NumPy has no such type.
     """
-    result = array(detached(value), name)
+    result = array(detached(value, name), name)
     if not is_float(result.dtype):
         raise TypeError(f"{name}: expected an array of floats, got {result.dtype}")
     return result
 
 
-def detached(value: Any) -> Any:
+def detached(value: Any, name: str) -> Any:
     """Return a tensor of torch as one that NumPy can read, and all else as it is."""
     if hasattr(value, "detach") and hasattr(value, "cpu"):
-        value = value.detach().cpu()
+        try:
+            value = value.detach().cpu()
+        except NotImplementedError as error:  # of the device "meta", where there is no data
+            raise TypeError(f"{name}: expected a tensor with values, got {error}") from None
         if str(value.dtype) == "torch.bfloat16":  # of which NumPy can make nothing
             value = value.float()  # which holds the same values
     return value
+
+
+def memory(x: Array) -> tuple[Any, ...]:
+    """Where the values of an array lie, and as what: for `unchanged`."""
+    return x.ctypes.data, x.dtype, x.shape, x.strides
+
+
+def unchanged(x: Array, was: tuple[Any, ...]) -> Array:
+    """Return x; raise where its memory, dtype, shape or strides are not as they were."""
+    if memory(x) != was:
+        raise ValueError(
+            "ctx: expected x as it was in the forward call, got one whose memory, dtype, shape or "
+            f"strides were changed, to {x.dtype} of shape {x.shape}"
+        )
+    return x
 
 
 def rounded(values: Array, dtype: np.dtype[Any], name: str) -> Array:

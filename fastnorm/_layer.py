@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from . import _check as check
+from . import _core
 from . import functional as F
 from ._state import loadable, named
 from ._types import AnyContext, Array
@@ -153,10 +154,13 @@ class Norm(Layer):
         """Normalize x."""
         self._ctx = None  # after a call that fails there is nothing to go back through
         self._check(x)
+        counts = self.training and "num_batches_tracked" in self.buffers
+        if counts and not self.buffers["num_batches_tracked"].flags.writeable:
+            raise ValueError("num_batches_tracked: expected a writeable array, got a read-only one")
         y, self._ctx = self._forward(x)
         # an empty batch leaves the running statistics alone, so their average must not count it
-        if self.training and y.size and "num_batches_tracked" in self.buffers:
-            self.buffers["num_batches_tracked"] += 1
+        if counts and y.size:
+            _core.count_up(self.buffers["num_batches_tracked"])
         return y
 
     def backward(self, dy: ArrayLike) -> Array:

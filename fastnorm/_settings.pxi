@@ -20,6 +20,16 @@ def get_num_threads():
     return fn_get_num_threads()
 
 
+def count_up(cnp.ndarray count):
+    """Add 1 to an array. Where it is one of int64 nothing can fail: the running statistics that it
+    counts have been written."""
+    if cnp.PyArray_TYPE(count) == cnp.NPY_INT64 and cnp.PyArray_ISCARRAY(count) and (
+            cnp.PyArray_SIZE(count) == 1):
+        (<int64_t*>cnp.PyArray_DATA(count))[0] += 1
+    else:
+        count += 1
+
+
 cdef class FloatMode:
     """A context in which the processor rounds as the promises need it, whatever the program has set
     (torch.set_flush_denormal): as in a call of the C library."""

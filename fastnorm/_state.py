@@ -58,7 +58,7 @@ def _items(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def loadable(name: str, given: Any, target: Array) -> Array:
     """`given`, which messages call `name`, as `target` can take it."""
-    value = check.array(check.detached(given), name)
+    value = check.array(check.detached(given, name), name)
     integer = target.dtype.kind == "i"
     if not (value.dtype.kind in "iu" if integer else check.is_float(value.dtype)):
         raise TypeError(f"{name}: expected {target.dtype}, got {value.dtype}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from . import _check as check
 from . import _core
 from ._types import Array
 
@@ -45,13 +46,18 @@ def to_blocked(x: ArrayLike, block: int = 16) -> Array:
     array([16., 17., 18., 19.,  0.,  0.,  0.,  0.])
     """
     x = _core.as_array(x, "x")
-    if block not in (8, 16):
+    if check.integer(block, "block") not in (8, 16):
         raise ValueError(f"block: expected 8 or 16, got {block!r}")
     if x.ndim < 2:
         raise ValueError(f"x: expected at least 2 dimensions (N, C, *), got shape {x.shape}")
     samples, channels, *space = x.shape
     blocks = -(-channels // block)
-    out = np.empty((samples, blocks, *space, block), x.dtype)
+    try:
+        out = np.empty((samples, blocks, *space, block), x.dtype)
+    except ValueError as error:  # a size that no array has
+        raise ValueError(f"x: expected a shape that blocks can have, got {x.shape}") from error
+    if out.size == 0:
+        return out
     for i in range(blocks):
         part = x[:, i * block : (i + 1) * block]
         count = part.shape[1]
@@ -95,9 +101,13 @@ def from_blocked(x: ArrayLike, channels: int) -> Array:
     if x.ndim < 3:
         raise ValueError(f"x: expected at least 3 dimensions, got shape {x.shape}")
     samples, blocks, *space, block = x.shape
-    if not (blocks - 1) * block < channels <= blocks * block:
+    channels = check.integer(channels, "channels")
+    if block not in (8, 16):
+        raise ValueError(f"x: expected blocks of 8 or 16 channels, got shape {x.shape}")
+    least = max(0, (blocks - 1) * block + 1)
+    if not least <= channels <= blocks * block:
         raise ValueError(
-            f"channels: expected {(blocks - 1) * block + 1} to {blocks * block} for x of shape "
+            f"channels: expected {least} to {blocks * block} for x of shape "
             f"{x.shape}, got {channels!r}"
         )
     first = np.moveaxis(x, -1, 2).reshape(samples, blocks * block, *space)

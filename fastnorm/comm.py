@@ -7,6 +7,7 @@ transport is a few lines, as those here.
 from __future__ import annotations
 
 import multiprocessing
+import threading
 from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -210,8 +211,11 @@ def local_communicators(
     ):  # fmt: skip
         if isinstance(value, bool) or not isinstance(value, kinds):
             raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-        if not value > 0:
-            raise ValueError(f"{name}: expected a positive number, got {value}")
+        most = {"size": 4096, "timeout": threading.TIMEOUT_MAX, "slot": 1 << 30}[name]
+        if not 0 < value <= most:
+            raise ValueError(
+                f"{name}: expected a positive number up to {most:g}, got {value!r:.40}"
+            )
     context = multiprocessing.get_context("spawn")  # its semaphores serve forks as well
     memory = context.RawArray("B", 8 + 2 * size * (8 + slot))
     steps = max(1, (size - 1).bit_length())

@@ -28,6 +28,9 @@ __all__ = ["CosineNorm", "cosine_norm"]
 Size: TypeAlias = int | tuple[int, ...]
 
 
+MOST_STEPS = 2**31  # of stride and padding
+
+
 class _Units:
     """Vectors of K elements along `axis`, divided by their norms, times sqrt(K); and back."""
 
@@ -105,7 +108,7 @@ class _Conv(_CosineContext):
                  padding: Size) -> None:  # fmt: skip
         self._sizes = _Sizes(x.shape[1:], weight.shape[1:], stride, padding)
         super().__init__((x.shape[0], weight.shape[0], *self._sizes.out), x.dtype)
-        self._x, self._options = x, (centered, eps)
+        self._x, self._was, self._options = x, check.memory(x), (centered, eps)
         self._weight = _Weight(weight, centered, eps)
 
     def _patches(self, sample: Array) -> _Units:
@@ -120,8 +123,9 @@ class _Conv(_CosineContext):
         return y
 
     def grads(self, dy: Array) -> Gradients:
-        dx, dw = np.empty_like(self._x), np.zeros_like(self._weight.cosines)
-        for n, sample in enumerate(self._x):
+        x = check.unchanged(self._x, self._was)
+        dx, dw = np.empty_like(x), np.zeros_like(self._weight.cosines)
+        for n, sample in enumerate(x):
             patches, g = self._patches(sample), dy[n].reshape(dy.shape[1], -1)
             dw += g @ patches.units.T
             dx[n] = self._sizes.add_patches(patches.backward(self._weight.cosines.T @ g))
@@ -171,12 +175,11 @@ class _Sizes:
 
 def _each(value: Size, name: str, rank: int, least: int) -> tuple[int, ...]:
     """One int for each spatial axis."""
-    values = value if isinstance(value, tuple) else (value,) * rank
-    if any(isinstance(v, bool) or not isinstance(v, (int, np.integer)) for v in values):
-        raise TypeError(f"{name}: expected an int or a tuple of ints, got {value!r}")
-    if len(values) != rank or any(v < least for v in values):
-        raise ValueError(f"{name}: expected {rank} int(s) of at least {least}, got {value!r}")
-    return tuple(int(v) for v in values)
+    values = check.ints(value, name)
+    values = values if isinstance(value, (tuple, list)) else values * rank
+    if len(values) != rank or any(v < least or v > MOST_STEPS for v in values):
+        raise ValueError(f"{name}: expected {rank} int(s) from {least} to 2**31, got {value!r}")
+    return values
 
 
 def _native(value: ArrayLike, name: str) -> Array:
@@ -281,7 +284,7 @@ def cosine_norm(
     ctx: _Linear | _Conv
     if weight.ndim == 2:
         for name, value, unused in (("stride", stride, 1), ("padding", padding, 0)):
-            if value not in (unused, ()):
+            if value != () and check.ints(value, name) != (unused,):
                 raise ValueError(f"{name}: expected {unused} without a convolution, got {value!r}")
         ctx = _Linear(x, weight, centered, eps)
     else:
@@ -320,6 +323,7 @@ class CosineNorm(Norm):
     def __init__(self, weight: ArrayLike, *, centered: bool = False, stride: Size = 1,
                  padding: Size = 0, eps: float = 1e-8) -> None:  # fmt: skip
         weight = np.array(_native(weight, "weight"), order="C")
+        check.layer_dtype(weight, "weight")
         super().__init__(weight.dtype)
         self.params["weight"] = weight
         self.centered, self.stride, self.padding, self.eps = centered, stride, padding, eps

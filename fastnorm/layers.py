@@ -91,12 +91,12 @@ class BatchNorm(ChannelNorm):
 
 def batch_renorm_r_max(step: int) -> float:
     """Return r_max of the Batch Renorm paper: 1 up to step 5000, then linear to 3 at 40000."""
-    return float(np.interp(step, [5000, 40000], [1.0, 3.0]))
+    return float(np.interp(check.number(step, "step"), [5000, 40000], [1.0, 3.0]))
 
 
 def batch_renorm_d_max(step: int) -> float:
     """Return d_max of the Batch Renorm paper: 0 up to step 5000, then linear to 5 at 25000."""
-    return float(np.interp(step, [5000, 25000], [0.0, 5.0]))
+    return float(np.interp(check.number(step, "step"), [5000, 25000], [0.0, 5.0]))
 
 
 def _schedule(value: Schedule, name: str, low: float) -> Schedule:

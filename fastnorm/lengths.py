@@ -118,7 +118,7 @@ class _Lengths(DerivedContext):
 
     @check.as_the_core  # inf and NaN stay in their vectors
     def __init__(self, x: Array, ord: float, axes: tuple[int, ...], eps: float) -> None:
-        self._x, self._ord, self._axes = x, ord, axes
+        self._dtype, self._ord, self._axes = x.dtype, ord, axes
         exact = x.astype(np.float64)
         largest = np.abs(exact).max(axes, keepdims=True, initial=0)
         # in units of the largest magnitude, whose powers may be no float64
@@ -136,7 +136,7 @@ class _Lengths(DerivedContext):
     @check.as_the_core
     def backward(self, dy: ArrayLike, out: MaybeArray) -> Gradients:
         """As :func:`fastnorm.backward`."""
-        dy = check.gradient(dy, self._x.shape, self._x.dtype)
+        dy = check.gradient(dy, self.y.shape, self._dtype)
         _core.checked_rows(dy, self._axes, out, False)
         exact, size = dy.astype(np.float64), np.abs(self.y)
         if self._ord == math.inf:

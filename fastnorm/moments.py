@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -126,6 +127,8 @@ class Moments:
         ValueError
             None at all, or different shapes.
         """
+        if not isinstance(moments, Iterable):
+            raise TypeError(f"moments: expected Moments, got {type(moments).__name__}")
         some = list(moments)
         for each in some:
             if not isinstance(each, Moments):
@@ -183,15 +186,14 @@ class Moments:
         return np.asarray(np.ldexp(np.sqrt(self._scaled_var(ddof)), self._exponent))
 
     def _scaled_var(self, ddof: float) -> Array:
-        if isinstance(ddof, bool) or not isinstance(ddof, (int, float, np.number)):
-            raise TypeError(f"ddof: expected a number, got {type(ddof).__name__}")
+        ddof = check.number(ddof, "ddof", low=-math.inf)
         left = np.asarray(self.count - ddof, np.float64)
         return np.asarray((self.m2 + self.m2_low) / np.where(left > 0, left, np.nan))
 
 
 def numbers(x: ArrayLike) -> Array:
     """Return x as an array of floats."""
-    x = np.asarray(x)
+    x = np.asarray(check.detached(x, "x"))
     return x.astype(np.float64) if x.dtype.kind in "iub" else x
 
 

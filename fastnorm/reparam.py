@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable
 from typing import Literal, NamedTuple, overload
 
@@ -183,6 +185,8 @@ def weight_norm_init(
     if not isinstance(shape, tuple):
         raise TypeError(f"shape: expected a tuple of ints, got {shape!r}")
     shape = tuple(check.count(n, "shape") for n in shape)
+    if not 0 < len(shape) <= 64 or math.prod(shape) > sys.maxsize // 8:
+        raise ValueError(f"shape: expected that of an array, got {shape!r:.100}")
     channels = shape[_index(axis, len(shape))]
     if not isinstance(rng, (np.random.Generator, type(None))):
         raise TypeError(f"rng: expected a numpy.random.Generator, got {type(rng).__name__}")
@@ -258,6 +262,9 @@ class WeightNorm(Layer):
     def __init__(self, v: ArrayLike, g: ArrayLike | None = None, *, axis: int | None = 0,
                  eps: float = 0.0) -> None:  # fmt: skip
         v = np.array(check.array(v, "v"), order="C")
+        check.layer_dtype(v, "v")
+        if v.ndim == 0:
+            raise ValueError("v: expected at least 1 dimension, got a scalar")
         super().__init__(v.dtype)
         norms = _norms(v, axis)
         given = norms if g is None else np.array(check.array(g, "g"))

@@ -320,7 +320,7 @@ class SyncBatchNorm(BatchNorm):
         # a rank without samples counts the others' batch, or its cumulative average would differ
         others = self._ctx.count if isinstance(self._ctx, SyncContext) else 0
         if others and not y.size and self.training and self.buffers:
-            self.buffers["num_batches_tracked"] += 1
+            _core.count_up(self.buffers["num_batches_tracked"])
         return y
 
     def backward(self, dy: ArrayLike) -> Array:
