@@ -20,7 +20,7 @@ static int64_t run_at(const fn_plan *pl, int64_t group, int64_t g) {
 /* w elements of each of `rows` rows of `array`, from element i on, in double */
 static void load(const fn_job *job, const char *array, int64_t i, int64_t rows, int64_t w,
                  double *to) {
-    static const double zero[COLUMNS] = {0};
+    static const double zero[PIECE] = {0};
     const fn_plan *pl = &job->plan;
     pl->k->widen(array + i * (int64_t)pl->esize, rows, pl->ld, w, zero, NULL, to);
 }
@@ -82,15 +82,27 @@ static void look(glance *at, const fn_job *job, const char *array, int64_t p, in
     }
 }
 
-/* Whether plane p is constant: its elements are *value.  Most that are not differ at once.  Where a
- * plane is a row, its bytes are compared with themselves one element on. */
+/* whether the first two elements of plane p are the same: most that are not constant differ at once
+ */
+FN_INLINE int starts_alike(const fn_job *job, const char *array, int64_t p) {
+    const fn_plan *pl = &job->plan;
+    const int64_t size = (int64_t)pl->esize, start = run_at(pl, p / pl->cols, 0) + p % pl->cols;
+    const int64_t step = pl->s > 1 ? pl->ld : pl->nseg > 1 ? pl->seg_stride : 0;
+    const char *first = array + start * size, *second = first + step * size;
+    switch (size) { /* without a call */
+    case 2: return memcmp(first, second, 2) == 0;
+    case 4: return memcmp(first, second, 4) == 0;
+    default: return memcmp(first, second, 8) == 0;
+    }
+}
+
+/* Whether plane p is constant: its elements are *value.  Where a plane is a row, its bytes are
+ * compared with themselves one element on. */
 static int is_constant(glance *at, const fn_job *job, const char *array, int64_t p, int64_t p1,
                        double *value) {
     const fn_plan *pl = &job->plan;
     const int64_t size = (int64_t)pl->esize, start = run_at(pl, p / pl->cols, 0) + p % pl->cols;
-    const int64_t step = pl->s > 1 ? pl->ld : pl->nseg > 1 ? pl->seg_stride : 0;
-    const char *first = array + start * size;
-    if (memcmp(first, first + step * size, pl->esize) != 0)
+    if (!starts_alike(job, array, p))
         return 0;
     if (pl->cols > 1) {
         look(at, job, array, p, p1);
@@ -100,7 +112,7 @@ static int is_constant(glance *at, const fn_job *job, const char *array, int64_t
     load(job, array, start, 1, 1, value);
     for (int64_t g = 0; g < pl->nseg; g++) {
         const char *run = array + run_at(pl, p, g) * size;
-        if (memcmp(first, run, pl->esize) != 0 ||
+        if (memcmp(array + start * size, run, pl->esize) != 0 ||
             memcmp(run, run + size, (size_t)((pl->s - 1) * size)) != 0)
             return 0;
     }
@@ -120,6 +132,25 @@ static int same_elements(glance *at, const fn_job *job, int64_t d, int64_t p1, d
     return same;
 }
 
+/* whether the elements of domain d have a NaN, so that all that follows from them is NaN */
+static int has_nan(const fn_job *job, int64_t d) {
+    const fn_plan *pl = &job->plan;
+    const int64_t first = fn_first_plane(pl, d), planes = pl->per_domain;
+    double x[PIECE];
+    int found = 0;
+    for (int64_t i = 0; i < planes * pl->nseg && !found; i++) {
+        const int64_t p = first + i % planes;
+        const int64_t at = run_at(pl, p / pl->cols, i / planes) + p % pl->cols;
+        for (int64_t r = 0, n; r < pl->s && !found; r += n) {
+            n = fn_min(PIECE, pl->s - r);
+            load(job, job->x, at + r * pl->ld, pl->cols == 1 ? 1 : n, pl->cols == 1 ? n : 1, x);
+            for (int64_t k = 0; k < n; k++)
+                found |= x[k] != x[k];
+        }
+    }
+    return found;
+}
+
 void fn_careful_moments(fn_job *job, int64_t d, int64_t d1) {
     const int64_t p1 = fn_first_plane(&job->plan, d1);
     glance x = {.p = 0, .p1 = 0};
@@ -130,6 +161,8 @@ void fn_careful_moments(fn_job *job, int64_t d, int64_t d1) {
             continue;
         if (job->cf.std[d] == 0 && same_elements(&x, job, d, p1, &value) &&
             (value == 0 || !fn_uncentered(&job->plan)))
+            continue;
+        if (isnan(job->cf.std[d]) && isnan(job->cf.mean[d]) && has_nan(job, d))
             continue;
         fn_exact_moments(job, d, &mean, &m2, &exponent);
         fn_put_moments(&job->cf, d, mean, m2, exponent);
@@ -224,18 +257,21 @@ static int may_be_flat(const fn_job *job, int64_t d) {
     return fn_uncentered(pl) || (job->cf.std[d] == 0 && fn_needs_moments(pl));
 }
 
-/* Whether a glance at the sums tells that nothing is doubtful, and nothing constant: in a loop that
- * compilers make vectors of, over domains that are a plane each. */
-static int all_ordinary(const fn_job *job, int64_t d, int64_t d1) {
+/* Whether no sum is doubtful, in a loop that compilers make vectors of, over domains that are a
+ * plane each; and whether x may be constant over one of them. */
+static int are_right(const fn_job *job, int64_t d, int64_t d1, int *constant) {
     const fn_coefs *cf = &job->cf;
     const doubt of = doubt_of(&job->plan);
-    double count = 0;
-    if (job->plan.planes != job->plan.domains || fn_uncentered(&job->plan))
+    double doubts = 0, zeros = 0;
+    *constant = 1;
+    if (job->plan.planes != job->plan.domains)
         return 0;
-    for (; d < d1; d++)
-        count +=
-            is_doubtful(of, cf->sum_dy[d], cf->sum_dy_xc[d], cf->std[d]) + (cf->std[d] > 0 ? 0 : 1);
-    return count == 0;
+    for (; d < d1; d++) {
+        doubts += is_doubtful(of, cf->sum_dy[d], cf->sum_dy_xc[d], cf->std[d]);
+        zeros += cf->std[d] > 0 ? 0 : 1;
+    }
+    *constant = zeros > 0 || fn_uncentered(&job->plan);
+    return doubts == 0;
 }
 
 /* Whether the sums of plane p are to be computed again: not where dy is 0, nor where x is its
@@ -252,36 +288,45 @@ static int is_wrong(const fn_job *job, doubt of, int64_t d, int64_t p, int64_t p
              value == fn_get(&job->plan, cf->center, p));
 }
 
+/* the sums of domain d, where they are wrong; its planes end before p1 */
+static void mend_sums(const fn_job *job, int64_t d, int64_t p1, glance *x, glance *dy) {
+    const fn_plan *pl = &job->plan;
+    const doubt of = doubt_of(pl);
+    const int64_t first = fn_first_plane(pl, d), end = first + pl->per_domain;
+    int scaled = 0;
+    for (int64_t p = first; p < end && !scaled; p++) {
+        if (!is_wrong(job, of, d, p, p1, x, dy))
+            continue;
+        scaled = pl->asize == sizeof(double); /* all planes of the domain alike */
+        if (!scaled)
+            sum_again(job, p, 1);
+        if (pl->elem)
+            job->cf.marks[p] |= FN_CAREFUL;
+    }
+    for (int64_t p = first; p < end && scaled; p++) {
+        sum_again(job, p, fn_sum_unit(job->cf.std[d]));
+        job->cf.marks[p] |= FN_SCALED | FN_CAREFUL;
+    }
+}
+
 void fn_careful_grads(fn_job *job, int64_t d, int64_t d1) {
     const fn_plan *pl = &job->plan;
-    const fn_coefs *cf = &job->cf;
     const int64_t p1 = fn_first_plane(pl, d1);
-    const doubt of = doubt_of(pl);
-    const int halves = pl->p.dtype == FN_F16; /* which are small */
-    if (all_ordinary(job, d, d1))
+    int constant;
+    const int right = are_right(job, d, d1, &constant) || pl->p.dtype == FN_F16; /* small ones */
+    if (right && !constant)
         return;
     glance x = {.p = 0, .p1 = 0}, dy = {.p = 0, .p1 = 0};
     for (; d < d1; d++) {
-        const int64_t first = fn_first_plane(pl, d), end = first + pl->per_domain;
+        const int64_t first = fn_first_plane(pl, d);
         double value;
-        int scaled = 0;
-        for (int64_t p = first; p < end && !halves && !scaled; p++) {
-            if (!is_wrong(job, of, d, p, p1, &x, &dy))
-                continue;
-            scaled = pl->asize == sizeof(double); /* all planes of the domain alike */
-            if (!scaled)
-                sum_again(job, p, 1);
-            if (pl->elem)
-                cf->marks[p] |= FN_CAREFUL;
-        }
-        for (int64_t p = first; p < end && scaled; p++) {
-            sum_again(job, p, fn_sum_unit(cf->std[d]));
-            cf->marks[p] |= FN_SCALED | FN_CAREFUL;
-        }
-        if (may_be_flat(job, d) && same_gradient(&dy, job, d, p1, &value) &&
-            (cf->std[d] == 0 || same_elements(&x, job, d, p1, &value)))
-            for (int64_t p = first; p < end; p++)
-                cf->marks[p] |= FN_FLAT;
+        if (!right)
+            mend_sums(job, d, p1, &x, &dy);
+        if (may_be_flat(job, d) && starts_alike(job, job->dy, first) &&
+            same_gradient(&dy, job, d, p1, &value) &&
+            (job->cf.std[d] == 0 || same_elements(&x, job, d, p1, &value)))
+            for (int64_t p = first; p < first + pl->per_domain; p++)
+                job->cf.marks[p] |= FN_FLAT;
     }
 }
 

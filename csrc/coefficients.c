@@ -283,8 +283,7 @@ FN_INLINE domain_grad grad_of(const fn_coefs *cf, int64_t d, double scale, doubl
 
 /* Whether plane i of a piece leaves the kernels' range, by more than its coefficients tell: > 0.
  * NaN is NaN in the kernels too. */
-static double grad_outside(const fn_coefs *cf, piece at, const grad_piece *g, int64_t i) {
-    const fn_range range = fn_range_of(cf->plan->asize);
+FN_INLINE double grad_outside(fn_range range, const grad_piece *g, int64_t i) {
     return fn_grad_outside(range, g->scale[i], g->a[i], g->a[i], g->b[i], g->e[i]) +
            fn_outside(g->mean[i], -range.high, range.high);
 }
@@ -294,6 +293,7 @@ static void put_grad_piece(fn_coefs *cf, piece at, grad_piece *g) {
     const fn_plan *plan = cf->plan;
     const int64_t each = at.n / at.domains;
     unsigned char *marks = cf->marks + at.plane;
+    const fn_range range = fn_range_of(plan->asize);
     double outside = 0, keep[BLOCK], domain_b[BLOCK], domain_e[BLOCK], sums[BLOCK];
     for (int64_t k = 0; k < at.domains; k++) {
         const double rstd = g->rstd[k];
@@ -310,7 +310,10 @@ static void put_grad_piece(fn_coefs *cf, piece at, grad_piece *g) {
     spread(at, domain_e, g->e);
     for (int64_t i = 0; i < at.n; i++) {
         g->a[i] *= g->weight[i] * g->scale[i];
-        outside += grad_outside(cf, at, g, i) + (marks[i] & FN_SCALED);
+        outside += grad_outside(range, g, i);
+    }
+    for (int64_t i = 0; i < at.n && plan->asize == sizeof(double); i++) {
+        outside += marks[i] & FN_SCALED;
         sums[i] = cf->sum_dy_xc[at.plane + i];
     }
     FN_BY_TYPE(cf, put_grad_typed, at.n, g->scale, g->shift, g->a, g->low, g->b, g->e,
@@ -320,7 +323,7 @@ static void put_grad_piece(fn_coefs *cf, piece at, grad_piece *g) {
     for (int64_t i = 0; i < at.n && outside > 0; i++) {
         const int64_t k = i / each;
         if (((plan->elem && (keep[k] != 1 || is_lost(cf, at.d + k, g->rstd[k]))) ||
-             grad_outside(cf, at, g, i) > 0) &&
+             grad_outside(range, g, i) > 0) &&
             !isnan(g->a[i] + g->b[i] + g->e[i]))
             marks[i] |= FN_CAREFUL;
         if (marks[i] & FN_SCALED)

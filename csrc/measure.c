@@ -436,7 +436,7 @@ void fn_exact_moments(const fn_job *job, int64_t d, double *mean, double *m2, in
             break;
         double low = INFINITY, high = -INFINITY;
         for (int64_t c = first; c < first + columns; c++) {
-            double least, most;
+            double least = 0, most = 0;
             extremes(&v, c / pl->cols, c % pl->cols, 1, job->scratch, &least, &most);
             low = least < low ? least : low;
             high = most > high ? most : high;

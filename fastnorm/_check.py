@@ -87,7 +87,8 @@ def number(value: float, name: str, low: float = 0.0, high: float = _LARGEST) ->
 def flag(value: bool, name: str) -> bool:
     """Return a bool; 0 and 1 are accepted, as by the functions."""
     if not isinstance(value, (bool, np.bool_)) and not (_is_int(value) and value in (0, 1)):
-        raise TypeError(f"{name}: expected a bool, got {value!r:.100}")
+        got = f"{value!r:.100}" if _is_int(value) else type(value).__name__
+        raise TypeError(f"{name}: expected a bool, got {got}")
     return bool(value)
 
 

@@ -94,7 +94,7 @@ cdef object _mixed(Context c, int i, object instance, int param):
 
 
 cdef object _squared(object std):
-    """Variances; a running variance below 0, as others' rounding may leave it, has a std below 0."""
+    """Variances. One below 0, as others' rounding may leave it, has a std below 0."""
     return std * np.abs(std)
 
 

@@ -284,7 +284,8 @@ def cosine_norm(
     ctx: _Linear | _Conv
     if weight.ndim == 2:
         for name, value, unused in (("stride", stride, 1), ("padding", padding, 0)):
-            if value != () and check.ints(value, name) != (unused,):
+            none = isinstance(value, tuple) and not value
+            if not none and check.ints(value, name) != (unused,):
                 raise ValueError(f"{name}: expected {unused} without a convolution, got {value!r}")
         ctx = _Linear(x, weight, centered, eps)
     else:

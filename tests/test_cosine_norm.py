@@ -219,7 +219,7 @@ IMAGE, KERNEL = np.ones((2, 3, 4, 4)), np.ones((5, 3, 2, 2))
         (X, W, {"eps": -1.0}, ValueError, "eps: expected"),
         (X, W, {"eps": "1"}, TypeError, "eps: expected a number"),
         (X, W, {"eps": np.nan}, ValueError, "eps: expected"),
-        (IMAGE, KERNEL, {"stride": 0}, ValueError, r"stride: expected 2 int\(s\) of at least 1"),
+        (IMAGE, KERNEL, {"stride": 0}, ValueError, r"stride: expected 2 int\(s\) from 1 to"),
         (IMAGE, KERNEL, {"stride": (1, 1, 1)}, ValueError, "stride: expected 2 int"),
         (IMAGE, KERNEL, {"padding": -1}, ValueError, "padding: expected"),
         (IMAGE, KERNEL, {"padding": 0.5}, TypeError, "padding: expected an int"),
@@ -264,7 +264,7 @@ def test_layer_errors(rng):
         fastnorm.CosineNorm(KERNEL, stride=0)
     with pytest.raises(ValueError, match="weight: expected at least 2 dimensions"):
         fastnorm.CosineNorm(np.ones(3))
-    with pytest.raises(TypeError, match="dtype: expected float32 or float64, got int64"):
+    with pytest.raises(TypeError, match="weight: expected dtype float32 or float64, got int64"):
         fastnorm.CosineNorm(np.ones((3, 2), int))
     layer = fastnorm.CosineNorm(W)
     layer(X)

@@ -223,3 +223,69 @@ def test_a_schedule_that_gives_nothing():
 def test_mode_of_train():
     with pytest.raises(TypeError, match=r"^mode: expected a bool, got str"):
         fastnorm.BatchNorm(3).train("no")
+
+
+@pytest.mark.parametrize("name", ["BatchNorm", "BatchRenorm", "SwitchableNorm", "SyncBatchNorm"])
+def test_a_count_that_cannot_be_written_is_found_before_anything_is(name, rng):
+    layer = getattr(fastnorm, name)(3)
+    before = {key: value.copy() for key, value in layer.buffers.items()}
+    layer.buffers["num_batches_tracked"].flags.writeable = False
+    with pytest.raises(ValueError, match="num_batches_tracked: expected a writeable array"):
+        layer(rng.standard_normal((4, 3)).astype("f4"))
+    for key, value in layer.buffers.items():
+        np.testing.assert_array_equal(value, before[key])
+
+
+@pytest.mark.parametrize(("call", "error", "message"), [
+    (lambda: fastnorm.BatchNorm(np.timedelta64(3)), TypeError, "num_features: expected an int"),
+    (lambda: fastnorm.BatchNorm(3, eps=np.timedelta64(1)), TypeError, "eps: expected a number"),
+    (lambda: fastnorm.BatchNorm(3, affine=5), TypeError, "affine: expected a bool, got 5"),
+    (lambda: fastnorm.LayerNorm((1,) * 70), ValueError, "normalized_shape: expected at most 64"),
+    (lambda: fastnorm.LayerNorm(3, axis=10**400), ValueError, "axis: expected at most 64 ints"),
+    (lambda: fastnorm.batch_renorm_r_max("abc"), TypeError, "step: expected a number, got str"),
+    (lambda: fastnorm.batch_renorm_d_max(10**400), ValueError, "step: expected a finite number"),
+    (lambda: fastnorm.WeightNorm(3.0), ValueError, "v: expected at least 1 dimension"),
+    (lambda: fastnorm.weight_norm_init(np.ones((3, 2)), ()), ValueError, "shape: expected that"),
+    (lambda: fastnorm.weight_norm_init(np.ones((3, 2)), (2**40, 2**40)), ValueError, "shape: "),
+    (lambda: fastnorm.to_blocked(np.ones((2, 3)), np.array([8, 8])), TypeError, "block: expected"),
+    (lambda: fastnorm.to_blocked(np.ones((2, 3)), 8.0), TypeError, "block: expected an int"),
+    (lambda: fastnorm.to_blocked(np.empty((2**60, 0), "f4")), ValueError, "x: expected a shape"),
+    (lambda: fastnorm.from_blocked(np.ones((1, 1, 16)), "a"), TypeError, "channels: expected an"),
+    (lambda: fastnorm.from_blocked(np.ones((1, 0, 8)), -3), ValueError, "channels: expected 0 to"),
+    (lambda: fastnorm.from_blocked(np.ones((1, 2, 5)), 9), ValueError, "x: expected blocks of 8"),
+    (lambda: fastnorm.cosine_norm(np.ones((2, 3)), np.ones((4, 3)), stride=np.array([1, 1])),
+     TypeError, "stride: expected an int"),
+    (lambda: fastnorm.cosine_norm(np.ones((1, 3, 4)), np.ones((2, 3, 2)), padding=2**62),
+     ValueError, "padding: expected 1"),
+    (lambda: fastnorm.Moments.merge(3), TypeError, "moments: expected Moments, got int"),
+    (lambda: fastnorm.Moments.from_array(np.ones((3, 2))).std(ddof=10**400), ValueError, "ddof: "),
+    (lambda: fastnorm.comm.local_communicators(2, slot=2**62), ValueError, "slot: expected a pos"),
+    (lambda: fastnorm.comm.local_communicators(2, timeout=10**400), ValueError, "timeout: "),
+])  # fmt: skip
+def test_what_else_is_refused_by_name(call, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        call()
+
+
+def test_an_empty_array_in_blocks():
+    assert fastnorm.to_blocked(np.empty((0, 2**60), "f4")).shape == (0, 2**56, 16)
+
+
+@pytest.mark.parametrize("change", [
+    lambda x: setattr(x, "shape", (2, 3, 64)),
+    lambda x: setattr(x, "dtype", np.int32),
+    lambda x: x.resize((1, 3, 8, 8), refcheck=False),
+])  # fmt: skip
+def test_cosine_norm_of_an_array_that_was_changed(change, rng):
+    x, weight = rng.standard_normal((2, 3, 8, 8)).astype("f4"), np.ones((4, 3, 2, 2), "f4")
+    y, ctx = fastnorm.cosine_norm(x, weight, return_ctx=True)
+    change(x)
+    with pytest.raises(ValueError, match="ctx: expected x as it was in the forward call"):
+        fastnorm.backward(np.ones_like(y), ctx)
+
+
+def test_lengths_of_an_array_that_was_changed():
+    x = np.ones((2, 3))
+    y, ctx = fastnorm.normalize(x, 1, return_ctx=True)
+    x.shape = (3, 2)
+    assert fastnorm.backward(np.ones_like(y), ctx)[0].shape == (2, 3)

@@ -398,7 +398,7 @@ def test_who_comes_too_late_does_not_go_on_alone():
 
 
 def test_bad_groups():
-    with pytest.raises(ValueError, match="size: expected a positive number, got 0"):
+    with pytest.raises(ValueError, match="size: expected a positive number up to 4096, got 0"):
         fc.local_communicators(0)
     with pytest.raises(TypeError, match="slot: expected a number, got float"):
         fc.local_communicators(2, slot=1.5)

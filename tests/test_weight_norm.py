@@ -247,5 +247,5 @@ def test_layer_errors_leave_it_alone(rng):
     ]:
         with pytest.raises(error, match=message):
             fastnorm.WeightNorm(np.ones((3, 5)), **bad)
-    with pytest.raises(TypeError, match="dtype: expected float32 or float64"):
+    with pytest.raises(TypeError, match="v: expected dtype float32 or float64"):
         fastnorm.WeightNorm(np.ones((3, 5), int))
