@@ -281,8 +281,7 @@ FN_INLINE domain_grad grad_of(const fn_coefs *cf, int64_t d, double scale, doubl
                          fn_uncentered(plan) ? 0 : -scale * sum1 * (1 / cf->count)};
 }
 
-/* Whether plane i of a piece leaves the kernels' range, by more than its coefficients tell: > 0.
- * NaN is NaN in the kernels too. */
+/* above 0 where the coefficients of plane i of a piece, or its mean, leave the kernels' range */
 FN_INLINE double grad_outside(fn_range range, const grad_piece *g, int64_t i) {
     return fn_grad_outside(range, g->scale[i], g->a[i], g->a[i], g->b[i], g->e[i]) +
            fn_outside(g->mean[i], -range.high, range.high);
@@ -324,7 +323,7 @@ static void put_grad_piece(fn_coefs *cf, piece at, grad_piece *g) {
         const int64_t k = i / each;
         if (((plan->elem && (keep[k] != 1 || is_lost(cf, at.d + k, g->rstd[k]))) ||
              grad_outside(range, g, i) > 0) &&
-            !isnan(g->a[i] + g->b[i] + g->e[i]))
+            !isnan(g->a[i] + g->b[i] + g->e[i])) /* which is NaN in the kernels too */
             marks[i] |= FN_CAREFUL;
         if (marks[i] & FN_SCALED)
             cf->sum_dy_xc[at.plane + i] = sums[i] * (fn_sum_unit(cf->std[at.d + k]) * g->scale[i]) +
