@@ -323,7 +323,7 @@ fn_status fn_forward(const fn_problem *problem, const fn_params *params, const v
 
 static void zero_grads(const fn_problem *p, const fn_grads *grads) {
     const size_t size = p->dtype == FN_F64 ? sizeof(double) : sizeof(float);
-    const int elem = p->norm == FN_LAYER || p->norm == FN_RMS;
+    const int elem = p->norm == FN_LAYER || p->norm == FN_RMS || p->norm == FN_L2;
     void *const arrays[] = {grads->weight, grads->bias, grads->mean_logits, grads->var_logits};
     for (int i = 0; i < 4; i++)
         if (arrays[i])
@@ -430,7 +430,7 @@ fn_status fn_measure(const fn_problem *problem, const void *x, int skip_nan, con
     const fn_params none = {NULL, NULL, NULL, NULL, NULL, NULL};
     fn_plan plan;
     int64_t elements;
-    if (!has_steps(problem, &none))
+    if (!has_steps(problem, &none) || (weight && problem->norm != FN_LAYER))
         return FN_BAD_PROBLEM;
     const fn_float_mode mode = fn_enter_float_mode();
     fn_status status = fn_plan_make(&plan, problem, &none, 0, &elements);

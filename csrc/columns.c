@@ -28,8 +28,8 @@ static void make_job(fn_job *job, const void *x, void *y, int64_t elements) {
 }
 
 /* ---- extremes ------------------------------------------------------------------------------
- * They are exact, so only the sign of a zero could depend on the order in which pieces merge; it is
- * that of the rows. */
+ * They are exact, so only the sign of a zero depends on the order in which pieces merge, which the
+ * shape alone decides. */
 
 /* A piece has enough rows for its extremes to be small against it. */
 #define LEAST_ROWS 256

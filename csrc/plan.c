@@ -16,7 +16,6 @@
 /* Domains of several segments: as many as make runs of this. */
 #define UNIT_RUN_BYTES 4096
 
-/* backward finds the running statistics that were used among what forward saved */
 /* Bytes of an array that no address space holds: what is computed from smaller sizes does not
  * overflow. */
 #define MOST_BYTES (INT64_C(1) << 56)
@@ -37,6 +36,7 @@ static int64_t count_elements(const fn_problem *p) {
     return count > PTRDIFF_MAX ? -1 : p->n * p->c * p->s;
 }
 
+/* backward finds the running statistics that were used among what forward saved */
 static int valid(const fn_problem *p, const fn_params *q, int backward) {
     const int running = backward || (q->running_mean && q->running_var);
     if ((unsigned)p->norm >= FN_NORM_COUNT || (unsigned)p->dtype >= FN_DTYPE_COUNT ||
