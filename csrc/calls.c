@@ -147,9 +147,7 @@ typedef struct {
  * of statistics and coefficients each.  So about so many planes are taken at a time: samples, where
  * their domains are their own, or columns of a matrix.  The bits of a domain do not depend on the
  * others. */
-#ifndef SLICE_PLANES /* tests cut small arrays */
 #define SLICE_PLANES (1 << 17)
-#endif
 static int samples_are_apart(const call *of) {
     const fn_problem *p = of->problem;
     return of->whole.elem || p->norm == FN_GROUP ||

@@ -187,13 +187,6 @@ static void visit_sums(const walk *at, int64_t row, int64_t n, const double *x, 
     }
 }
 
-double fn_sum_unit(double std) {
-    int exponent = 0;
-    if (std > 0 && std < INFINITY)
-        frexp(std, &exponent);
-    return ldexp(1, exponent < -1000 ? -1000 : exponent > 1000 ? 1000 : exponent);
-}
-
 static void sum_again(const fn_job *job, int64_t p, double unit) {
     const fn_plan *pl = &job->plan;
     fn_job sums_only = *job;
@@ -304,7 +297,7 @@ static void mend_sums(const fn_job *job, int64_t d, int64_t p1, glance *x, glanc
             job->cf.marks[p] |= FN_CAREFUL;
     }
     for (int64_t p = first; p < end && scaled; p++) {
-        sum_again(job, p, fn_sum_unit(job->cf.std[d]));
+        sum_again(job, p, fn_size_of(job->cf.std[d]));
         job->cf.marks[p] |= FN_SCALED | FN_CAREFUL;
     }
 }

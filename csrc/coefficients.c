@@ -326,7 +326,7 @@ static void put_grad_piece(fn_coefs *cf, piece at, grad_piece *g) {
             !isnan(g->a[i] + g->b[i] + g->e[i])) /* which is NaN in the kernels too */
             marks[i] |= FN_CAREFUL;
         if (marks[i] & FN_SCALED)
-            cf->sum_dy_xc[at.plane + i] = sums[i] * (fn_sum_unit(cf->std[at.d + k]) * g->scale[i]) +
+            cf->sum_dy_xc[at.plane + i] = sums[i] * (fn_size_of(cf->std[at.d + k]) * g->scale[i]) +
                                           g->shift[i] * cf->sum_dy[at.plane + i];
     }
 }
@@ -386,7 +386,7 @@ void fn_centers(fn_coefs *cf, int64_t d0, int64_t d1) {
 void fn_center_sums(fn_coefs *cf, int back) {
     for (int64_t p = 0; p < cf->plan->planes; p++) {
         const double low = cf->mean[p] - fn_get(cf->plan, cf->center, p);
-        cf->sum_dy_xc[p] *= cf->marks[p] & FN_SCALED ? fn_sum_unit(cf->std[p]) : 1;
+        cf->sum_dy_xc[p] *= cf->marks[p] & FN_SCALED ? fn_size_of(cf->std[p]) : 1;
         cf->sum_dy_xc[p] += (back ? low : -low) * cf->sum_dy[p];
     }
 }

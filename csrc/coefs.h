@@ -66,14 +66,17 @@ FN_INLINE double fn_grad_outside(fn_range range, double scale, double a, double 
            fn_product_outside(b, b, lower) + fn_outside(e, -range.high, range.high);
 }
 
-/* A power of two, `unit`, by which numbers up to `most` are divided so that their squares can be
- * summed: 1 where they can be as they are.  Its inverse is a double too. */
-static inline double fn_unit_of(double most) {
-    int exponent;
-    if ((0x1p-480 < most && most < 0x1p480) || !(most > 0) || most == INFINITY)
-        return 1;
-    frexp(most, &exponent);
+/* The power of two next above a positive number, 1 for others.  Its inverse is a double too. */
+static inline double fn_size_of(double number) {
+    int exponent = 0;
+    if (number > 0 && number < INFINITY)
+        frexp(number, &exponent);
     return ldexp(1, exponent < -1000 ? -1000 : exponent > 1000 ? 1000 : exponent);
+}
+/* What numbers up to `most` are divided by so that their squares can be summed: 1 where they can be
+ * as they are. */
+static inline double fn_unit_of(double most) {
+    return 0x1p-480 < most && most < 0x1p480 ? 1 : fn_size_of(most);
 }
 
 /* switchable norm, where the others go through coefficients.c: all planes are domains */

@@ -255,11 +255,8 @@ typedef struct {
 
 /* FN_CAREFUL: its coefficients leave the range of the kernels, and careful.c computes it.  FN_FLAT:
  * x and dy * weight are constant over its domain, so that nothing but eps is left of dx. FN_SCALED:
- * sum_dy_xc is that of dy * (x - center) / fn_sum_unit, as the products may be no doubles. */
+ * sum_dy_xc is that of dy * (x - center) / fn_size_of(std), as the products may be no doubles. */
 enum { FN_CAREFUL = 1, FN_FLAT = 2, FN_SCALED = 4 };
-
-/* a power of two of the size of a deviation */
-double fn_sum_unit(double std);
 
 /* Where the kernels' arithmetic keeps its digits.  Outside of it squares, products of coefficients,
  * or of one and an element, may overflow, or lose digits to underflow.  careful.c takes such

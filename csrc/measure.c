@@ -28,7 +28,8 @@ typedef struct {
     int64_t esize, groups, nseg, seg_stride, rows, cols, ld;
     int skip_nan;
     const double *weight; /* of each row, or NULL */
-    double heavy;         /* half the largest of them */
+    double heavy;         /* half the largest of them, */
+    int64_t first_heavy;  /* and the first row of that weight */
 } view;
 
 static const char *row_of(const view *v, int64_t group, int64_t c, int64_t i) {
@@ -147,7 +148,7 @@ static void sum_rows(const view *v, int64_t group, int64_t c, int64_t w, int64_t
     }
 }
 
-/* The first row's values, or the origin where they are not finite. */
+/* at.reference becomes row i, or the origin where that is not finite */
 static void refer_to_row(const view *v, int64_t group, int64_t c, int64_t w, int64_t i,
                          const double *origin, room at) {
     memset(at.sum, 0, (size_t)w * sizeof *at.sum);
@@ -204,10 +205,11 @@ static double element(const view *v, int64_t group, int64_t c, int64_t i) {
     return value;
 }
 
-/* the first value that is no NaN, of a row of such a weight; NaN where there is none */
-static double value_of_weight(const view *v, int64_t group, int64_t c, double least) {
+/* the first value from row i on that is no NaN, of a row of such a weight; NaN where there is none
+ */
+static double value_of_weight(const view *v, int64_t group, int64_t c, int64_t i, double least) {
     double value = NAN;
-    for (int64_t i = 0; i < v->nseg * v->rows && value != value; i++)
+    for (; i < v->nseg * v->rows && value != value; i++)
         if (!v->weight || v->weight[i] >= least)
             value = element(v, group, c, i);
     return value;
@@ -216,14 +218,11 @@ static double value_of_weight(const view *v, int64_t group, int64_t c, double le
 /* A feature's origin: the first value that is no NaN, where that is finite; else 0.  Not one of a
  * small weight, which may be far from all that counts. */
 static double first_value(const view *v, int64_t group, int64_t c) {
-    double value = value_of_weight(v, group, c, v->heavy);
+    double value = value_of_weight(v, group, c, v->first_heavy, v->heavy);
     if (value != value && v->weight)
-        value = value_of_weight(v, group, c, 0);
+        value = value_of_weight(v, group, c, 0, 0x1p-1074); /* any above 0 */
     return isfinite(value) ? value : 0;
 }
-
-/* The squares of float64 beyond 1e154 and below 1e-162 are no doubles.  Such features are measured
- * in units of 2^exponent, the size of their largest deviation from the origin. */
 
 /* the least and the largest value of columns [c, c + w) of a group, w <= LOOK, NaN passed over */
 #define LOOK 64
@@ -239,8 +238,9 @@ static void extremes(const view *v, int64_t group, int64_t c, int64_t w, char *s
     }
 }
 
-/* The exponent, of values from `low` to `high`: 0 where squares are doubles, or there are none of a
- * finite size. */
+/* The squares of float64 beyond 1e154 and below 1e-162 are no doubles.  Such a feature, of values
+ * from `low` to `high`, is measured in units of 2^exponent, the size of its largest deviation from
+ * the origin: the exponent; 0 where squares are doubles, or nothing has a finite size. */
 static int unit_exponent(double low, double high, double origin) {
     const fn_range range = fn_range_of(sizeof(double));
     const double above = high / 2 - origin / 2, below = origin / 2 - low / 2;
@@ -391,6 +391,8 @@ fn_status fn_measure_features(const fn_plan *pl, const void *x, int threads, int
     m.v.weight = weight;
     for (int64_t i = 0; i < m.v.nseg * m.v.rows && weight; i++)
         m.v.heavy = fmax(m.v.heavy, weight[i] / 2);
+    while (weight && weight[m.v.first_heavy] < m.v.heavy)
+        m.v.first_heavy++;
     m.job.extra = &m;
     m.job.threads = threads;
     m.job.scratch_bytes = room_bytes();

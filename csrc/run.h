@@ -96,8 +96,9 @@ void fn_exact_moments(const fn_job *job, int64_t d, double *mean, double *m2, in
 /* domains [d, d1) whose deviation kernels cannot be trusted with are measured again */
 void fn_careful_moments(fn_job *job, int64_t d, int64_t d1);
 /* gradient sums of the planes of domains [d, d1) likewise; FN_FLAT where dx is 0 */
-void fn_flat_everywhere(fn_job *job);
 void fn_careful_grads(fn_job *job, int64_t d, int64_t d1);
+/* FN_FLAT likewise, where the sums are those of several processes */
+void fn_flat_everywhere(fn_job *job);
 static inline int fn_any_careful(const fn_coefs *cf, int64_t p, int64_t p1) {
     int any = 0;
     for (; p < p1; p++)

@@ -206,7 +206,7 @@ void fn_layer_grad_sums(fn_coefs *cf, int64_t n) {
         mix_plane(cf, &mix, n, c);
         const double weight = weight_of(cf, c),
                      low = mix.mean - fn_get(cf->plan, cf->center, plane);
-        const double unit = cf->marks[plane] & FN_SCALED ? fn_sum_unit(cf->std[plane]) : 1;
+        const double unit = cf->marks[plane] & FN_SCALED ? fn_size_of(cf->std[plane]) : 1;
         const double sum_dy_xhat =
             (cf->sum_dy_xc[plane] - low / unit * cf->sum_dy[plane]) / (mix.sigma / unit);
         const double dmu = -weight / mix.sigma * cf->sum_dy[plane];

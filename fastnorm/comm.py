@@ -196,7 +196,8 @@ def local_communicators(
     Raises
     ------
     TypeError, ValueError
-        `size`, `timeout` or `slot` is no positive number.
+        `size`, `timeout` or `slot` is no positive number, or above 4096 ranks, what a lock can wait
+        for, or 1 GiB.
 
     Examples
     --------

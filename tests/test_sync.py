@@ -1,31 +1,23 @@
 """Sync Batch Norm: as on one process, whatever the ranks are and however many; nothing hangs.
 
-Ranks are threads where their number matters, and processes of each kind where the kind does.
+Ranks are threads here, as their number matters; test_sync_processes.py: processes of each kind.
 """
 
-import contextlib
 import copy
-import os
-import pickle
 import queue
-import shutil
-import signal
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 import sync_worker as worker
 from cases import assert_close
+from sync_checks import check_like_one_process, check_misuse
 
 import fastnorm
 from fastnorm import comm as fc
-
-TIME_LIMIT = 120
-TOLERANCE = {"float64": 1e-12, "float32": 1e-6, "float16": 2e-3}
 
 
 class ThreadCommunicator:
@@ -72,28 +64,6 @@ def on_threads(size, function, *arguments, pairs=True):
 
 def must_not_be_called(*_):
     raise AssertionError("the other way of talking was expected")
-
-
-def check_like_one_process(results, dtype, layout):
-    """Compare what the ranks found with Batch Norm of the whole batch; statistics bit by bit."""
-    x, dy, weight, bias, _ = worker.problem(len(results), dtype, layout)
-    state = worker.running(dtype)
-    y, ctx = fastnorm.batch_norm(
-        x, weight, bias, **state, training=True, layout=layout, return_ctx=True
-    )
-    dx, dweight, dbias = fastnorm.backward(dy, ctx)
-    ys, dxs, dweights, dbiases, means, variances = zip(*results, strict=True)
-    tolerance = TOLERANCE[dtype]
-    assert_close(np.concatenate(ys), y, tolerance, "y")
-    assert_close(np.concatenate(dxs), dx, tolerance, "dx")
-    # each rank has its share
-    assert_close(np.sum(dweights, 0, np.float64), dweight, tolerance, "dweight")
-    assert_close(np.sum(dbiases, 0, np.float64), dbias, tolerance, "dbias")
-    for name, found in (("running_mean", means), ("running_var", variances)):
-        assert_close(found[0], state[name], tolerance, name)
-        assert len({value.tobytes() for value in found}) == 1, f"{name} differs between ranks"
-    for result in results:
-        assert {array.dtype for array in result} == {np.dtype(dtype)}
 
 
 @pytest.mark.parametrize("kind", worker.KINDS)
@@ -152,42 +122,6 @@ def test_the_tree_begins_above_eight_ranks(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(ThreadCommunicator, "allgather", must_not_be_called)
     on_threads(9, worker.normalize)
-
-
-MISUSE = {  # on the last rank: kind of error, and how the reason begins
-    "shape": ("ValueError", "x: expected at least 2 dimensions"),
-    "weight": ("ValueError", "weight: expected shape (5,), got (4,)"),
-    "momentum": ("TypeError", "momentum: expected a number, got str"),
-    "layer": ("ValueError", "x: expected 5 channels in NCHW, got shape (3, 2, 4, 3)"),
-    "dy": ("ValueError", "dy: expected x's shape (3, 5, 4, 3), got (1, 5, 4, 3)"),
-    "out": ("ValueError", "out: expected an array apart from the x"),
-    "no call": ("RuntimeError", "SyncBatchNorm.backward: expected a call of the layer before"),
-}
-DIFFERENT = {  # what the others do, and what the last rank does
-    "channels": ("forward: 5 channels, float64", "forward: 4 channels, float64"),
-    "dtype": ("forward: 5 channels, float64", "forward: 5 channels, float32"),
-    "eps": ("forward: 5 channels, float64, eps=1e-05", "forward: 5 channels, float64, eps=0.001"),
-    "mixed": ("backward: 5 channels", "forward: 5 channels"),
-}
-
-
-def check_misuse(results):
-    size = len(results)
-    last, others = f"rank(s) [{size - 1}]: ", f"rank(s) {list(range(size - 1))}: "
-    for found, untouched, works_again, found_size in results:
-        assert found_size == size
-        for name, (kind, reason) in MISUSE.items():
-            assert found[name][0] == kind, found[name]
-            assert found[name][1].startswith(last + reason), found[name]
-        for name, (theirs, ours) in DIFFERENT.items():
-            assert found[name][0] == "ValueError", found[name]
-            assert "x: expected the same call on all ranks, got " in found[name][1]
-            assert others + theirs in found[name][1], found[name]
-            assert last + ours in found[name][1], found[name]
-        kind, text = found["one value"]
-        assert (kind, text[:35]) == ("ValueError", "x: expected more than one value for")
-        assert untouched
-        assert works_again
 
 
 @pytest.mark.parametrize("size", [2, 3, 9, 13])
@@ -418,86 +352,6 @@ def test_mpi_that_is_missing_or_given_something_else():
         # a process of its own, since MPI starts where it is imported
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert error in done.stderr
-
-
-# ---- processes -----------------------------------------------------------------------------------
-
-
-def start(command, folder, size):
-    """Run the worker under a time limit; what each rank found."""
-    environment = {
-        **os.environ,
-        "FASTNORM_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "passive",
-    }
-    process = subprocess.Popen(
-        [*command, str(size), str(folder)], text=True, env=environment, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        _, errors = process.communicate(timeout=TIME_LIMIT)
-    finally:  # all ranks, should they hang
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, errors
-    return {int(p.stem): pickle.loads(p.read_bytes()) for p in Path(folder).iterdir()}
-
-
-def command(kind, size):
-    script = [sys.executable, worker.__file__, kind]
-    if kind != "mpi":
-        return script
-    pytest.importorskip("mpi4py")
-    launcher = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which(
-        "mpiexec"
-    )
-    if launcher is None:
-        pytest.skip("no mpiexec")
-    return [launcher, "-n", str(size), *script]
-
-
-@pytest.fixture(scope="module", params=[("spawn", 2), ("fork", 4), ("mpi", 2), ("mpi", 4)],
-                ids=lambda p: "-".join(map(str, p)))  # fmt: skip
-def ranks(request, tmp_path_factory):
-    kind, size = request.param
-    found = start(command(kind, size), tmp_path_factory.mktemp("ranks"), size)
-    # an mpiexec of another MPI would start so many groups of one
-    assert sorted(found) == list(range(size))
-    assert [found[rank]["size"] for rank in range(size)] == [size] * size
-    return [found[rank] for rank in range(size)]
-
-
-@pytest.mark.parametrize("kind", worker.KINDS)
-def test_processes_give_what_one_process_gives(ranks, kind):
-    check_like_one_process([rank[kind] for rank in ranks], *kind)
-
-
-def test_processes_that_talk_in_pairs(ranks):
-    if "tree" in ranks[0]:  # MPI
-        check_like_one_process([rank["tree"] for rank in ranks], "float64", "NCHW")
-
-
-def test_one_bad_process_makes_all_raise(ranks):
-    check_misuse([rank["misuse"] for rank in ranks])
-
-
-def test_training_on_all_ranks_is_training_on_one(ranks):
-    pytest.importorskip("sklearn")
-    want = worker.train(None)
-    for rank in ranks:
-        for i, (got, expected) in enumerate(zip(rank["train"], want, strict=True)):
-            assert_close(got, expected, 1e-4, f"array {i}")
-            assert got.tobytes() == ranks[0]["train"][i].tobytes()
-
-
-def test_a_rank_that_died_makes_the_others_raise(tmp_path):
-    found = start(command("leave", 3), tmp_path, 3)
-    assert sorted(found) == [0, 1]
-    for errors in found.values():
-        for kind, text in errors:
-            assert kind == "TimeoutError"
-            assert "expected all 3 ranks within 1 s" in text
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])

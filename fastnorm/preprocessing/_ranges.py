@@ -68,7 +68,7 @@ class _RangeScaler(Scaler):
 
     def _set(self, low: Array, high: Array, first: bool) -> None:
         """Take least and largest values into the attributes."""
-        raise NotImplementedError
+        raise AssertionError("a scaler of ranges defines it")
 
     @as_the_core
     def transform(self, X: Any) -> Any:
@@ -104,7 +104,7 @@ class _RangeScaler(Scaler):
         return self._scale(X, self.copy, (shift, 1 / factor, center), inverse=True)
 
     def _coefficients(self) -> tuple[Any, Array, Any]:
-        raise NotImplementedError
+        raise AssertionError("a scaler of ranges defines it")
 
 
 class MinMaxScaler(_RangeScaler):
