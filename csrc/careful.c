@@ -315,8 +315,7 @@ void fn_careful_grads(fn_job *job, int64_t d, int64_t d1) {
         double value;
         if (!right)
             mend_sums(job, d, p1, &x, &dy);
-        if (may_be_flat(job, d) && starts_alike(job, job->dy, first) &&
-            same_gradient(&dy, job, d, p1, &value) &&
+        if (may_be_flat(job, d) && same_gradient(&dy, job, d, p1, &value) &&
             (job->cf.std[d] == 0 || same_elements(&x, job, d, p1, &value)))
             for (int64_t p = first; p < first + pl->per_domain; p++)
                 job->cf.marks[p] |= FN_FLAT;
