@@ -4,7 +4,8 @@ PYTHON ?= python3
 CC ?= cc
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(wildcard csrc/*) $(wildcard fastnorm/*.pyx fastnorm/*.pxi) setup.py pyproject.toml
+SOURCES := $(shell find csrc -type f) $(wildcard fastnorm/*.pyx fastnorm/*.pxi) setup.py pyproject.toml
+CSOURCES := $(shell find csrc tests/c bench -name '*.[ch]' -o -name '*.inc' -o -name '*.cpp')
 
 .PHONY: demo test bench kernels floor lint format ctest clean
 
@@ -19,40 +20,38 @@ test: $(VENV)/$(if $(filter-out 0,$(PEERS)),peers,test)
 bench: $(VENV)/bench
 	$(BIN)/python -m pytest bench/test_bench.py -p no:cacheprovider --benchmark-group-by=group
 
+# Programs in C link what the extension was made of.
+OPENMP = $$(nm build/libfastnorm.a | grep -q -e GOMP -e kmpc && echo -fopenmp)
+LINK = $(CC) -std=c11 -O2 -Wall -Wextra -Icsrc $< build/libfastnorm.a $(CFLAGS) $(OPENMP) -lm -lpthread -o $@
+
 # What the kernels cost in the cache, without Python.
-kernels:
-	mkdir -p build
-	$(CC) -std=c11 -O3 -ffp-contract=off -fno-math-errno -Wall -Wextra -Icsrc \
-	    csrc/isa_*.c csrc/dispatch.c bench/kernels.c -lm -o build/kernels
+kernels: build/kernels
 	build/kernels
 
 # What passes over memory cost that compute nothing.
-floor:
-	mkdir -p build
-	$(CC) -std=c11 -O3 -ffp-contract=off -fno-math-errno -fopenmp -Wall -Wextra -Icsrc \
-	    csrc/isa_*.c csrc/dispatch.c bench/floor.c -lm -o build/floor
+floor: build/floor
 	for mb in 0.2 4 100; do build/floor 1 $$mb && build/floor 2 $$mb || exit 1; done
+
+# The C library without Python.
+ctest: build/test_fastnorm
+	build/test_fastnorm
+
+build/kernels build/floor: build/%: bench/%.c $(VENV)/bench
+	$(LINK)
+build/test_fastnorm: tests/c/test_fastnorm.c $(VENV)/bench
+	$(LINK)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror csrc/*.c csrc/*.h csrc/*.inc tests/c/*.c bench/*.c bench/peers/*.cpp
+	$(BIN)/clang-format --dry-run -Werror $(CSOURCES)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint fastnorm/*.pyx fastnorm/*.pxi
 	$(BIN)/mypy
 
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*.c csrc/*.h csrc/*.inc tests/c/*.c bench/*.c bench/peers/*.cpp
-
-# The C library without Python; without OpenMP where the compiler has none, as in setup.py.
-OPENMP_PROBE := \#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n
-ctest:
-	mkdir -p build
-	openmp=$$(printf '$(OPENMP_PROBE)' | $(CC) -fopenmp -x c - -o build/probe 2>/dev/null && echo -fopenmp); \
-	$(CC) -std=c11 -O3 -ffp-contract=off -fno-math-errno $$openmp -Wall -Wextra -Icsrc \
-	    csrc/*.c tests/c/test_fastnorm.c -lm -lpthread -o build/test_fastnorm
-	build/test_fastnorm
+	$(BIN)/clang-format -i $(CSOURCES)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info fastnorm/_core.c fastnorm/*.so

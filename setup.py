@@ -1,14 +1,21 @@
 """Builds `fastnorm._core`: the Cython edge and the C library in one extension.
 
-What does not vary with the machine is in pyproject.toml. The kernels of every instruction set are
-compiled always (csrc/isa_*.c switch the compiler themselves) and picked at run time.
+What does not vary with the machine is in pyproject.toml. Every C file becomes an object of its own
+in build/objects-*, several at once, and again only when it or what it includes has changed. The C
+library alone is build/libfastnorm.a: the test in C and the benchmarks of kernels link it.
 
-Environment: FASTNORM_OPENMP=0 builds without OpenMP, as happens where the compiler has none.
+Environment:
+    FASTNORM_OPENMP=0       no OpenMP, as happens where the compiler has none
+    FASTNORM_ISAS=avx2      kernels of these instruction sets alone (csrc/kernels/built.h)
+    FASTNORM_DTYPES=f32     kernels of these dtypes alone
+    FASTNORM_CFLAGS=...     more flags for the compiler, as --coverage or -fsanitize=address
 """
 
+import hashlib
 import os
 import tempfile
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
 
@@ -21,25 +28,77 @@ from setuptools.command.build_ext import build_ext
 # instruction set has it. No -ffast-math, no -march: the same bits on every machine.
 FLAGS = [
     "-std=c11",
-    "-O3",
     "-g0",
+    "-fno-asynchronous-unwind-tables",  # they are a tenth of the size, and nothing here throws
     "-Wall",
+    "-Wextra",
     "-ffp-contract=off",
     "-fno-math-errno",
     "-fvisibility=hidden",
+    "-MMD",  # a .d file beside each object: what it was made of
 ]
+# Loops over arrays are written with vectors: more than -O2 makes them longer, not faster. What is
+# computed of coefficients is left to the compiler's own vectors. The edge is called once a call.
+OPTIMIZE = {"csrc/kernels/": "-O2", "csrc/": "-O3", "fastnorm/": "-Os"}
 VERSION = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
+CUTS = [(k, os.environ[k]) for k in ("FASTNORM_ISAS", "FASTNORM_DTYPES") if k in os.environ]
+
+
+def c_sources():
+    """List those of the C library; what takes longest to compile first."""
+    return sorted(glob("csrc/**/*.c", recursive=True), key=lambda s: ("/targets/" not in s, s))
+
+
+def is_current(made, sources):
+    """Tell whether a file exists and is newer than all these."""
+    when = Path(made).stat().st_mtime if Path(made).exists() else 0
+    return all(Path(s).exists() and Path(s).stat().st_mtime <= when for s in sources)
+
+
+def parts_of(made):
+    """Return what an object was made of; a file that is not there where that is not known."""
+    listed = Path(made).with_suffix(".d")
+    if not listed.exists():
+        return [made + ".missing"]
+    return listed.read_text().replace("\\\n", " ").split()[1:]
 
 
 class BuildExt(build_ext):
-    """Adds OpenMP where a small program compiles and links with it."""
+    """Compiles objects that are not current, in parallel, and links them."""
 
-    def build_extensions(self):
+    def build_extension(self, ext):
+        # -isystem: pip builds with a copy of NumPy that is gone the next time
+        flags = [*FLAGS, *os.environ.get("FASTNORM_CFLAGS", "").split()]
+        numpy = ["-isystem", np.get_include()]
         if os.environ.get("FASTNORM_OPENMP", "1") != "0" and self.has_openmp():
-            for extension in self.extensions:
-                extension.extra_compile_args.append("-fopenmp")
-                extension.extra_link_args.append("-fopenmp")
-        super().build_extensions()
+            flags.append("-fopenmp")
+        options = repr((self.compiler.compiler_so, flags, OPTIMIZE, CUTS, np.__version__))
+        tag = hashlib.sha1(options.encode()).hexdigest()[:8]
+        folder = f"build/objects-{tag}"
+        sources = [*ext.sources, *c_sources()]  # the first one takes longest
+
+        def compile_one(source):
+            level = next(level for where, level in OPTIMIZE.items() if source.startswith(where))
+            (made,) = self.compiler.object_filenames([source], output_dir=folder)
+            if not is_current(made, parts_of(made)):
+                self.compiler.compile(
+                    [source],
+                    folder,
+                    ext.define_macros,
+                    ext.include_dirs,
+                    extra_postargs=[*flags, level, *numpy],
+                )
+            return made
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(compile_one, sources))
+        library = objects[len(ext.sources) :]
+        if not is_current("build/libfastnorm.a", library):
+            Path("build/libfastnorm.a").unlink(missing_ok=True)
+            self.compiler.create_static_lib(library, "fastnorm", "build")
+        ext.sources, ext.extra_objects, ext.depends = [], objects, objects
+        ext.extra_link_args = [*ext.extra_link_args, *flags]
+        super().build_extension(ext)
 
     def has_openmp(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -62,15 +121,15 @@ class BuildExt(build_ext):
 
 core = Extension(
     "fastnorm._core",
-    ["fastnorm/_core.pyx", *sorted(glob("csrc/*.c"))],
-    include_dirs=["csrc", np.get_include()],
+    ["fastnorm/_core.pyx"],
+    include_dirs=["csrc"],
     define_macros=[
         ("FASTNORM_VERSION", f'"{VERSION}"'),
         ("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"),
         ("NPY_TARGET_VERSION", "NPY_1_23_API_VERSION"),  # arrays with an allocator of their own
+        *CUTS,
     ],
-    depends=[*glob("csrc/*.h"), *glob("csrc/*.inc"), *glob("fastnorm/*.pxi"), "pyproject.toml"],
-    extra_compile_args=list(FLAGS),
+    depends=glob("fastnorm/*.pxi"),
     extra_link_args=["-lm"],
 )
 

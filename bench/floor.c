@@ -1,7 +1,7 @@
 /* What is left of a pass when nothing is computed: the times of reading a domain, then of reading
  * it again and writing it, against the limit, which reads and writes once.  Large arrays are
  * written past the cache.  `make floor`, or build/floor THREADS MEGABYTES [ISA]. */
-#include "internal.h"
+#include "kernels/list.h"
 
 #include <omp.h>
 #include <stdio.h>

@@ -1,6 +1,6 @@
 /* Nanoseconds that each kernel takes for a cache line of x, on rows that lie in the cache: what the
  * arithmetic costs where memory is no limit.  `make kernels`, or build/kernels LEN ROWS [ISA]. */
-#include "internal.h"
+#include "kernels/list.h"
 
 #include <stdio.h>
 #include <stdlib.h>

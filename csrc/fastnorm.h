@@ -146,6 +146,10 @@ const char *fn_isa_name(int i);
 int fn_set_isa(const char *name);
 const char *fn_get_isa(void);
 
+/* whether this build has kernels for the dtype (kernels/built.h); calls with another are
+ * FN_BAD_PROBLEM */
+int fn_has_dtype(fn_dtype dtype);
+
 /* Memory for outputs, aligned to a cache line; NULL where there is none.  What is freed is kept for
  * the next one of about the size, up to a bound in bytes: 256 MiB, or a sixteenth of the memory
  * where that is less.  fn_buffer_cache tells the bound, and what is kept now.  Thread-safe. */

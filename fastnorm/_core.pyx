@@ -33,7 +33,7 @@ cdef extern from *:
 
 __version__ = FASTNORM_VERSION.decode()
 
-cdef extern from "float_mode.h" nogil:
+cdef extern from "system/float_mode.h" nogil:
     ctypedef unsigned fn_float_mode  # or another type; it is only kept
     fn_float_mode fn_enter_float_mode()
     void fn_leave_float_mode(fn_float_mode)

@@ -13,7 +13,7 @@ FLAGS = ["-std=c11", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
 
 def build_and_run(compiler, folder, *flags):
     sources = [
-        *map(str, sorted((ROOT / "csrc").glob("*.c"))),
+        *map(str, sorted((ROOT / "csrc").rglob("*.c"))),
         str(ROOT / "tests/c/test_fastnorm.c"),
     ]
     program = str(folder / "test_fastnorm")

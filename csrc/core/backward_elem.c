@@ -1,0 +1,181 @@
+/* Backward of layer and RMS norm with a weight or bias for each element of a domain: dweight and
+ * dbias are sums across domains, while dx needs sums along them.
+ *
+ * The domains are cut, by the shape alone, into parts.  A part sums dweight and dbias of its
+ * domains in order; the parts are added in order.  So the bits do not depend on the threads. */
+#include "core/run.h"
+
+#include <string.h>
+
+/* Row form: rows up to this long are taken through sums and apply while they are in the cache;
+ * longer ones are cut into pieces, for more threads and smaller sums. */
+#define WHOLE_ROW 16384
+#define ROW_PIECE 2048
+/* rows whose dweight is summed in the compute type before it goes to double */
+#define FLUSH_ROWS 32
+/* memory for the sums of all parts */
+#define PART_BYTES (1 << 20)
+#define MAX_PARTS 32
+/* rows that are worth a part of their own, and rows that are worth two parts */
+#define PART_ROWS 64
+#define TWO_PARTS_ROWS 32
+
+/* Column form: columns of a unit, and what is too tall to keep a sum for each row and part */
+#define TILE_COLS 256
+#define TALL_ROWS 8192
+#define COL_PARTS 16
+
+typedef struct {
+    int64_t parts, pieces, piece; /* row form: parts of the rows x pieces of a row */
+    int64_t units, tiles;         /* column form: units = samples * tiles */
+    int tall;                     /* column form: rows are shared out, not units */
+} elem_grid;
+
+static elem_grid grid_of(const fn_plan *pl) {
+    elem_grid g = {1, 1, pl->s, 0, 0, 0};
+    if (pl->col) {
+        g.tiles = fn_ceil_div(pl->c, TILE_COLS);
+        g.units = pl->n * g.tiles;
+        g.tall = pl->s > TALL_ROWS || (g.units < COL_PARTS && pl->s >= 1024);
+        g.parts = g.tall ? 1 : fn_min(COL_PARTS, g.units);
+    } else if (pl->s > WHOLE_ROW) {
+        g.piece = ROW_PIECE;
+        g.pieces = fn_ceil_div(pl->s, ROW_PIECE);
+    } else {
+        const int64_t each = 2 * pl->s * (int64_t)(sizeof(double) + pl->asize);
+        int64_t most = MAX_PARTS;
+        while (most > 4 && most * each > PART_BYTES)
+            most /= 2;
+        g.parts = fn_max(fn_ceil_div(pl->planes, PART_ROWS), 1 + (pl->planes > TWO_PARTS_ROWS));
+        g.parts = fn_min(most, g.parts);
+    }
+    return g;
+}
+
+/* sums in double, dweight and dbias of each part; behind them the block sums of each task */
+static double *part_sums(const fn_job *job, int64_t part) {
+    return job->dweight + part * 2 * job->plan.s;
+}
+static char *block_sums(const fn_job *job, const elem_grid *g, int64_t task) {
+    char *end = (char *)part_sums(job, job->elem_parts);
+    return fn_line(end) + task * 2 * g->piece * (int64_t)job->plan.asize;
+}
+
+int64_t fn_elem_parts(const fn_plan *pl) { return grid_of(pl).parts; }
+int64_t fn_elem_bytes(const fn_plan *pl) {
+    const elem_grid g = grid_of(pl);
+    const int64_t blocks = pl->col ? 0 : g.parts * g.pieces * 2 * g.piece;
+    return g.parts * 2 * pl->s * (int64_t)sizeof(double) + FN_LINE + blocks * (int64_t)pl->asize;
+}
+
+/* ---- row form ------------------------------------------------------------------------------*/
+
+#define ADD_BLOCK(type)                                                                            \
+    for (int64_t i = 0; i < len; i++)                                                              \
+    to[i] += ((const type *)from)[i]
+
+/* the sums of a block go to double, and begin anew */
+static void flush(const fn_plan *pl, char *block, double *sums, int64_t len) {
+    for (int half = 0; half < 2; half++) {
+        const char *from = block + half * len * (int64_t)pl->asize;
+        double *to = sums + half * pl->s;
+        if (pl->asize == 4)
+            ADD_BLOCK(float);
+        else
+            ADD_BLOCK(double);
+    }
+    memset(block, 0, (size_t)(2 * len) * pl->asize);
+}
+
+static void task_rows(fn_job *job, int64_t task) {
+    const fn_plan *pl = &job->plan;
+    const fn_coefs *cf = &job->cf;
+    const elem_grid g = grid_of(pl);
+    const int64_t part = task / g.pieces, off = task % g.pieces * g.piece;
+    const int64_t len = fn_min(g.piece, pl->s - off);
+    const int64_t each = fn_ceil_div(fn_ceil_div(pl->planes, g.parts), 4) * 4;
+    const int64_t r1 = fn_min((part + 1) * each, pl->planes);
+    /* rows of a block stay in the L2 between their sums and their apply */
+    int64_t step = 131072 / (fn_max(len, 1) * (int64_t)pl->asize) / 4 * 4;
+    step = step < 4 ? 4 : step > FLUSH_ROWS ? FLUSH_ROWS : step;
+    double *sums = part_sums(job, part) + off;
+    char *block = block_sums(job, &g, task);
+    int64_t since_flush = 0;
+    for (int64_t r = part * each; r < r1; r += step) {
+        const int64_t rows = fn_min(step, r1 - r), i = (r * pl->s + off) * (int64_t)pl->esize;
+        if (g.pieces == 1)
+            fn_grad_sums_of(job, r, r + rows);
+        if (fn_any_careful(cf, r, r + rows))
+            fn_careful_part(job, r, r + rows, 0, 1, off, off + len, sums - off, sums - off + pl->s);
+        else
+            pl->k->row_grad_apply_elem(
+                job->x + i, job->dy + i, job->out + i, rows, pl->s, len, fn_at(job, cf->center, r),
+                fn_at(job, cf->scale, r), fn_at(job, cf->shift, r), fn_at(job, cf->b, r),
+                fn_at(job, cf->e, r), job->weight ? fn_at(job, job->weight, off) : NULL,
+                job->weight ? block : NULL, job->want_dbias ? fn_at(job, block, len) : NULL,
+                job->stream);
+        since_flush += rows;
+        if (since_flush + step > FLUSH_ROWS || r + rows == r1) {
+            flush(pl, block, sums, len);
+            since_flush = 0;
+        }
+    }
+}
+
+/* ---- column form ---------------------------------------------------------------------------*/
+
+/* rows [r, r1) of planes [p, p1) of one sample */
+static void apply_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1, double *sums) {
+    const fn_plan *pl = &job->plan;
+    const fn_coefs *cf = &job->cf;
+    const int64_t i = ((p / pl->c * pl->s + r) * pl->ld + p % pl->c) * (int64_t)pl->esize;
+    if (fn_any_careful(cf, p, p1)) {
+        fn_careful_part(job, p, p1, 0, 1, r * pl->c, r1 * pl->c, sums, sums + pl->s);
+        return;
+    }
+    pl->k->col_grad_apply_elem(job->x + i, job->dy + i, job->out + i, r1 - r, pl->ld, p1 - p,
+                               fn_at(job, cf->center, p), fn_at(job, cf->scale, p),
+                               fn_at(job, cf->shift, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
+                               job->weight ? fn_at(job, job->weight, r) : NULL, sums + r,
+                               sums + pl->s + r);
+}
+
+static void task_units(fn_job *job, int64_t part) {
+    const fn_plan *pl = &job->plan;
+    const elem_grid g = grid_of(pl);
+    for (int64_t u = g.units * part / g.parts; u < g.units * (part + 1) / g.parts; u++) {
+        const int64_t c = u % g.tiles * TILE_COLS, p = u / g.tiles * pl->c + c;
+        const int64_t p1 = p + fn_min(TILE_COLS, pl->c - c);
+        fn_grad_sums_of(job, p, p1);
+        apply_columns(job, p, p1, 0, pl->s, part_sums(job, part));
+    }
+}
+
+static void task_tall(fn_job *job, int64_t i) {
+    const fn_plan *pl = &job->plan;
+    const int64_t r = i * pl->gchunks.size;
+    for (int64_t n = 0; n < pl->n; n++)
+        apply_columns(job, n * pl->c, (n + 1) * pl->c, r, fn_min(r + pl->gchunks.size, pl->s),
+                      part_sums(job, 0));
+}
+
+/* ---- both ----------------------------------------------------------------------------------*/
+
+void fn_backward_elem(fn_job *job) {
+    const fn_plan *pl = &job->plan;
+    const elem_grid g = grid_of(pl);
+    if (pl->col ? g.tall : g.pieces > 1)
+        fn_grad_sums(job);
+    if (!pl->col)
+        fn_parallel(job, g.parts * g.pieces, task_rows, 0);
+    else if (g.tall)
+        fn_parallel(job, pl->gchunks.count, task_tall, 1);
+    else
+        fn_parallel(job, g.parts, task_units, 0);
+}
+
+void fn_add_elem_parts(double *sums, int64_t parts, int64_t s) {
+    for (int64_t part = 1; part < parts; part++)
+        for (int64_t i = 0; i < 2 * s; i++)
+            sums[i] += sums[part * 2 * s + i];
+}

@@ -1,0 +1,7 @@
+#include "kernels/built.h"
+#if FN_HAS_avx2 && FN_HAS_f64
+#include "avx2.h"
+#define FN_DTYPE f64
+#include "kernels/targets/unit.inc"
+#include "end.h"
+#endif

@@ -1,0 +1,87 @@
+/* What statistics.c, coefficients.c and switchable.c share. */
+#ifndef FN_COEFS_H
+#define FN_COEFS_H
+
+#include "core/internal.h"
+
+#include <math.h>
+
+/* At most BLOCK planes of neighbouring channels that are taken together: planes [plane, plane + n)
+ * with channels from c on, which are domains [d, d + domains), or a part of a single one. */
+#define BLOCK 64
+typedef struct {
+    int64_t plane, c, n, d, domains;
+} piece;
+
+/* the piece that begins with plane i of domain d, of domains up to d1 */
+piece fn_piece_at(const fn_plan *plan, int64_t d, int64_t d1, int64_t i);
+
+/* what m2 is divided by */
+static inline double fn_divisor(const fn_coefs *cf) {
+    return fn_is_length(cf->plan) ? 1 : cf->count;
+}
+
+/* the channels of a blocked layout that fill up the last block, and have no parameters */
+static inline int fn_is_padding(const fn_coefs *cf, int64_t channel) {
+    return channel >= cf->plan->p.c;
+}
+/* weight or bias of channels [c, c + n), for padding only not beyond the array; `none` where there
+ * is no such parameter, or it belongs to the elements and not to the channels */
+void fn_params_of(const fn_coefs *cf, const void *param, double none, int64_t c, int64_t n,
+                  double *v);
+
+/* y = ((x - mean) * scale + shift) * weight + bias of the planes of a piece, to center, scale and
+ * shift */
+void fn_put_planes(fn_coefs *cf, piece at, const double *mean, const double *scale,
+                   const double *shift);
+
+/* sqrt(std^2 + eps), where std^2 may be no double.  A running variance below 0, as others' rounding
+ * may leave it, has a std below 0. */
+static inline double fn_sigma(double std, double eps) {
+    const double var = std * fabs(std) + eps;
+    if ((0x1p-960 < var && var < 0x1p960) || !(std >= 0))
+        return sqrt(var);
+    const double root = sqrt(eps), most = std > root ? std : root, least = std > root ? root : std;
+    return most == 0 ? 0 : most * sqrt(1 + (least / most) * (least / most));
+}
+
+/* 1 where v is outside of [low, high], or NaN.  Loops add these: a count in double is what
+ * compilers make vectors of, together with the numbers that are looked at. */
+FN_INLINE double fn_outside(double v, double low, double high) {
+    return (low <= v) & (v <= high) ? 0 : 1;
+}
+/* likewise of a product in magnitude, which may be 0 where a factor is */
+FN_INLINE double fn_product_outside(double v, double factor, fn_range range) {
+    const double one = factor == 0 ? 1 : 0;
+    return fn_outside(fabs(v) + one, range.low, range.high);
+}
+
+/* of the coefficients of dx of a plane: 1 / sigma, a of this weight, b and e.  b is that of x, not
+ * of xhat; small ones lose nothing that is not lost in dx too. */
+FN_INLINE double fn_grad_outside(fn_range range, double scale, double a, double weight, double b,
+                                 double e) {
+    fn_range lower = range;
+    lower.low *= 0x1p-20;
+    return fn_product_outside(scale, 1, range) + fn_product_outside(a, weight, range) +
+           fn_product_outside(b, b, lower) + fn_outside(e, -range.high, range.high);
+}
+
+/* The power of two next above a positive number, 1 for others.  Its inverse is a double too. */
+static inline double fn_size_of(double number) {
+    int exponent = 0;
+    if (number > 0 && number < INFINITY)
+        frexp(number, &exponent);
+    return ldexp(1, exponent < -1000 ? -1000 : exponent > 1000 ? 1000 : exponent);
+}
+/* What numbers up to `most` are divided by so that their squares can be summed: 1 where they can be
+ * as they are. */
+static inline double fn_unit_of(double most) {
+    return 0x1p-480 < most && most < 0x1p480 ? 1 : fn_size_of(most);
+}
+
+/* switchable norm, where the others go through coefficients.c: all planes are domains */
+void fn_switchable_coefficients(fn_coefs *cf, int64_t p0, int64_t p1);
+void fn_switchable_grad_coefficients(fn_coefs *cf, int64_t p0, int64_t p1);
+fn_careful fn_switchable_careful(const fn_coefs *cf, int64_t plane, int back);
+
+#endif
