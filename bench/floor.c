@@ -21,13 +21,13 @@ typedef struct {
 } pass;
 
 static void domain_pass(const pass *p, int64_t at, int64_t len) {
-    double mean, squares;
-    const fn_run run = {1, 0, len, p->fetch};
+    double squares;
+    const fn_view view = {1, 0, len, len, 1, p->fetch};
     const float *dy = p->backward ? p->dy + at : NULL;
     if (p->domain)
-        p->k->row_squares(p->x + at, 1, run, &mean, &squares);
+        p->k->squares(p->x + at, &view, NULL, &squares);
     if (p->domain && dy)
-        p->k->row_squares(dy, 1, run, &mean, &squares);
+        p->k->squares(dy, &view, NULL, &squares);
     p->k->limit(p->x + at, dy, p->y + at, len, p->stream);
 }
 

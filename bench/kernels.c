@@ -50,7 +50,7 @@ int main(int argc, char **argv) {
     float *dw = array(len, 0), *db = array(len, 0);
     char *scratch = malloc(fn_scratch_bytes(sizeof *x, sizeof *x, len));
     double *s1 = malloc((size_t)most * sizeof *s1), *s2 = malloc((size_t)most * sizeof *s2);
-    const fn_run run = {1, 0, len, 0};
+    const fn_view of_rows = {1, 0, n, len, 1, 0}, columns = {rows, len, len, len, len, 0};
     const fn_hints none = {0, 0, 0};
     if (!x || !dy || !y || !w || !c || !a || !b || !e || !dw || !db || !s1 || !s2 || !scratch)
         return 1;
@@ -58,18 +58,19 @@ int main(int argc, char **argv) {
            (long long)len);
     TIME("copy", k->limit(x, NULL, y, n, 0));
     TIME("sum of two", k->limit(x, dy, y, n, 0));
-    TIME("row_moments", k->row_moments(x, rows, run, s1, s2));
-    TIME("row_squares", k->row_squares(x, rows, run, s1, s2));
-    TIME("row_apply", k->row_apply(x, y, rows, run, c, a, b, none));
-    TIME("row_apply_elem", k->row_apply_elem(x, y, rows, len, len, c, a, b, w, w, 0));
-    TIME("row_grad_moments", k->row_grad_moments(x, dy, rows, run, c, NULL, s1, s2));
-    TIME("row_grad_apply", k->row_grad_apply(x, dy, y, rows, run, c, a, b, e, none));
-    TIME("row_grad_apply_elem",
-         k->row_grad_apply_elem(x, dy, y, rows, len, len, c, a, b, e, e, w, dw, db, 0));
-    TIME("col_moments", k->col_moments(x, rows, len, len, 0, scratch, s1, s2));
-    TIME("col_apply", k->col_apply(x, y, rows, len, len, c, a, b, NULL, NULL, 0, scratch));
-    TIME("col_grad_moments",
-         k->col_grad_moments(x, dy, rows, len, len, 0, c, NULL, scratch, s1, s2));
-    TIME("col_grad_apply", k->col_grad_apply(x, dy, y, rows, len, len, c, a, b, e, 0, scratch));
+    const fn_view *views[] = {&of_rows, &columns};
+    for (int i = 0; i < 2; i++) {
+        const fn_view *v = views[i];
+        printf(i ? "columns\n" : "rows\n");
+        TIME("moments", k->moments(x, v, scratch, s1, s2));
+        TIME("squares", k->squares(x, v, scratch, s2));
+        TIME("gradients", k->gradients(x, dy, v, c, NULL, scratch, s1, s2));
+        TIME("apply", k->apply(x, y, v, c, a, b, none, scratch));
+        TIME("grad_apply", k->grad_apply(x, dy, y, v, c, a, b, e, none, scratch));
+    }
+    TIME("extremes", k->extremes(x, &columns, scratch, s1, s2));
+    TIME("apply_elem", k->apply_elem(x, y, rows, len, len, 1, c, a, b, w, w, 0));
+    TIME("grad_apply_elem",
+         k->grad_apply_elem(x, dy, y, rows, len, len, 1, c, a, b, e, e, w, dw, db, 0));
     return 0;
 }

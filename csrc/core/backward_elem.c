@@ -108,12 +108,12 @@ static void task_rows(fn_job *job, int64_t task) {
         if (fn_any_careful(cf, r, r + rows))
             fn_careful_part(job, r, r + rows, 0, 1, off, off + len, sums - off, sums - off + pl->s);
         else
-            pl->k->row_grad_apply_elem(
-                job->x + i, job->dy + i, job->out + i, rows, pl->s, len, fn_at(job, cf->center, r),
-                fn_at(job, cf->scale, r), fn_at(job, cf->shift, r), fn_at(job, cf->b, r),
-                fn_at(job, cf->e, r), job->weight ? fn_at(job, job->weight, off) : NULL,
-                job->weight ? block : NULL, job->want_dbias ? fn_at(job, block, len) : NULL,
-                job->stream);
+            pl->k->grad_apply_elem(
+                job->x + i, job->dy + i, job->out + i, rows, pl->s, len, 1,
+                fn_at(job, cf->center, r), fn_at(job, cf->scale, r), fn_at(job, cf->shift, r),
+                fn_at(job, cf->b, r), fn_at(job, cf->e, r),
+                job->weight ? fn_at(job, job->weight, off) : NULL, job->weight ? block : NULL,
+                job->want_dbias ? fn_at(job, block, len) : NULL, job->stream);
         since_flush += rows;
         if (since_flush + step > FLUSH_ROWS || r + rows == r1) {
             flush(pl, block, sums, len);
@@ -133,11 +133,11 @@ static void apply_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t
         fn_careful_part(job, p, p1, 0, 1, r * pl->c, r1 * pl->c, sums, sums + pl->s);
         return;
     }
-    pl->k->col_grad_apply_elem(job->x + i, job->dy + i, job->out + i, r1 - r, pl->ld, p1 - p,
-                               fn_at(job, cf->center, p), fn_at(job, cf->scale, p),
-                               fn_at(job, cf->shift, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
-                               job->weight ? fn_at(job, job->weight, r) : NULL, sums + r,
-                               sums + pl->s + r);
+    pl->k->grad_apply_elem(job->x + i, job->dy + i, job->out + i, r1 - r, pl->ld, p1 - p, 0,
+                           fn_at(job, cf->center, p), fn_at(job, cf->scale, p),
+                           fn_at(job, cf->shift, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
+                           job->weight ? fn_at(job, job->weight, r) : NULL, sums + r,
+                           sums + pl->s + r, 0);
 }
 
 static void task_units(fn_job *job, int64_t part) {

@@ -41,9 +41,10 @@ static void task_extremes(fn_job *job, int64_t i) {
     const fn_plan *pl = &job->plan;
     const int64_t rows = piece_rows(pl->cols), k = i / strips(pl->cols);
     const int64_t c = i % strips(pl->cols) * FN_STRIP, to = k * pl->cols + c;
-    pl->k->col_extremes(job->x + (k * rows * pl->cols + c) * (int64_t)pl->esize,
-                        fn_min(rows, pl->s - k * rows), pl->cols, fn_min(FN_STRIP, pl->cols - c),
-                        job->fetch, job->scratch, job->mean + to, job->m2 + to);
+    const int64_t wide = fn_min(FN_STRIP, pl->cols - c);
+    const fn_view view = {fn_min(rows, pl->s - k * rows), pl->cols, wide, wide, wide, job->fetch};
+    pl->k->extremes(job->x + (k * rows * pl->cols + c) * (int64_t)pl->esize, &view, job->scratch,
+                    job->mean + to, job->m2 + to);
 }
 
 static void merge_extremes(const fn_job *job, int64_t pieces, double *extremes) {
@@ -100,7 +101,7 @@ static int64_t parts_of_line(const fn_plan *pl) {
 
 static void look_for_infinity(fn_job *job, int64_t at, int64_t count) {
     double low, high;
-    job->plan.k->col_extremes(job->x + at, count, 1, 1, 0, job->scratch, &low, &high);
+    job->plan.k->extremes(job->x + at, &(fn_view){count, 1, 1, 1, 1, 0}, job->scratch, &low, &high);
     if (low == -INFINITY || high == INFINITY)
         atomic_store_explicit((atomic_int *)job->extra, 1, memory_order_relaxed);
 }

@@ -41,7 +41,7 @@ typedef struct {
     int64_t planes;           /* number of planes = coefficient triples */
     int64_t per_domain;       /* planes of a domain */
     int64_t nseg, seg_stride; /* segments of a plane */
-    int tile;                 /* many short segments: moments by the tile kernels */
+    int flat;                 /* many short segments, read as columns (fn_is_flat) */
 
     fn_chunks mchunks, gchunks; /* of what moments and gradient moments reduce */
     int64_t units, unit_domains;

@@ -5,30 +5,6 @@
 
 /* ---- moments -------------------------------------------------------------------------------*/
 
-/* Chunk k of a reduction over `run`: its offset in elements, and its own run. */
-static int64_t chunk_of(const fn_chunks *ch, fn_run run, int64_t k, fn_run *out) {
-    *out = run;
-    if (ch->pieces) {
-        const int64_t at = k % ch->pieces * ch->size;
-        out->nseg = 1;
-        out->len = fn_min(ch->size, run.len - at);
-        return k / ch->pieces * run.seg_stride + at;
-    }
-    out->nseg = fn_min(ch->size, run.nseg - k * ch->size);
-    return k * ch->size * run.seg_stride;
-}
-
-/* what row and block kernels reduce: a domain or block, and for gradients a plane or block */
-static fn_run domain_run(const fn_job *job) {
-    const fn_plan *pl = &job->plan;
-    const int64_t planes = pl->block ? pl->block : pl->per_domain;
-    return (fn_run){pl->nseg, pl->seg_stride, pl->s * planes, job->fetch};
-}
-static fn_run plane_run(const fn_job *job) {
-    const fn_plan *pl = &job->plan;
-    return (fn_run){pl->nseg, pl->seg_stride, pl->s * pl->cols, job->fetch};
-}
-
 static const char *x_at(const fn_job *job, int64_t i) {
     return job->x + i * (int64_t)job->plan.esize;
 }
@@ -50,10 +26,6 @@ static int64_t chunk_at(const fn_plan *pl, int64_t p, int64_t k) {
     return row_at(pl, p, k * pl->mchunks.size);
 }
 
-/* Segments [g, g1) of planes [p, p1). */
-static fn_tile tile_of(const fn_plan *pl, int64_t p, int64_t p1, int64_t g, int64_t g1) {
-    return (fn_tile){g1 - g, pl->seg_stride, p1 - p, pl->s};
-}
 static int64_t plane_at(const fn_plan *pl, int64_t p, int64_t g) {
     return g * pl->seg_stride + p * pl->s;
 }
@@ -64,81 +36,71 @@ static int64_t slot(const fn_plan *pl, int64_t chunks, int64_t i, int64_t k) {
     return (i / pl->cols * chunks + k) * pl->cols + i % pl->cols;
 }
 
+/* Chunk k of reductions [i, i1), of `elems` elements in a segment each (not in column form): what
+ * the kernel walks, and where it begins, in elements from the first of them. */
+static int64_t chunk_of(const fn_job *job, const fn_chunks *ch, int64_t elems, int64_t i,
+                        int64_t i1, int64_t k, fn_view *view) {
+    const fn_plan *pl = &job->plan;
+    if (pl->col) {
+        const int64_t cols = i1 - i;
+        *view = (fn_view){chunk_rows(pl, k), pl->ld, cols, cols, cols, job->fetch};
+        return k * ch->size * pl->ld;
+    }
+    const int64_t together = pl->block ? 1 : i1 - i, outputs = pl->block ? pl->block : 1;
+    if (ch->pieces) {
+        const int64_t at = k % ch->pieces * ch->size, len = fn_min(ch->size, elems - at);
+        *view = (fn_view){1, pl->seg_stride, len, len, outputs, job->fetch};
+        return k / ch->pieces * pl->seg_stride + at;
+    }
+    const int64_t g = k * ch->size;
+    *view = (fn_view){fn_min(ch->size, pl->nseg - g),
+                      pl->seg_stride,
+                      together * elems,
+                      elems,
+                      outputs,
+                      job->fetch};
+    return g * pl->seg_stride;
+}
+
+/* elements of a domain, and of a plane, in a segment; of a block of them where there are some */
+static int64_t domain_elems(const fn_plan *pl) {
+    return pl->s * (pl->block ? pl->block : pl->per_domain);
+}
+static int64_t plane_elems(const fn_plan *pl) { return pl->s * pl->cols; }
+
 void fn_moments_chunk(fn_job *job, int64_t i, int64_t i1, int64_t k) {
     const fn_plan *pl = &job->plan;
-    const fn_chunks *ch = &pl->mchunks;
-    const int64_t to = slot(pl, ch->count, i, k);
-    if (pl->tile) {
-        const int64_t g = k * ch->size, g1 = fn_min(g + ch->size, pl->nseg);
-        pl->k->tile_moments(x_at(job, plane_at(pl, i, g)), tile_of(pl, i, i1, g, g1), job->fetch,
-                            job->scratch, job->mean + to, job->m2 + to);
-    } else if (pl->col) {
-        (pl->squares ? pl->k->col_squares : pl->k->col_moments)(
-            x_at(job, chunk_at(pl, i, k)), chunk_rows(pl, k), pl->ld, i1 - i, job->fetch,
-            job->scratch, job->mean + to, job->m2 + to);
-    } else if (pl->block) {
-        fn_run run;
-        const int64_t off = chunk_of(ch, domain_run(job), k, &run);
-        pl->k->block_moments(x_at(job, i * pl->s + off), run, pl->block, job->mean + to,
-                             job->m2 + to);
-    } else {
-        fn_run run;
-        const int64_t off = chunk_of(ch, domain_run(job), k, &run);
-        (pl->squares ? pl->k->row_squares : pl->k->row_moments)(
-            x_at(job, i * pl->s * pl->per_domain + off), i1 - i, run, job->mean + to, job->m2 + to);
+    const int64_t to = slot(pl, pl->mchunks.count, i, k);
+    fn_view view;
+    int64_t at = chunk_of(job, &pl->mchunks, domain_elems(pl), i, i1, k, &view);
+    at += pl->col ? row_at(pl, i, 0) : i * pl->s * (pl->block ? 1 : pl->per_domain);
+    if (!pl->squares) {
+        pl->k->moments(x_at(job, at), &view, job->scratch, job->mean + to, job->m2 + to);
+        return;
     }
+    memset(job->mean + to, 0, (size_t)(i1 - i) * sizeof *job->mean);
+    pl->k->squares(x_at(job, at), &view, job->scratch, job->m2 + to);
 }
 
 void fn_grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k) {
     const fn_plan *pl = &job->plan;
-    const fn_chunks *ch = &pl->gchunks;
-    const int64_t to = slot(pl, ch->count, p, k);
-    void *const w = pl->elem ? job->weight : NULL;
-    const void *center = fn_at(job, job->cf.center, p);
-    if (pl->tile) {
-        const int64_t g = k * ch->size, g1 = fn_min(g + ch->size, pl->nseg);
-        const int64_t at = plane_at(pl, p, g);
-        pl->k->tile_grad_moments(x_at(job, at), dy_at(job, at), tile_of(pl, p, p1, g, g1),
-                                 job->fetch, center, job->scratch, job->mean + to, job->m2 + to);
-    } else if (pl->col) {
-        const int64_t off = chunk_at(pl, p, k);
-        pl->k->col_grad_moments(x_at(job, off), dy_at(job, off), chunk_rows(pl, k), pl->ld, p1 - p,
-                                job->fetch, center, w ? fn_at(job, w, k * ch->size) : NULL,
-                                job->scratch, job->mean + to, job->m2 + to);
-    } else {
-        fn_run run;
-        const int64_t in = chunk_of(ch, plane_run(job), k, &run), off = p * pl->s + in;
-        if (pl->block) {
-            pl->k->block_grad_moments(x_at(job, off), dy_at(job, off), run, pl->block, center,
-                                      job->mean + to, job->m2 + to);
-            return;
-        }
-        pl->k->row_grad_moments(x_at(job, off), dy_at(job, off), p1 - p, run, center,
-                                w ? fn_at(job, w, in) : NULL, job->mean + to, job->m2 + to);
-    }
+    const int64_t to = slot(pl, pl->gchunks.count, p, k);
+    fn_view view;
+    const int64_t in = chunk_of(job, &pl->gchunks, plane_elems(pl), p, p1, k, &view);
+    const int64_t at = in + (pl->col ? row_at(pl, p, 0) : p * pl->s);
+    void *w = pl->elem ? job->weight : NULL;
+    if (w)
+        w = fn_at(job, w, pl->col ? k * pl->gchunks.size : in);
+    pl->k->gradients(x_at(job, at), dy_at(job, at), &view, fn_at(job, job->cf.center, p), w,
+                     job->scratch, job->mean + to, job->m2 + to);
 }
 
 /* elements of a reduction that are in chunk k */
 static double chunk_count(const fn_job *job, int64_t k) {
     const fn_plan *pl = &job->plan;
-    fn_run run = {1, 0, 0, 0};
-    if (pl->col)
-        run.len = chunk_rows(pl, k);
-    else
-        chunk_of(&pl->mchunks, domain_run(job), k, &run);
-    return (double)(run.nseg * run.len / (pl->block ? pl->block : 1));
-}
-
-/* fn_merge for `count` reductions side by side */
-static void merge_side_by_side(double *restrict mean, double *restrict m2, double n,
-                               const double *restrict mean_k, const double *restrict m2_k,
-                               double n_k, int64_t count) {
-    const double part = n_k / (n + n_k), cross = n * part;
-    for (int64_t j = 0; j < count; j++) {
-        const double delta = mean_k[j] - mean[j];
-        mean[j] += delta * part;
-        m2[j] += m2_k[j] + delta * delta * cross;
-    }
+    fn_view view;
+    chunk_of(job, &pl->mchunks, domain_elems(pl), 0, 1, k, &view);
+    return (double)(view.rows * view.run / view.outputs);
 }
 
 /* the chunks of reductions [i, i1), in order, to the first */
@@ -152,8 +114,8 @@ static void merge_chunks(fn_job *job, int64_t i, int64_t i1) {
         for (int64_t k = 1; k < chunks; k++) {
             const int64_t from = slot(pl, chunks, i, k);
             const double n_k = chunk_count(job, k);
-            merge_side_by_side(job->mean + to, job->m2 + to, n, job->mean + from, job->m2 + from,
-                               n_k, end - i);
+            fn_merge_each(job->mean + to, job->m2 + to, n, job->mean + from, job->m2 + from, n_k,
+                          end - i);
             n += n_k;
         }
     }
@@ -199,36 +161,38 @@ void fn_merge_grad_planes(fn_job *job, int64_t p, int64_t p1) {
 
 /* ---- apply ---------------------------------------------------------------------------------*/
 
+/* y or dx of a view that begins at element i, with the coefficients of planes from p on */
+static void apply(fn_job *job, int64_t i, int64_t p, const fn_view *view, fn_hints hints) {
+    const fn_coefs *cf = &job->cf;
+    const char *center = fn_at(job, cf->center, p);
+    if (job->dy)
+        job->plan.k->grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), view, center,
+                                fn_at(job, cf->a, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
+                                hints, job->scratch);
+    else
+        job->plan.k->apply(x_at(job, i), out_at(job, i), view, center, fn_at(job, cf->scale, p),
+                           fn_at(job, cf->shift, p), hints, job->scratch);
+}
+
 void fn_row_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, int64_t off,
                  int64_t len, fn_hints hints) {
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
     const int64_t i = plane_at(pl, p, g) + off;
-    const fn_run run = {g1 - g, pl->seg_stride, len, 0};
     if (fn_any_careful(cf, p, p1)) {
         fn_careful_part(job, p, p1, g, g1, off, off + len, NULL, NULL);
         return;
     }
-    const char *center = fn_at(job, cf->center, p);
-    if (pl->block && job->dy)
-        pl->k->block_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), (p1 - p) / pl->block,
-                                run, pl->block, center, fn_at(job, cf->a, p), fn_at(job, cf->b, p),
-                                fn_at(job, cf->e, p), hints);
-    else if (pl->block)
-        pl->k->block_apply(x_at(job, i), out_at(job, i), (p1 - p) / pl->block, run, pl->block,
-                           center, fn_at(job, cf->scale, p), fn_at(job, cf->shift, p), hints);
-    else if (job->dy)
-        pl->k->row_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), p1 - p, run, center,
-                              fn_at(job, cf->a, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
-                              hints);
-    else if (pl->elem && (job->weight || job->bias))
-        pl->k->row_apply_elem(x_at(job, i), out_at(job, i), p1 - p, pl->s, len, center,
-                              fn_at(job, cf->scale, p), fn_at(job, cf->shift, p),
-                              job->weight ? fn_at(job, job->weight, off) : NULL,
-                              job->bias ? fn_at(job, job->bias, off) : NULL, hints.stream);
-    else
-        pl->k->row_apply(x_at(job, i), out_at(job, i), p1 - p, run, center,
-                         fn_at(job, cf->scale, p), fn_at(job, cf->shift, p), hints);
+    if (!job->dy && pl->elem && (job->weight || job->bias)) {
+        pl->k->apply_elem(x_at(job, i), out_at(job, i), p1 - p, pl->s, len, 1,
+                          fn_at(job, cf->center, p), fn_at(job, cf->scale, p),
+                          fn_at(job, cf->shift, p),
+                          job->weight ? fn_at(job, job->weight, off) : NULL,
+                          job->bias ? fn_at(job, job->bias, off) : NULL, hints.stream);
+        return;
+    }
+    const fn_view view = {g1 - g, pl->seg_stride, (p1 - p) / pl->cols * len, len, pl->cols, 0};
+    apply(job, i, p, &view, hints);
 }
 
 void fn_col_part(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1) {
@@ -239,14 +203,13 @@ void fn_col_part(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1) {
         fn_careful_part(job, p, p1, 0, 1, r * pl->cols, r1 * pl->cols, NULL, NULL);
         return;
     }
-    const char *center = fn_at(job, cf->center, p);
-    if (job->dy)
-        pl->k->col_grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), r1 - r, pl->ld, p1 - p,
-                              center, fn_at(job, cf->a, p), fn_at(job, cf->b, p),
-                              fn_at(job, cf->e, p), job->stream, job->scratch);
-    else
-        pl->k->col_apply(
-            x_at(job, i), out_at(job, i), r1 - r, pl->ld, p1 - p, center, fn_at(job, cf->scale, p),
-            fn_at(job, cf->shift, p), pl->elem && job->weight ? fn_at(job, job->weight, r) : NULL,
-            pl->elem && job->bias ? fn_at(job, job->bias, r) : NULL, job->stream, job->scratch);
+    if (!job->dy && pl->elem && (job->weight || job->bias)) {
+        pl->k->apply_elem(x_at(job, i), out_at(job, i), r1 - r, pl->ld, p1 - p, 0,
+                          fn_at(job, cf->center, p), fn_at(job, cf->scale, p),
+                          fn_at(job, cf->shift, p), job->weight ? fn_at(job, job->weight, r) : NULL,
+                          job->bias ? fn_at(job, job->bias, r) : NULL, job->stream);
+        return;
+    }
+    const fn_view view = {r1 - r, pl->ld, p1 - p, p1 - p, p1 - p, 0};
+    apply(job, i, p, &view, (fn_hints){0, 0, job->stream});
 }

@@ -11,9 +11,6 @@
  * written in long runs, and of which there are some for each thread. */
 #define LEAST_UNIT_BYTES (16 * 1024)
 #define UNITS 16
-/* What the tile kernels are for: segments enough to make a group of rows, of few elements. */
-#define LEAST_SEGMENTS 8
-#define MOST_TILE_ELEMS 128
 /* Domains of several segments: as many as make runs of this. */
 #define UNIT_RUN_BYTES 4096
 
@@ -160,8 +157,8 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
     plan->domains = plan->n * plan->sample_domains;
     plan->count = plan->per_domain * plan->s * plan->nseg;
 
-    /* column form has one segment */
-    plan->tile = !plan->block && plan->nseg >= LEAST_SEGMENTS && plan->s <= MOST_TILE_ELEMS;
+    const fn_view plane = {.rows = plan->nseg, .run = plan->s, .outputs = plan->cols};
+    plan->flat = !plan->col && fn_is_flat(&plane);
     if (plan->col) {
         plan->mchunks = plan->gchunks = col_chunks(plan->s, plan->cols);
     } else if (plan->block) {

@@ -27,7 +27,7 @@ typedef struct {
 
 /* bytes that column kernels, and the walks that read a few columns, need of a thread's scratch */
 static inline int64_t fn_job_scratch(const fn_plan *pl) {
-    const int64_t cols = pl->tile ? FN_STRIP : pl->cols;
+    const int64_t cols = pl->flat ? FN_STRIP : pl->cols;
     if (cols == 1) /* rows: extremes alone */
         return 2 * fn_table(1) * (int64_t)pl->asize;
     return (int64_t)fn_scratch_bytes(pl->esize, pl->asize, cols);

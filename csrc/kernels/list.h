@@ -8,29 +8,32 @@
 
 #include <stddef.h>
 
-/* ---- kernels -------------------------------------------------------------------------------
- * One list: every entry is a kernel of the table, instantiated for each dtype and instruction
- * set.  `void` stands for an element of x's dtype (x, y, dy, dx), or for the compute type (the
- * coefficients, weight, bias: double for FN_F64, else float).  Contracts: kernels_*.inc. */
-
-/* Which elements a row or block kernel walks: nseg segments of len contiguous elements.  `fetch`:
- * it comes from memory, and moments and sums fetch ahead where that helps. */
+/* What a kernel walks.  There are `rows` rows, `stride` elements apart, of len elements each.  A
+ * row consists of runs of `run` elements, each with `outputs` outputs of its own, to which its
+ * elements belong in turn: element i of a run to output i % outputs.
+ *
+ *     what                                     rows  stride  len        run    outputs
+ *     a plane of x[c][s]                       1     -       s          s      1
+ *     three channels of x[n][c][s]             n     c * s   3 * s      s      1
+ *     a block of x[n][c / 8][s][8]             n     c * s   8 * s      8 * s  8
+ *     a matrix x[s][c], its columns            s     c       c          c      c
+ *
+ * fetch: it comes from memory, and what is ahead is fetched where that helps; FN_FAR: all of it. */
 typedef struct {
-    int64_t nseg, seg_stride, len;
+    int64_t rows, stride, len, run, outputs;
     int fetch;
-} fn_run;
-enum { FN_FAR = 2 }; /* of `fetch`: it comes from memory, all of it */
+} fn_view;
+enum { FN_FAR = 2 };
 
-/* Column kernels fill their registers with several rows when there are fewer columns than this;
- * then a unit has all columns, because the sums depend on it. */
+/* Short runs of one output in many rows are read as columns, whose sums are added: memory is walked
+ * in long lines, and no run has a tail of its own. */
+static inline int fn_is_flat(const fn_view *view) {
+    return view->outputs == 1 && view->rows >= 8 && view->run <= 128;
+}
+
+/* Fewer columns than this are read several rows at a time; then a unit has all columns, because the
+ * sums depend on it. */
 #define FN_NARROW 64
-
-/* Which elements a tile kernel walks: in each of nseg segments `planes` planes of `inner` elements.
- */
-typedef struct {
-    int64_t nseg, seg_stride, planes, inner;
-} fn_tile;
-
 /* Columns that column kernels keep the state of in the L1; those of a tile are taken so many at a
  * time. */
 #define FN_STRIP 1024
@@ -70,55 +73,39 @@ typedef struct {
     int stream;
 } fn_hints;
 
+/* Every entry is a kernel of the table, made for each dtype and instruction set.  `void` stands for
+ * an element of x's dtype (x, y, dy, dx), or for the compute type (coefficients, weight, bias:
+ * double for FN_F64, else float).  scratch: fn_scratch_bytes.
+ *
+ *     moments          mean = sum x / n,  m2 = sum (x - mean)^2
+ *     squares          sum = sum x^2
+ *     extremes         low = min x,  high = max x, NaN passed over; inf, -inf of nothing else;
+ *                      of at most FN_STRIP columns
+ *     gradients        sum_dy = sum g,  sum_dy_xc = sum g * (x - center),  g = dy * weight; weight
+ *                      (NULL: 1): one for each element of a run, of columns one for each row
+ *     apply            y = (x - center) * scale + shift
+ *     grad_apply       dx = a * dy + (b * (x - center) + e)
+ *     apply_elem, grad_apply_elem      see elem.inc
+ *     widen, add_sums, narrow          see double.inc
+ *     limit            y = x, or y = x + dy: what a pass over memory costs */
 #define FN_KERNELS(X)                                                                              \
-    X(row_moments, (const void *x, int64_t items, fn_run run, double *mean, double *m2))           \
-    X(row_squares, (const void *x, int64_t items, fn_run run, double *mean, double *m2))           \
-    X(row_apply, (const void *x, void *y, int64_t planes, fn_run run, const void *center,          \
-                  const void *scale, const void *shift, fn_hints hints))                           \
-    X(row_apply_elem,                                                                              \
-      (const void *x, void *y, int64_t rows, int64_t stride, int64_t len, const void *center,      \
-       const void *scale, const void *shift, const void *weight, const void *bias, int stream))    \
-    X(row_grad_moments,                                                                            \
-      (const void *x, const void *dy, int64_t items, fn_run run, const void *center,               \
-       const void *weight, double *sum_dy, double *sum_dy_xc))                                     \
-    X(row_grad_apply,                                                                              \
-      (const void *x, const void *dy, void *dx, int64_t planes, fn_run run, const void *center,    \
-       const void *a, const void *b, const void *e, fn_hints hints))                               \
-    X(row_grad_apply_elem,                                                                         \
+    X(moments, (const void *x, const fn_view *view, void *scratch, double *mean, double *m2))      \
+    X(squares, (const void *x, const fn_view *view, void *scratch, double *sum))                   \
+    X(extremes, (const void *x, const fn_view *view, void *scratch, double *low, double *high))    \
+    X(gradients, (const void *x, const void *dy, const fn_view *view, const void *center,          \
+                  const void *weight, void *scratch, double *sum_dy, double *sum_dy_xc))           \
+    X(apply, (const void *x, void *y, const fn_view *view, const void *center, const void *scale,  \
+              const void *shift, fn_hints hints, void *scratch))                                   \
+    X(grad_apply,                                                                                  \
+      (const void *x, const void *dy, void *dx, const fn_view *view, const void *center,           \
+       const void *a, const void *b, const void *e, fn_hints hints, void *scratch))                \
+    X(apply_elem, (const void *x, void *y, int64_t rows, int64_t stride, int64_t len, int by_row,  \
+                   const void *center, const void *scale, const void *shift, const void *weight,   \
+                   const void *bias, int stream))                                                  \
+    X(grad_apply_elem,                                                                             \
       (const void *x, const void *dy, void *dx, int64_t rows, int64_t stride, int64_t len,         \
-       const void *center, const void *scale, const void *shift, const void *b, const void *e,     \
-       const void *weight, void *dweight, void *dbias, int stream))                                \
-    X(col_moments, (const void *x, int64_t rows, int64_t ld, int64_t cols, int fetch,              \
-                    void *scratch, double *mean, double *m2))                                      \
-    X(col_squares, (const void *x, int64_t rows, int64_t ld, int64_t cols, int fetch,              \
-                    void *scratch, double *mean, double *m2))                                      \
-    X(col_extremes, (const void *x, int64_t rows, int64_t ld, int64_t cols, int fetch,             \
-                     void *scratch, double *low, double *high))                                    \
-    X(col_apply, (const void *x, void *y, int64_t rows, int64_t ld, int64_t cols,                  \
-                  const void *center, const void *scale, const void *shift, const void *weight,    \
-                  const void *bias, int stream, void *scratch))                                    \
-    X(col_grad_moments,                                                                            \
-      (const void *x, const void *dy, int64_t rows, int64_t ld, int64_t cols, int fetch,           \
-       const void *center, const void *weight, void *scratch, double *sum_dy, double *sum_dy_xc))  \
-    X(col_grad_apply, (const void *x, const void *dy, void *dx, int64_t rows, int64_t ld,          \
-                       int64_t cols, const void *center, const void *a, const void *b,             \
-                       const void *e, int stream, void *scratch))                                  \
-    X(col_grad_apply_elem,                                                                         \
-      (const void *x, const void *dy, void *dx, int64_t rows, int64_t ld, int64_t cols,            \
-       const void *center, const void *scale, const void *shift, const void *b, const void *e,     \
-       const void *weight, double *dweight, double *dbias))                                        \
-    X(block_moments, (const void *x, fn_run run, int64_t block, double *mean, double *m2))         \
-    X(block_apply, (const void *x, void *y, int64_t runs, fn_run run, int64_t block,               \
-                    const void *center, const void *scale, const void *shift, fn_hints hints))     \
-    X(block_grad_moments, (const void *x, const void *dy, fn_run run, int64_t block,               \
-                           const void *center, double *sum_dy, double *sum_dy_xc))                 \
-    X(block_grad_apply,                                                                            \
-      (const void *x, const void *dy, void *dx, int64_t runs, fn_run run, int64_t block,           \
-       const void *center, const void *a, const void *b, const void *e, fn_hints hints))           \
-    X(tile_moments,                                                                                \
-      (const void *x, fn_tile tile, int fetch, void *scratch, double *mean, double *m2))           \
-    X(tile_grad_moments, (const void *x, const void *dy, fn_tile tile, int fetch,                  \
-                          const void *center, void *scratch, double *sum_dy, double *sum_dy_xc))   \
+       int by_row, const void *center, const void *scale, const void *shift, const void *b,        \
+       const void *e, const void *weight, void *dweight, void *dbias, int stream))                 \
     X(widen, (const void *x, int64_t rows, int64_t ld, int64_t cols, const double *origin,         \
               const double *unit, double *to))                                                     \
     X(add_sums, (const void *x, int64_t rows, int64_t ld, int64_t cols, const double *reference,   \
