@@ -6,9 +6,8 @@ parameters, running statistics and torch's state names; control of threads and i
 
 from . import _wait_policy  # noqa: F401  isort: skip  (first: it loads the core)
 from . import comm, outofcore
-from ._core import (
-    Context,
-    __version__,
+from ._core import Context, __version__
+from ._settings import (
     available_isas,
     get_isa,
     get_num_threads,

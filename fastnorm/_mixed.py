@@ -14,6 +14,10 @@ from . import _core
 from ._core import Context
 from ._types import Array, MaybeArray, Param, SwitchableGradients, WithContext
 
+_BATCH_RENORM, _INSTANCE_RENORM, _SWITCHABLE = map(
+    _core.NORMS.index, ("batch_renorm", "instance_renorm", "switchable")
+)
+
 
 @overload
 def batch_renorm(
@@ -105,9 +109,9 @@ def batch_renorm(
     array([[1.],
            [3.]])
     """
-    return _core.batch_renorm(
-        x, weight, bias, running_mean, running_var, training, momentum, eps, r_max, d_max, ddof,
-        layout, out, return_ctx,
+    return _core.channel_norm(
+        _BATCH_RENORM, x, weight, bias, running_mean, running_var, training, momentum, eps, ddof,
+        layout, out, return_ctx, None, None, None, r_max, d_max,
     )  # fmt: skip
 
 
@@ -203,9 +207,9 @@ def instance_renorm(
     [[[-1.0, 1.0]]]
     [[[1.0, 3.0]]]
     """
-    return _core.instance_renorm(
-        x, weight, bias, running_mean, running_var, r_max, d_max, blend, training, momentum, eps,
-        ddof, layout, out, return_ctx,
+    return _core.channel_norm(
+        _INSTANCE_RENORM, x, weight, bias, running_mean, running_var, training, momentum, eps, ddof,
+        layout, out, return_ctx, None, None, None, r_max, d_max, blend,
     )  # fmt: skip
 
 
@@ -299,7 +303,7 @@ def switchable_norm(
     array([[-1., -1.],
            [ 1.,  1.]])
     """
-    return _core.switchable_norm(
-        x, weight, bias, mean_logits, var_logits, running_mean, running_var, training, momentum,
-        eps, ddof, layout, out, return_ctx,
+    return _core.channel_norm(
+        _SWITCHABLE, x, weight, bias, running_mean, running_var, training, momentum, eps, ddof,
+        layout, out, return_ctx, None, mean_logits, var_logits,
     )  # fmt: skip

@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike
 from . import _core
 from ._types import Array, Axes, MaybeArray, Param, WithContext
 
+_LAYER, _RMS = map(_core.NORMS.index, ("layer", "rms"))
+
 
 @overload
 def layer_norm(
@@ -79,7 +81,7 @@ def layer_norm(
     array([[-0.225,  1.   ,  2.225],
            [-0.225,  1.   ,  2.225]])
     """
-    return _core.layer_norm(x, weight, bias, axis, eps, out, return_ctx)
+    return _core.axis_norm(_LAYER, x, weight, bias, axis, eps, out, return_ctx)
 
 
 @overload
@@ -146,4 +148,4 @@ def rms_norm(
     >>> fastnorm.rms_norm(np.array([3.0, -4.0]), np.array([1.0, 10.0])).round(3)
     array([  0.849, -11.314])
     """
-    return _core.rms_norm(x, weight, axis, eps, out, return_ctx)
+    return _core.axis_norm(_RMS, x, weight, None, axis, eps, out, return_ctx)

@@ -5,8 +5,8 @@
 def check_batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps, ddof,
                      layout, out, return_ctx):
     """Raise what `batch_norm` would, but for the count. Returns x as the other steps read it."""
-    cdef Context ctx = _start_batch_norm(x, weight, bias, running_mean, running_var, training,
-                                         momentum, eps, ddof, layout)
+    cdef Context ctx = _start_channels(FN_BATCH, x, weight, bias, running_mean, running_var,
+                                       training, momentum, eps, ddof, layout, None, None, None)
     _check_forward_out(ctx, out, return_ctx)
     if out is not None:
         _detach(ctx, out)
@@ -21,18 +21,16 @@ cdef int64_t _padded_channels(Context ctx):
 
 
 def measure(x, axis, layout, weight, bias, skip_nan=False, row_weight=None):
-    """Exact moments: how many elements a feature has; and of each feature how many of them count,
-    the mean, what the mean lost to rounding, m2 and an exponent, where the sum of squared
-    deviations is ``m2 * 4.0**exponent``.
+    """Exact moments: how many elements a feature has, the shape of the features, and (5, features)
+    numbers: of each feature how many elements count, the mean, what the mean lost to rounding, m2
+    and an exponent, where the sum of squared deviations is ``m2 * 4.0**exponent``.
 
-    Over `axis`, in the shape of the rest; with axis None, of the channels of `layout`, (C,). With
-    `skip_nan` NaN does not count. `row_weight`, float64: how often each element along the axis
-    counts.
+    Over `axis`; with axis None, of the channels of `layout`, (C,). With `skip_nan` NaN does not
+    count. `row_weight`, float64: how often each element along the axis counts.
     """
     cdef Context ctx = _start(x, FN_BATCH if axis is None else FN_LAYER, 0.0)
     cdef fn_status status
     cdef cnp.ndarray statistics
-    cdef const double[::1] weights = row_weight
     cdef const double* row_weights = NULL
     cdef int skip = skip_nan
     if axis is None:
@@ -40,13 +38,11 @@ def measure(x, axis, layout, weight, bias, skip_nan=False, row_weight=None):
         shape, features = (ctx.p.c,), _padded_channels(ctx)
         elements = <object>ctx.p.n * <object>ctx.p.s
     else:
-        axes = _set_axis(ctx, axis) or _axes(axis, len(ctx.shape))
-        shape = tuple(np.delete(ctx.shape, axes).tolist())
+        _set_axis(ctx, axis)
+        shape = _arguments.without(ctx.shape, ctx.over)
         features, elements = math.prod(shape), ctx.p.s
     if row_weight is not None:
-        if weights.shape[0] != ctx.p.s:
-            raise ValueError(f"row_weight: expected {ctx.p.s} weights, got {weights.shape[0]}")
-        row_weights = &weights[0] if weights.shape[0] else NULL
+        row_weights = _doubles(row_weight, ctx.p.s)
     try:
         statistics = np.zeros((5, features))
     except ValueError:  # more than NumPy can number
@@ -55,15 +51,18 @@ def measure(x, axis, layout, weight, bias, skip_nan=False, row_weight=None):
         status = fn_measure(&ctx.p, cnp.PyArray_DATA(ctx.x), skip, row_weights,
                             <double*>cnp.PyArray_DATA(statistics))
     _check_status(status)
-    return elements, *statistics[:, :math.prod(shape)].reshape((5, *shape))
+    return elements, shape, statistics
 
 
 def apply(x, mean, std, weight, bias, axis, layout, eps, out, return_ctx):
     """Normalize with given float64 statistics, in the shape in which `measure` returns them."""
     cdef Context ctx = _start(x, FN_BATCH if axis is None else FN_LAYER, eps)
     cdef int64_t domains, i
-    cdef const double[::1] means = np.ascontiguousarray(mean, np.float64).reshape(-1)
-    cdef const double[::1] deviations = np.ascontiguousarray(std, np.float64).reshape(-1)
+    cdef cnp.ndarray means = np.ascontiguousarray(mean, np.float64)
+    cdef cnp.ndarray deviations = np.ascontiguousarray(std, np.float64)
+    cdef int64_t given = cnp.PyArray_SIZE(means)
+    cdef double* mean_of = _doubles(means, given)
+    cdef double* std_of = _doubles(deviations, given)
     if axis is None:
         _set_layout(ctx, layout, weight, bias, mean)
         _set_affine(ctx, weight, bias)
@@ -71,17 +70,8 @@ def apply(x, mean, std, weight, bias, axis, layout, eps, out, return_ctx):
         _set_axis(ctx, axis)
     domains = _make_saved(ctx) // 2
     for i in range(domains):
-        ctx.saved[i] = means[i] if i < means.shape[0] else 0
-        ctx.saved[domains + i] = deviations[i] if i < deviations.shape[0] else 0
-    return _forward(ctx, out, return_ctx)
-
-
-def divide_by_deviation(x, axis, kind, least, out, return_ctx):
-    """x over `axis`, less its mean ("layer") or as it is, divided by the standard deviation, the
-    root mean square ("rms") or the length ("l2"), of which each is at least `least`."""
-    cdef Context ctx = _start(x, {"layer": FN_LAYER, "rms": FN_RMS, "l2": FN_L2}[kind], 0.0)
-    _set_axis(ctx, axis)
-    ctx.p.sigma_min = _number(least, "eps", 0, math.inf)
+        ctx.saved[i] = mean_of[i] if i < given else 0
+        ctx.saved[domains + i] = std_of[i] if i < given else 0
     return _forward(ctx, out, return_ctx)
 
 
@@ -169,7 +159,8 @@ def affine(x, center, factor, shift, out, by_row=False):
     # a copy, so that they are dense whatever was given
     coefficients = np.empty((3, rows if by_row else cols))
     coefficients[0], coefficients[1], coefficients[2] = center, factor, shift
-    cdef double[:, ::1] c = coefficients
+    cdef int64_t each = rows if by_row else cols
+    cdef double* c = _doubles(coefficients, 3 * each)
     cdef int infinite = 0
     cdef fn_status status
     _check_out(out, a, (rows, cols))
@@ -177,11 +168,11 @@ def affine(x, center, factor, shift, out, by_row=False):
     if not cnp.PyArray_ISCARRAY(y) or (
             cnp.PyArray_DATA(y) != cnp.PyArray_DATA(a) and _overlap(y, a)):
         raise ValueError("out: expected a C-contiguous array that is x or apart from it")
-    if c.shape[1] == 0:
+    if each == 0:
         return False
     with nogil:
-        status = fn_affine(dtype, rows, cols, rows_differ, cnp.PyArray_DATA(a), &c[0, 0], &c[1, 0],
-                           &c[2, 0], cnp.PyArray_DATA(y), &infinite)
+        status = fn_affine(dtype, rows, cols, rows_differ, cnp.PyArray_DATA(a), c, c + each,
+                           c + 2 * each, cnp.PyArray_DATA(y), &infinite)
     _check_status(status)
     return infinite != 0
 

@@ -29,20 +29,18 @@ cdef double _unit(double a, double b, double c) noexcept:
 
 
 @cython.cdivision(True)
-def pack_moments(double count, cnp.ndarray mean, cnp.ndarray m2, cnp.ndarray exponent):
-    """From what `measure` returns of channels."""
+def pack_moments(double count, Py_ssize_t channels, cnp.ndarray statistics):
+    """From what `measure` returns."""
     cdef fn_float_mode mode
-    cdef Py_ssize_t channels = cnp.PyArray_SIZE(mean), c
-    cdef double* means = _doubles(mean, channels)
-    cdef double* squares = _doubles(m2, channels)
-    cdef double* exponents = _doubles(exponent, channels)
+    cdef Py_ssize_t features = cnp.PyArray_SIZE(statistics) // 5, c
+    cdef double* found = _doubles(statistics, 5 * features)
     cdef cnp.ndarray packed = _empty(1 + 2 * channels, cnp.NPY_FLOAT64)
     cdef double* to = <double*>cnp.PyArray_DATA(packed)
     to[0] = count
     mode = fn_enter_float_mode()
     for c in range(channels):
-        to[1 + c] = means[c]
-        to[1 + channels + c] = ldexp(sqrt(squares[c]), <int>exponents[c])
+        to[1 + c] = found[features + c]
+        to[1 + channels + c] = ldexp(sqrt(found[3 * features + c]), <int>found[4 * features + c])
     fn_leave_float_mode(mode)
     return packed
 

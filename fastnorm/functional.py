@@ -63,6 +63,8 @@ __all__ = [
     "switchable_norm",
 ]
 
+_BATCH, _GROUP, _INSTANCE = map(_core.NORMS.index, ("batch", "group", "instance"))
+
 AnyGradients: TypeAlias = Gradients | SwitchableGradients | WeightGradients
 G = TypeVar("G", bound=AnyGradients)
 
@@ -152,8 +154,8 @@ def batch_norm(
     >>> mean.round(3), var.round(3)
     (array([0.2, 0.4]), array([1.1, 4.1]))
     """
-    return _core.batch_norm(
-        x, weight, bias, running_mean, running_var, training, momentum, eps, ddof, layout,
+    return _core.channel_norm(
+        _BATCH, x, weight, bias, running_mean, running_var, training, momentum, eps, ddof, layout,
         out, return_ctx,
     )  # fmt: skip
 
@@ -223,7 +225,9 @@ def group_norm(
     >>> fastnorm.group_norm(np.array([[1.0, 3.0, 10.0, 30.0]]), 2).round(3)
     array([[-1.,  1., -1.,  1.]])
     """
-    return _core.group_norm(x, num_groups, weight, bias, eps, layout, out, return_ctx)
+    return _core.channel_norm(
+        _GROUP, x, weight, bias, None, None, True, 0.0, eps, 0, layout, out, return_ctx, num_groups
+    )
 
 
 @overload
@@ -309,9 +313,9 @@ def instance_norm(
     array([[[-1.,  1.],
             [-1.,  1.]]])
     """
-    return _core.instance_norm(
-        x, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, ddof, layout,
-        out, return_ctx,
+    return _core.channel_norm(
+        _INSTANCE, x, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, ddof,
+        layout, out, return_ctx,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from . import _check as check
 from . import functional as F
+from ._arguments import LAYOUTS
 from ._axis_layers import LayerNorm, RMSNorm
 from ._check import count
 from ._core import Context
@@ -179,7 +180,7 @@ class _InstanceLayer(ChannelNorm):
         raise AssertionError("a layer defines its call")
 
     def _is_one_sample(self, x: Array) -> bool:
-        rank = check.LAYOUTS.get(self.layout, (0, 1, 1))[0]
+        rank = LAYOUTS.get(self.layout, (0, 1, 1))[0]
         return x.ndim == (rank - 1 if rank else 2)
 
     def _check_sizes(self, x: Array) -> None:

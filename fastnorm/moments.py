@@ -207,9 +207,8 @@ def measure(
     x: Array, axis: Axes | None, layout: str | None, skip_nan: bool, row_weight: MaybeArray = None
 ) -> Moments:
     """As `Moments.from_array`, of floats; `row_weight`: how often each element of `axis` counts."""
-    elements, counts, mean, low, m2, exponent = _core.measure(
-        x, axis, layout, None, None, skip_nan, row_weight
-    )
+    elements, shape, found = _core.measure(x, axis, layout, None, None, skip_nan, row_weight)
+    counts, mean, low, m2, exponent = found[:, : math.prod(shape)].reshape((5, *shape))
     every = row_weight is None and not (skip_nan and (counts != elements).any())
     count = elements if every else counts
     return Moments(count, mean, m2, low, np.zeros(m2.shape), exponent.astype(int))

@@ -13,6 +13,7 @@ from . import _core
 from ._reduce import allreduce
 from ._types import AnyContext, Array, DerivedContext, Gradients, MaybeArray, Param, PlainContext
 from .comm import Communicator, SingleProcess
+from .functional import batch_norm
 from .layers import BatchNorm
 
 __all__ = ["SyncBatchNorm", "SyncContext", "sync_batch_norm"]
@@ -99,10 +100,20 @@ def sync_batch_norm(
     [array([[-1.]]), array([[1.]])]
     """
     if isinstance(training, (bool, np.bool_, int)) and not training:
-        return _core.batch_norm(
-            x, weight, bias, running_mean, running_var, training, momentum, eps, ddof, layout, out,
-            return_ctx,
-        )  # fmt: skip
+        return batch_norm(
+            x,
+            weight,
+            bias,
+            running_mean=running_mean,
+            running_var=running_var,
+            training=training,
+            momentum=momentum,
+            eps=eps,
+            ddof=ddof,
+            layout=layout,
+            out=out,
+            return_ctx=return_ctx,
+        )
     call = _Training(
         None, x, weight, bias, running_mean, running_var, training, momentum, eps, ddof, layout,
         out, return_ctx,
@@ -156,13 +167,13 @@ class _Training:
             self.momentum, self.eps, self.ddof, self.layout, self.out, self.return_ctx,
         )  # fmt: skip
         # in blocks of channels their number is that of the first parameter there is
-        count, _, mean, _, m2, exponent = _core.measure(
+        count, (channels,), found = _core.measure(
             self.x, None, self.layout, self.weight,
             self.running_mean if self.bias is None else self.bias,
         )  # fmt: skip
         numbers = f"eps={float(self.eps)}, momentum={float(self.momentum)}, ddof={int(self.ddof)}"
-        self.words = f"{mean.size} channels, {self.x.dtype}, {numbers}"
-        return "forward: " + self.words, _core.pack_moments(count, mean, m2, exponent)
+        self.words = f"{channels} channels, {self.x.dtype}, {numbers}"
+        return "forward: " + self.words, _core.pack_moments(count, channels, found)
 
     def normalize(self, comm: Communicator) -> Array | tuple[Array, PlainContext]:
         """Normalize by the statistics of all ranks."""
