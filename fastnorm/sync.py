@@ -13,8 +13,7 @@ from . import _core
 from ._reduce import allreduce
 from ._types import AnyContext, Array, DerivedContext, Gradients, MaybeArray, Param, PlainContext
 from .comm import Communicator, SingleProcess
-from .functional import batch_norm
-from .layers import BatchNorm
+from .norms import BatchNorm, batch_norm
 
 __all__ = ["SyncBatchNorm", "SyncContext", "sync_batch_norm"]
 

@@ -8,9 +8,9 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike
 
-from . import _check as check
-from . import _core
-from ._types import Array, Axes, DerivedContext, Gradients, MaybeArray, PlainContext
+from .. import _check as check
+from .. import _core
+from .._types import Array, Axes, DerivedContext, Gradients, MaybeArray, PlainContext
 
 _L2 = _core.NORMS.index("l2")
 

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike
 
-from . import _check as check
-from . import _core
-from ._core import Context
-from ._layer import Norm
-from ._types import Array, DerivedContext, Gradients, MaybeArray
-from .functional import backward
+from .. import _check as check
+from .. import _core
+from .._core import Context
+from .._types import Array, DerivedContext, Gradients, MaybeArray
+from ._base import Norm
+from ._gradients import backward
 
 __all__ = ["CosineNorm", "cosine_norm"]
 

@@ -9,12 +9,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from . import _check as check
-from . import _core
-from . import functional as F
-from ._arguments import LAYOUTS
-from ._state import loadable, named
-from ._types import AnyContext, Array
+from .. import _check as check
+from .. import _core
+from .._arguments import LAYOUTS
+from .._state import loadable, named
+from .._types import AnyContext, Array
+from ._gradients import backward
 
 
 class Layer:
@@ -186,7 +186,7 @@ class Norm(Layer):
             raise RuntimeError(
                 f"{type(self).__name__}.backward: expected a call of the layer before"
             )
-        grads = F.backward(dy, self._ctx)
+        grads = backward(dy, self._ctx)
         found = grads._asdict()
         self.grads = {name: found[name] for name in self.params}
         return grads.x
