@@ -14,7 +14,7 @@ from .. import _check as check
 from .. import _core
 from .._core import Context
 from .._types import Array, MaybeArray, WeightGradients
-from ..moments import Moments
+from ..statistics.moments import Moments
 from ._base import Layer
 from ._gradients import backward
 
