@@ -57,6 +57,8 @@ def no_mask(value: object, name: str, depth: int = 0) -> None:
 
 def array(value: Any, name: str) -> Array:
     """Return `value` itself, or the array that NumPy makes of it; no masked one."""
+    if type(value) is np.ndarray:  # at once: NumPy imports np.ma only now, which needs memory
+        return value
     no_mask(value, name)
     try:
         found: Array = np.asanyarray(computed(value))  # an ndarray is itself

@@ -4,9 +4,14 @@
 
 cdef int _settle(Context ctx) except -1:
     """What is left when the call is done: no running statistics, and where the arrays lie."""
-    cdef int i
     ctx.running_mean = ctx.running_var = ctx.mean_used = ctx.var_used = None
     ctx.q.running_mean = ctx.q.running_var = NULL
+    return _remember(ctx)
+
+
+cdef int _remember(Context ctx) except -1:
+    """Where the arrays lie, for `_check_places`."""
+    cdef int i
     ctx.x_place = _place(ctx.x)
     for i in range(PARAMS):
         if ctx.params[i] is not None:

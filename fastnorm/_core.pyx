@@ -221,7 +221,7 @@ cdef object _forward(Context ctx, object out, object return_ctx):
                                     ctx.saved)
         _check_status(status)
         _deliver(y, out, ctx.axes)
-    if ctx.updates and not empty:
+    if ctx.updates and (given or not empty):  # a rank without samples takes what the others have
         _update(ctx)
     if keep:
         _settle(ctx)

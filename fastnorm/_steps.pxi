@@ -1,16 +1,5 @@
-# The steps of batch norm one by one, for statistics that come from more than one array; and the
-# moments of any axes. What else the scalers need, of matrices.
-
-
-def check_batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps, ddof,
-                     layout, out, return_ctx):
-    """Raise what `batch_norm` would, but for the count. Returns x as the other steps read it."""
-    cdef Context ctx = _start_channels(FN_BATCH, x, weight, bias, running_mean, running_var,
-                                       training, momentum, eps, ddof, layout, None, None, None)
-    _check_forward_out(ctx, out, return_ctx)
-    if out is not None:
-        _detach(ctx, out)
-    return ctx.x
+# What is more than one normalizer's: the moments of any axes, and what else the scalers need, of
+# matrices.
 
 
 cdef int64_t _padded_channels(Context ctx):
@@ -54,77 +43,12 @@ def measure(x, axis, layout, weight, bias, skip_nan=False, row_weight=None):
     return elements, shape, statistics
 
 
-def apply(x, mean, std, weight, bias, axis, layout, eps, out, return_ctx):
-    """Normalize with given float64 statistics, in the shape in which `measure` returns them."""
-    cdef Context ctx = _start(x, FN_BATCH if axis is None else FN_LAYER, eps)
-    cdef int64_t domains, i
-    cdef cnp.ndarray means = np.ascontiguousarray(mean, np.float64)
-    cdef cnp.ndarray deviations = np.ascontiguousarray(std, np.float64)
-    cdef int64_t given = cnp.PyArray_SIZE(means)
-    cdef double* mean_of = _doubles(means, given)
-    cdef double* std_of = _doubles(deviations, given)
-    if axis is None:
-        _set_layout(ctx, layout, weight, bias, mean)
-        _set_affine(ctx, weight, bias)
-    else:
-        _set_axis(ctx, axis)
-    domains = _make_saved(ctx) // 2
-    for i in range(domains):
-        ctx.saved[i] = mean_of[i] if i < given else 0
-        ctx.saved[domains + i] = std_of[i] if i < given else 0
-    return _forward(ctx, out, return_ctx)
-
-
 def checked_rows(x, axis, out, return_ctx):
     """x as an array that is dense, and the axes from 0 on; raise what layer norm would."""
     cdef Context ctx = _start(x, FN_LAYER, 0.0)
     axes = _axes(axis, len(ctx.shape))
     _check_forward_out(ctx, out, return_ctx)
     return ctx.x, axes
-
-
-def measure_grad(dy, ctx, out):
-    """Sums of dy and of dy * (x - mean) over each channel, one behind the other: (2 * C,), float64.
-    `out` is only checked, for `apply_grad`."""
-    cdef Context c = _context(ctx)
-    cdef cnp.ndarray g = _gradient(dy, c), sums
-    cdef int64_t padded = _padded_channels(c)
-    cdef fn_status status
-    _check_grad_out(out, g, c)
-    sums = np.zeros(2 * padded)
-    with nogil:
-        status = fn_measure_grad(&c.p, &c.q, c.saved, cnp.PyArray_DATA(c.x),
-                                 cnp.PyArray_DATA(g), <double*>cnp.PyArray_DATA(sums))
-    _check_status(status)
-    return sums if padded == c.p.c else _copied_sums(sums, padded, c.p.c)
-
-
-cdef cnp.ndarray _copied_sums(cnp.ndarray sums, int64_t channels, int64_t wanted):
-    """Sums for another number of channels: with padding, or without."""
-    cdef cnp.ndarray copy = np.zeros(2 * wanted)
-    cdef double* to = <double*>cnp.PyArray_DATA(copy)
-    cdef double* source = _doubles(sums, 2 * channels)
-    cdef int64_t each = min(channels, wanted) * <int64_t>sizeof(double)
-    memcpy(to, source, each)
-    memcpy(to + wanted, source + channels, each)
-    return copy
-
-
-def apply_grad(dy, ctx, sums, double count, out, dweight, dbias):
-    """The gradients, where `sums` are those of all `count` elements of each channel."""
-    cdef Context c = _context(ctx)
-    cdef cnp.ndarray g = _gradient(dy, c), dx
-    cdef cnp.ndarray padded = _copied_sums(sums, c.p.c, _padded_channels(c))
-    cdef fn_status status
-    _check_grad_out(out, g, c)
-    dx = _target(out, g, c.axes)
-    result = Gradients(_returned(dx, out, c.axes, c.shape), dweight, dbias)
-    with nogil:
-        status = fn_apply_grad(&c.p, &c.q, c.saved, <double*>cnp.PyArray_DATA(padded), count,
-                               cnp.PyArray_DATA(c.x), cnp.PyArray_DATA(g), cnp.PyArray_DATA(dx))
-    _check_status(status)
-    _deliver(dx, result[0], c.axes)
-    return result
 
 
 cdef cnp.ndarray _matrix(object value, str name):
