@@ -4,6 +4,7 @@ A case makes its arrays; each module of `peers` makes a call without arguments f
 """
 
 from dataclasses import dataclass
+from inspect import signature
 from math import prod
 
 import numpy as np
@@ -22,6 +23,7 @@ SHAPES = {
 }  # fmt: skip
 QUICK = [(32, 512, 28, 28), (8192, 768)]
 
+# What a normalizer takes is read from its signature.
 CHANNEL_NORMS = [
     "batch_norm",
     "batch_renorm",
@@ -33,14 +35,9 @@ CHANNEL_NORMS = [
 ROW_NORMS = ["layer_norm", "rms_norm"]
 NORMS = [*CHANNEL_NORMS, *ROW_NORMS]
 PASSES = ["forward", "inference", "backward"]
+PARAMETERS = {norm: signature(getattr(fastnorm, norm)).parameters for norm in NORMS}
 # whose inference is another computation than their forward pass
-WITH_INFERENCE = [
-    "batch_norm",
-    "batch_renorm",
-    "instance_norm",
-    "switchable_norm",
-    "instance_renorm",
-]
+WITH_INFERENCE = [norm for norm in NORMS if "running_mean" in PARAMETERS[norm]]
 RANDOM = 1_000_003  # as many numbers are drawn, and repeated: more would take longer than the calls
 LAYOUTS = ["NCHW", "NHWC", "NCHW16c"]
 DTYPES = ["float32", "float64", "float16", "bfloat16"]
@@ -142,22 +139,19 @@ class Arrays:
     def arguments(self):
         """Positional and keyword arguments, which fastnorm and naive.py have in common."""
         case = self.case
-        if case.norm == "rms_norm":
-            return (self.weight,), {"eps": 1e-6}
-        if case.norm == "layer_norm":
-            return (self.weight, self.bias), {}
-        if case.norm == "group_norm":
-            return (case.groups, self.weight, self.bias), {"layout": case.layout}
         mean, var = self.running()
-        training = "use_input_stats" if case.norm == "instance_norm" else "training"
-        keywords = {
-            "running_mean": mean,
-            "running_var": var,
-            training: case.direction != "inference",
+        mean_logits, var_logits = self.logits()
+        training = case.direction != "inference"
+        known = {
+            "weight": self.weight, "bias": self.bias, "tau": self.bias, "num_groups": case.groups,
+            "mean_logits": mean_logits, "var_logits": var_logits, "running_mean": mean,
+            "running_var": var, "training": training, "use_input_stats": training,
             "layout": case.layout,
-        }
-        logits = self.logits() if case.norm == "switchable_norm" else ()
-        return (self.weight, self.bias, *logits), keywords
+        }  # fmt: skip
+        takes = {k: p for k, p in PARAMETERS[case.norm].items() if k in known}
+        positional = [known[k] for k, p in takes.items() if p.kind is not p.KEYWORD_ONLY]
+        keywords = {k: known[k] for k, p in takes.items() if p.kind is p.KEYWORD_ONLY}
+        return tuple(positional), keywords | ({"eps": 1e-6} if case.norm == "rms_norm" else {})
 
 
 def cases(

@@ -1,13 +1,4 @@
-# Checks of single arguments. A message names the argument, what was expected and what was given.
-
-
-cdef str _shown(object value):
-    """A value in a message: one short line, also where its repr is long or raises."""
-    try:
-        text = " ".join(repr(value).split())
-    except Exception:  # of an int of thousands of digits, or of a class of the caller's
-        text = f"one of type {type(value).__name__}"
-    return text if len(text) <= 120 else text[:117] + "..."
+# Checks of single arguments: what is usual at once; `_arguments.py` converts or refuses the rest.
 
 
 # NumPy's number for the type of ml_dtypes, once one was seen
@@ -17,54 +8,25 @@ cdef int _bfloat16 = cnp.NPY_NOTYPE
 cdef int _dtype(cnp.ndarray a, str name) except -1:
     global _bfloat16
     cdef int num = cnp.PyArray_TYPE(a)
+    cdef fn_dtype found = FN_BF16
     if num == cnp.NPY_FLOAT32:
-        return FN_F32
-    if num == cnp.NPY_FLOAT64:
-        return FN_F64
-    if num == cnp.NPY_FLOAT16:
-        return FN_F16
-    if num == _bfloat16:
-        return FN_BF16
-    if a.dtype.name == "bfloat16":
+        found = FN_F32
+    elif num == cnp.NPY_FLOAT64:
+        found = FN_F64
+    elif num == cnp.NPY_FLOAT16:
+        found = FN_F16
+    elif num != _bfloat16:
+        if a.dtype.name != "bfloat16":
+            _arguments.refuse_dtype(name, a.dtype)
         _bfloat16 = num
-        return FN_BF16
-    raise TypeError(f"{name}: expected dtype float32, float64, float16 or bfloat16, got {a.dtype}")
+    if not fn_has_dtype(found):
+        _arguments.refuse_dtype(name, a.dtype)
+    return found
 
 
-cdef object _computed(object value):
-    """The array of a lazy one of dask, of which NumPy would make one without its mask."""
-    return value.compute() if hasattr(value, "_meta") and hasattr(value, "compute") else value
-
-
-cdef int _no_mask(object value, str name, int depth=0) except -1:
-    """Raise where a mask would be lost: masked values would count as data."""
-    if isinstance(value, (list, tuple, deque)) and depth < 64:  # what NumPy can take
-        for item in value:
-            if not isinstance(item, (float, int)):
-                _no_mask(_computed(item), name, depth + 1)
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected an array without a mask, got a masked array; use "
-                        f"{name}.filled(value), or {name}.data where nothing is masked")
-    return 0
-
-
-cdef cnp.ndarray _array(object value, str name):
-    """`value` itself, or the array that NumPy makes of it."""
-    if type(value) is cnp.ndarray:  # the usual case, at once
-        return value
-    _no_mask(value, name)
-    if isinstance(value, cnp.ndarray):
-        return value
-    try:
-        array = np.asanyarray(_computed(value))
-    except MemoryError:
-        raise
-    except Exception as error:
-        kind = ValueError if isinstance(error, ValueError) else TypeError
-        raise kind(f"{name}: expected an array, got {_shown(value)}, of which NumPy makes none: "
-                   f"{_shown(error)}") from error
-    _no_mask(array, name)
-    return array
+cdef inline cnp.ndarray _array(object value, str name):
+    """`value` itself, or the array that NumPy makes of it; no masked one."""
+    return value if type(value) is cnp.ndarray else _arguments.array(value, name)
 
 
 def as_array(value, name):
@@ -98,40 +60,15 @@ cdef cnp.ndarray _dense_input(object value, str name):
 
 cdef double _number(object value, str name, double low, double high) except? -1:
     cdef double v
-    if type(value) is float:  # the usual case, at once
+    if type(value) is float:
         v = value
         if low <= v <= high and v < INFINITY:
             return v
-    # what float() would take, though it is no number
-    if isinstance(value, (bool, np.bool_, str, bytes, complex, np.complexfloating)) or isinstance(
-            value, cnp.ndarray) and (value.ndim or value.dtype.kind not in "fiu"):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    try:
-        v = value
-    except MemoryError:
-        raise
-    except OverflowError:  # of an int
-        v = math.nan
-    except Exception:
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from None
-    if not low <= v <= high or v == math.inf and name == "eps":
-        wanted = f"in [{low:g}, {high:g}]" if high != math.inf else f"of at least {low:g}"
-        raise ValueError(f"{name}: expected a finite number {wanted}, got {_shown(value)}")
-    return v
+    return _arguments.number(value, name, low, high)
 
 
-cdef object _integer(object value, str name):
-    if isinstance(value, (bool, np.timedelta64)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    return value
-
-
-cdef int _flag(object value, str name) except -1:
-    if type(value) is bool:  # the usual case, at once
-        return value is True
-    if not isinstance(value, (np.bool_, int)) or value not in (0, 1):
-        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
-    return 1 if value else 0
+cdef inline int _flag(object value, str name) except -1:
+    return value is True if type(value) is bool else _arguments.flag(value, name)
 
 
 cdef inline bint _is_parameter_type(int num, int x_num):
@@ -143,17 +80,14 @@ cdef cnp.ndarray _parameter(object value, str name, cnp.ndarray x, tuple shape):
     """A dense parameter."""
     cdef cnp.ndarray a
     if value is None:
-        raise ValueError(f"{name}: expected an array of shape {shape}, got None")
+        _arguments.refuse_parameter(None, name, x.dtype, shape)
     a = _array(value, name)
-    if not _is_parameter_type(cnp.PyArray_TYPE(a), cnp.PyArray_TYPE(x)):
-        wanted = x.dtype if x.itemsize > 2 else f"{x.dtype} or float32"
-        raise TypeError(f"{name}: expected dtype {wanted}, got {a.dtype}")
-    if not _has_shape(a, shape):
-        raise ValueError(f"{name}: expected shape {shape}, got {(<object>a).shape}")
+    if not (_is_parameter_type(cnp.PyArray_TYPE(a), cnp.PyArray_TYPE(x)) and _has_shape(a, shape)):
+        _arguments.refuse_parameter(a, name, x.dtype, shape)
     return a if cnp.PyArray_ISCARRAY_RO(a) else _dense_copy(a)
 
 
-cdef inline bint _has_shape(cnp.ndarray a, tuple shape):
+cdef bint _has_shape(cnp.ndarray a, tuple shape):
     cdef Py_ssize_t i
     if cnp.PyArray_NDIM(a) != len(shape):
         return False
@@ -166,121 +100,39 @@ cdef inline bint _has_shape(cnp.ndarray a, tuple shape):
 cdef cnp.ndarray _state(object value, str name, cnp.ndarray x, tuple shape, bint update):
     """Running statistics; where they are to be updated, they are used as they lie."""
     if update:
-        if not isinstance(value, cnp.ndarray):
-            raise TypeError(f"{name}: expected an ndarray, which is updated in place, got "
-                            f"{type(value).__name__}")
-        if _is_parameter_type(cnp.PyArray_TYPE(value), cnp.PyArray_TYPE(x)) and not (
-                cnp.PyArray_ISCARRAY(value)):
-            raise ValueError(f"{name}: expected a writeable, C-contiguous, aligned array, which "
-                             f"is updated in place, got one with {_lacking(value)}")
+        if not isinstance(value, cnp.ndarray) or (
+                _is_parameter_type(cnp.PyArray_TYPE(value), cnp.PyArray_TYPE(x)) and not (
+                    cnp.PyArray_ISCARRAY(value))):
+            _arguments.refuse_state(value, name)
     return _parameter(value, name, x, shape)
 
 
-cdef str _lacking(object array):
-    lacking = ""
-    for flag in ("writeable", "c_contiguous", "aligned"):
-        if not getattr(array.flags, flag):
-            lacking += f", {flag}=False"
-    return lacking[2:] or "another byte order"
-
-
-cdef dict _LAYOUTS = {
-    (2, "NC"): FN_CHANNELS_FIRST,
-    (3, "NCL"): FN_CHANNELS_FIRST, (3, "NLC"): FN_CHANNELS_LAST,
-    (4, "NCHW"): FN_CHANNELS_FIRST, (4, "NHWC"): FN_CHANNELS_LAST,
-    (5, "NCDHW"): FN_CHANNELS_FIRST, (5, "NDHWC"): FN_CHANNELS_LAST,
-    (4, "NCL8c"): FN_BLOCKED, (4, "NCL16c"): FN_BLOCKED,
-    (5, "NCHW8c"): FN_BLOCKED, (5, "NCHW16c"): FN_BLOCKED,
-    (6, "NCDHW8c"): FN_BLOCKED, (6, "NCDHW16c"): FN_BLOCKED,
-}
-# for any rank: the default should not have to be spelled out for each
-cdef dict _ANY_LAYOUT = {
-    "channels_first": FN_CHANNELS_FIRST, "channels_last": FN_CHANNELS_LAST,
-    "NCHW": FN_CHANNELS_FIRST, "NHWC": FN_CHANNELS_LAST,
-}
-
-
-cdef int _layout(object layout, Py_ssize_t rank) except -1:
-    if not isinstance(layout, str):
-        raise TypeError(f"layout: expected a str, got {type(layout).__name__}")
-    found = _ANY_LAYOUT.get(layout)
-    if found is None:
-        found = _LAYOUTS.get((rank, layout))
-    if found is None:
-        choices = ", ".join(_ANY_LAYOUT)
-        for of_rank, name in _LAYOUTS:
-            if of_rank == rank and name not in _ANY_LAYOUT:
-                choices += f", {name}"
-        raise ValueError(f"layout: expected one of {choices} for {rank} dimensions, "
-                         f"got {_shown(layout)}")
-    return found
-
-
-cdef int64_t _blocked_channels(cnp.ndarray x, int64_t block, tuple params) except -1:
-    """How many of the channels in the blocks are no padding: as many as there are parameters."""
-    cdef int64_t most = cnp.PyArray_DIM(x, 1) * block, channels = most
-    if cnp.PyArray_DIM(x, cnp.PyArray_NDIM(x) - 1) != block:
-        raise ValueError(f"x: expected blocks of {block} channels along the last axis, got shape "
-                         f"{(<object>x).shape}")
-    for name, value in params:
-        if value is not None:
-            channels = _array(value, name).size
-            if not most - block < channels <= most:
-                raise ValueError(f"{name}: expected {most - block + 1} to {most} channels for x of "
-                                 f"shape {(<object>x).shape}, got {channels}")
-            break
-    return channels
-
-
 cdef tuple _axes(object axis, Py_ssize_t rank):
+    """From 0 on, in order."""
     cdef Py_ssize_t i
-    if rank == 0:
-        raise ValueError("x: expected at least 1 dimension, got a scalar")
+    if type(axis) is tuple and len(<tuple>axis) == 1:
+        axis = (<tuple>axis)[0]
     if type(axis) is int and -rank <= axis < rank:
         i = axis
         return (i + rank if i < 0 else i,)
-    values = axis if isinstance(axis, (tuple, list)) else (axis,)
-    if not values:
-        raise ValueError(f"axis: expected at least one axis, got {axis!r}")
-    axes = []
-    for value in values:
-        if isinstance(value, (bool, np.timedelta64)) or not isinstance(value, (int, np.integer)):
-            raise TypeError("axis: expected an int or a tuple of ints, got " + _shown(axis))
-        if not -rank <= value < rank:
-            raise ValueError(f"axis: expected axes in [{-rank}, {rank}) for x of {rank} "
-                             f"dimensions, got {_shown(axis)}")
-        i = value
-        axes.append(i + rank if i < 0 else i)
-    if len(axes) > 1:
-        if len(set(axes)) != len(axes):
-            raise ValueError(f"axis: expected distinct axes, got {_shown(axis)}")
-        axes.sort()
-    return tuple(axes)
+    return _arguments.axes(axis, rank)
 
 
-cdef int64_t _groups(object num_groups, int64_t channels) except -1:
-    _integer(num_groups, "num_groups")
-    if not 1 <= num_groups < 2**63 or channels % num_groups:
-        raise ValueError(f"num_groups: expected a positive divisor of the {channels} channels, "
-                         f"got {_shown(num_groups)}")
-    return num_groups
+cdef inline int64_t _groups(object num_groups, int64_t channels) except -1:
+    cdef int64_t groups
+    if type(num_groups) is int and 0 < num_groups <= channels:
+        groups = num_groups
+        if channels % groups == 0:
+            return groups
+    return _arguments.groups(num_groups, channels)
 
 
 # ---- outputs ---------------------------------------------------------------------------------
 
 cdef int _check_out(object out, cnp.ndarray x, tuple shape) except -1:
-    if type(out) is cnp.ndarray and cnp.PyArray_TYPE(<cnp.ndarray>out) == cnp.PyArray_TYPE(
-            x) and cnp.PyArray_ISWRITEABLE(<cnp.ndarray>out) and _has_shape(out, shape):
-        return 0
-    if not isinstance(out, cnp.ndarray):
-        raise TypeError(f"out: expected an ndarray, got {type(out).__name__}")
-    _no_mask(out, "out")
-    if cnp.PyArray_TYPE(<cnp.ndarray>out) != cnp.PyArray_TYPE(x):
-        raise TypeError(f"out: expected dtype {x.dtype}, got {out.dtype}")
-    if out.shape != shape:
-        raise ValueError(f"out: expected shape {shape}, got {out.shape}")
-    if not cnp.PyArray_ISWRITEABLE(<cnp.ndarray>out):
-        raise ValueError("out: expected a writeable array, got a read-only one")
+    if not (type(out) is cnp.ndarray and cnp.PyArray_TYPE(<cnp.ndarray>out) == cnp.PyArray_TYPE(
+            x) and cnp.PyArray_ISWRITEABLE(<cnp.ndarray>out) and _has_shape(out, shape)):
+        _arguments.check_out(out, x, shape)
     return 0
 
 
@@ -299,10 +151,7 @@ cdef bint _overlap(object first, object second) except -1:
         return False
     if cnp.PyArray_ISCARRAY_RO(a) and cnp.PyArray_ISCARRAY_RO(b):
         return p < q + cnp.PyArray_NBYTES(b) and q < p + cnp.PyArray_NBYTES(a)
-    try:
-        return np.shares_memory(a, b, max_work=1000)
-    except np.exceptions.TooHardError:
-        return True
+    return _arguments.may_overlap(a, b)
 
 
 cdef cnp.ndarray _target(object out, cnp.ndarray source, object axes):

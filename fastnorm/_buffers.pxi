@@ -48,28 +48,8 @@ cdef cnp.ndarray _new(int rank, cnp.npy_intp* dims, int num, size_t nbytes):
         PyDataMem_SetHandler(before)
 
 
-def set_buffer_cache(bytes):
-    """Set how much memory of freed outputs is kept for new ones.
-
-    A call without `out` needs a new array, and fresh memory costs about as much as normalizing it.
-    So the memory of outputs above 256 KiB is kept when the last reference to them is gone, and
-    handed out again; while anything refers to an output, its memory is its own.
-
-    Parameters
-    ----------
-    bytes : int
-        The most that is kept, over all outputs; what is above is freed now. 0 keeps nothing. The
-        default is 256 MiB, or a sixteenth of the machine's memory where that is less: so much more
-        a process may hold than its arrays need.
-
-    Examples
-    --------
-    >>> import fastnorm
-    >>> fastnorm.set_buffer_cache(64 * 2**20)
-    """
-    if not 0 <= _integer(bytes, "bytes") < 2**63:
-        raise ValueError(f"bytes: expected 0 to 2**63 - 1, got {_shown(bytes)}")
-    fn_set_buffer_cache(bytes)
+def set_buffer_cache(size_t nbytes):
+    fn_set_buffer_cache(nbytes)
 
 
 def buffer_cache():

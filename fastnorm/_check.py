@@ -13,20 +13,12 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from . import _core
+from ._arguments import LAYOUTS
+from ._arguments import is_int as _is_int
 from ._types import Array
 
 _LARGEST = sys.float_info.max
 _MOST = sys.maxsize // 8  # float64 elements that an array can be said to have
-
-# The core's names: dimensions of x (0: any from 2 on), axis of the channels, channels of a block
-LAYOUTS: dict[str, tuple[int, int, int]] = {
-    "channels_first": (0, 1, 1), "channels_last": (0, -1, 1), "NCHW": (0, 1, 1),
-    "NHWC": (0, -1, 1), "NC": (2, 1, 1), "NCL": (3, 1, 1), "NLC": (3, -1, 1),
-    "NCDHW": (5, 1, 1), "NDHWC": (5, -1, 1),
-    **{f"NC{space}{block}c": (3 + len(space), 1, block)
-       for space in ("L", "HW", "DHW") for block in (8, 16)},
-}  # fmt: skip
-
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -45,11 +37,6 @@ def as_the_core(function: Callable[_Arguments, _Result]) -> Callable[_Arguments,
             return function(*args, **kwargs)
 
     return call
-
-
-def _is_int(value: object) -> bool:
-    """No bool, and no timedelta64, which is an integer to NumPy."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.timedelta64))
 
 
 def integer(value: int, name: str) -> int:

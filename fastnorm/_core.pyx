@@ -5,10 +5,7 @@ before the C library runs; it cannot fail after that but for memory, and then wr
 """
 
 import math
-import os
 import types
-import warnings
-from collections import deque
 from operator import itemgetter
 
 import numpy as np
@@ -19,9 +16,12 @@ from libc.math cimport INFINITY, NAN, fabs, frexp, ldexp, sqrt
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
+from fastnorm import _arguments
 from fastnorm._types import Gradients, SwitchableGradients, WeightGradients
 
 cnp.import_array()
+
+cdef dict LAYOUTS = _arguments.LAYOUTS
 
 cdef extern from *:
     """
@@ -101,6 +101,7 @@ cdef extern from "fastnorm.h" nogil:
     const char* fn_isa_name(int)
     int fn_set_isa(const char*)
     const char* fn_get_isa()
+    int fn_has_dtype(fn_dtype)
     const char* fn_compiler()
     int fn_has_openmp()
     int64_t fn_cache_bytes(int)
@@ -127,6 +128,7 @@ ctypedef struct Place:
     int num  # NumPy's number of the dtype
 
 
+@cython.auto_pickle(False)
 cdef class Context:
     """What a forward call leaves for :func:`fastnorm.backward`.
 
@@ -175,19 +177,19 @@ cdef class Context:
         return types.GenericAlias(cls, item)
 
     def __reduce__(self):
-        return _reduced(_context(self))
+        return _contexts.restore, _state_of(_context(self))
 
     @property
     def mean(self):
-        return _shown_statistic(_context(self), "mean")
+        return _contexts.shown(_state_of(_context(self)), "mean")
 
     @property
     def var(self):
-        return _shown_statistic(_context(self), "var")
+        return _contexts.shown(_state_of(_context(self)), "var")
 
     @property
     def rstd(self):
-        return _shown_statistic(_context(self), "rstd")
+        return _contexts.shown(_state_of(_context(self)), "rstd")
 
 
 cdef object _forward(Context ctx, object out, object return_ctx):
@@ -219,7 +221,7 @@ cdef object _forward(Context ctx, object out, object return_ctx):
                                     ctx.saved)
         _check_status(status)
         _deliver(y, out, ctx.axes)
-    if ctx.updates and not empty:
+    if ctx.updates and (given or not empty):  # a rank without samples takes what the others have
         _update(ctx)
     if keep:
         _settle(ctx)
@@ -269,10 +271,8 @@ cdef int _detach(Context ctx, object out) except -1:
 cdef cnp.ndarray _gradient(object dy, Context c):
     """dy as the C library reads it."""
     cdef cnp.ndarray g = _dense_input(dy, "dy")
-    if not _has_shape(g, c.shape):
-        raise ValueError(f"dy: expected x's shape {c.shape}, got {(<object>g).shape}")
-    if cnp.PyArray_TYPE(g) != cnp.PyArray_TYPE(c.x):
-        raise TypeError(f"dy: expected x's dtype {c.x.dtype}, got {g.dtype}")
+    if cnp.PyArray_TYPE(g) != cnp.PyArray_TYPE(c.x) or not _has_shape(g, c.shape):
+        _arguments.refuse_gradient(g, c.x.dtype, c.shape)
     _check_places(c)  # the caller's code may have run
     if c.axes is not None:
         g = _dense_copy(_permuted(g, c.axes, False))
@@ -290,8 +290,7 @@ cdef int _check_grad_out(object out, cnp.ndarray g, Context c) except -1:
         if c.params[i] is not None and _overlap(out, c.params[i]):
             shared = PARAM_NAMES[i]
     if shared is not None:
-        raise ValueError(f"out: expected an array apart from the {shared} of the forward call, "
-                         "got one that shares memory with it")
+        _arguments.refuse_shared("out", f"the {shared} of the forward call")
     return 0
 
 
@@ -351,3 +350,5 @@ include "_context.pxi"
 include "_steps.pxi"
 include "_sync.pxi"
 include "_settings.pxi"
+
+from fastnorm import _contexts  # which needs this module

@@ -1,126 +1,72 @@
-# One function for each normalizer: its arguments, checked and set in a Context, and the call.
+# Forward calls: the arguments, checked and set in a Context, and the call. One function for the
+# normalizers of channels, and one for those of axes; `norm` is a place in NORMS.
 
 
-def layer_norm(x, weight, bias, axis, eps, out, return_ctx):
-    cdef Context ctx = _start(x, FN_LAYER, eps)
+cdef inline fn_norm _norm(int norm):
+    return <fn_norm>norm
+
+
+def axis_norm(int norm, x, weight, bias, axis, eps, out, return_ctx, least=0.0):
+    """Over `axis`. What is divided by is at least `least`."""
+    cdef Context ctx = _start(x, _norm(norm), eps)
     _set_axis(ctx, axis)
     _set_affine(ctx, weight, bias)
+    ctx.p.sigma_min = _number(least, "eps", 0, INFINITY)
     return _forward(ctx, out, return_ctx)
 
 
-def rms_norm(x, weight, axis, eps, out, return_ctx):
-    cdef Context ctx = _start(x, FN_RMS, eps)
-    _set_axis(ctx, axis)
-    _set_affine(ctx, weight, None)
-    return _forward(ctx, out, return_ctx)
-
-
-cdef Context _start_batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps,
-                               ddof, layout):
-    cdef Context ctx = _start(x, FN_BATCH, eps)
+cdef Context _start_channels(int norm, x, weight, bias, running_mean, running_var, training,
+                             momentum, eps, ddof, layout, num_groups, mean_logits, var_logits):
+    cdef Context ctx = _start(x, _norm(norm), eps)
+    cdef bint corrects = ctx.p.norm == FN_BATCH_RENORM or ctx.p.norm == FN_INSTANCE_RENORM
+    cdef str flag = "use_input_stats" if ctx.p.norm == FN_INSTANCE else "training"
     _set_layout(ctx, layout, weight, bias, running_mean)
+    if ctx.p.norm == FN_GROUP:
+        ctx.p.groups = _groups(num_groups, ctx.p.c)
     _set_affine(ctx, weight, bias)
-    ctx.p.training = _flag(training, "training")
+    if ctx.p.norm == FN_SWITCHABLE:
+        _set_param(ctx, MEAN_LOGITS, mean_logits, (3,), "mean_logits")
+        _set_param(ctx, VAR_LOGITS, var_logits, (3,), "var_logits")
+    ctx.p.training = _flag(training, flag)
     _set_running(ctx, running_mean, running_var, momentum, ddof, ctx.p.training,
-                 not ctx.p.training, "when training is False", (x, weight, bias))
+                 corrects or not ctx.p.training,
+                 "for the corrections r and d" if corrects else
+                 "when use_input_stats is False" if ctx.p.norm == FN_INSTANCE else
+                 "when training is False", (x, weight, bias, mean_logits, var_logits))
     return ctx
 
 
-def batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps, ddof, layout,
-               out, return_ctx):
-    cdef Context ctx = _start_batch_norm(x, weight, bias, running_mean, running_var, training,
-                                         momentum, eps, ddof, layout)
-    _check_count(ctx, ctx.p.n * ctx.p.s, "channel in training", ctx.p.n * ctx.p.s)
-    return _forward(ctx, out, return_ctx)
-
-
-def batch_renorm(x, weight, bias, running_mean, running_var, training, momentum, eps, r_max,
-                 d_max, ddof, layout, out, return_ctx):
-    cdef Context ctx = _start(x, FN_BATCH_RENORM, eps)
-    _set_layout(ctx, layout, weight, bias, running_mean)
-    _set_affine(ctx, weight, bias)
-    ctx.p.training = _flag(training, "training")
-    _set_running(ctx, running_mean, running_var, momentum, ddof, ctx.p.training, True,
-                 "for the corrections r and d", (x, weight, bias))
-    ctx.p.r_max = _number(r_max, "r_max", 1, math.inf)
-    ctx.p.d_max = _number(d_max, "d_max", 0, math.inf)
-    _check_count(ctx, ctx.p.n * ctx.p.s, "channel in training", ctx.p.n * ctx.p.s)
-    return _forward(ctx, out, return_ctx)
-
-
-def group_norm(x, num_groups, weight, bias, eps, layout, out, return_ctx):
-    cdef Context ctx = _start(x, FN_GROUP, eps)
-    _set_layout(ctx, layout, weight, bias)
-    ctx.p.groups = _groups(num_groups, ctx.p.c)
-    _set_affine(ctx, weight, bias)
-    return _forward(ctx, out, return_ctx)
-
-
-def instance_norm(x, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, ddof,
-                  layout, out, return_ctx):
-    cdef Context ctx = _start(x, FN_INSTANCE, eps)
-    _set_layout(ctx, layout, weight, bias, running_mean)
-    _set_affine(ctx, weight, bias)
-    ctx.p.training = _flag(use_input_stats, "use_input_stats")
-    _set_running(ctx, running_mean, running_var, momentum, ddof, ctx.p.training,
-                 not ctx.p.training, "when use_input_stats is False", (x, weight, bias))
-    _check_count(ctx, ctx.p.s, "channel of a sample", ctx.p.s)
-    return _forward(ctx, out, return_ctx)
-
-
-def switchable_norm(x, weight, bias, mean_logits, var_logits, running_mean, running_var, training,
-                    momentum, eps, ddof, layout, out, return_ctx):
-    cdef Context ctx = _start(x, FN_SWITCHABLE, eps)
-    _set_layout(ctx, layout, weight, bias, running_mean)
-    _set_affine(ctx, weight, bias)
-    _set_param(ctx, MEAN_LOGITS, mean_logits, (3,), "mean_logits")
-    _set_param(ctx, VAR_LOGITS, var_logits, (3,), "var_logits")
-    ctx.p.training = _flag(training, "training")
-    _set_running(ctx, running_mean, running_var, momentum, ddof, ctx.p.training,
-                 not ctx.p.training, "when training is False",
-                 (x, weight, bias, mean_logits, var_logits))
-    _check_count(ctx, ctx.p.n * ctx.p.c * ctx.p.s, "batch", ctx.p.n * ctx.p.s)
-    return _forward(ctx, out, return_ctx)
-
-
-def instance_renorm(x, weight, bias, running_mean, running_var, r_max, d_max, blend, training,
-                    momentum, eps, ddof, layout, out, return_ctx):
-    cdef Context ctx = _start(x, FN_INSTANCE_RENORM, eps)
-    _set_layout(ctx, layout, weight, bias, running_mean)
-    _set_affine(ctx, weight, bias)
-    ctx.p.training = _flag(training, "training")
-    _set_running(ctx, running_mean, running_var, momentum, ddof, ctx.p.training, True,
-                 "for the corrections r and d", (x, weight, bias))
-    ctx.p.r_max = _number(r_max, "r_max", 1, math.inf)
-    ctx.p.d_max = _number(d_max, "d_max", 0, math.inf)
-    ctx.p.blend = _number(blend, "blend", 0, 1)
-    _check_count(ctx, ctx.p.n * ctx.p.s, "channel", ctx.p.n * ctx.p.s)
+def channel_norm(int norm, x, weight, bias, running_mean, running_var, training, momentum, eps,
+                 ddof, layout, out, return_ctx, num_groups=None, mean_logits=None, var_logits=None,
+                 r_max=None, d_max=None, blend=1.0):
+    """Of the channels of `layout`."""
+    cdef Context ctx = _start_channels(norm, x, weight, bias, running_mean, running_var, training,
+                                       momentum, eps, ddof, layout, num_groups, mean_logits,
+                                       var_logits)
+    if ctx.p.norm == FN_BATCH_RENORM or ctx.p.norm == FN_INSTANCE_RENORM:
+        ctx.p.r_max = _number(r_max, "r_max", 1, INFINITY)
+        ctx.p.d_max = _number(d_max, "d_max", 0, INFINITY)
+        ctx.p.blend = _number(blend, "blend", 0, 1)
+    _check_count(ctx)
     return _forward(ctx, out, return_ctx)
 
 
 def weight_norm(v, g, axis, eps, out, return_ctx):
     """The planes of batch norm: `axis` is the channel, with what is before it as the samples."""
     cdef Context ctx = _start(_dense_input(v, "v"), FN_WEIGHT, 0.0)
-    cdef Py_ssize_t rank = cnp.PyArray_NDIM(ctx.x)
-    if rank == 0:
-        raise ValueError("v: expected at least 1 dimension, got a scalar")
-    if axis is None:
-        first = rank
-        ctx.p.c = 1
-        kept = ()
-    else:
-        if isinstance(axis, (tuple, list)):
-            raise TypeError(f"axis: expected an int or None, got {_shown(axis)}")
-        first, = _axes(axis, rank)
-        ctx.p.c = ctx.shape[first]
-        kept = (1,) * first + (ctx.shape[first],) + (1,) * (rank - first - 1)
-    ctx.p.sigma_min = _number(eps, "eps", 0, math.inf)
-    ctx.p.layout = FN_CHANNELS_FIRST
-    ctx.p.n = math.prod(ctx.shape[:first])
-    ctx.p.s = math.prod(ctx.shape[first + 1:])
-    # torch's shape of g as well
+    cdef Py_ssize_t rank = cnp.PyArray_NDIM(ctx.x), first, i
     if g is not None:
         g = _array(g, "g")
-    ctx.param_shape = kept if kept and np.shape(g) == kept else kept[first:first + 1]
+    first, ctx.param_shape = _arguments.weight_axis(axis, g, ctx.shape)
+    ctx.p.sigma_min = _number(eps, "eps", 0, INFINITY)
+    ctx.p.layout = FN_CHANNELS_FIRST
+    ctx.p.n = ctx.p.c = ctx.p.s = 1
+    for i in range(rank):
+        if i < first:
+            ctx.p.n *= cnp.PyArray_DIM(ctx.x, i)
+        elif i > first:
+            ctx.p.s *= cnp.PyArray_DIM(ctx.x, i)
+        else:
+            ctx.p.c = cnp.PyArray_DIM(ctx.x, i)
     _set_param(ctx, WEIGHT, g, ctx.param_shape, "g")
     return _forward(ctx, out, return_ctx)

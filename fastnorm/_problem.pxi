@@ -13,7 +13,7 @@ cdef inline Context _start(object x, fn_norm norm, object eps):
     ctx.p.ddof = 0
     if eps is None and norm == FN_RMS:  # as torch: that of the type which is computed in
         eps = 2.0**-52 if ctx.p.dtype == FN_F64 else 2.0**-23
-    ctx.p.eps = _number(eps, "eps", 0, math.inf)
+    ctx.p.eps = _number(eps, "eps", 0, INFINITY)
     ctx.p.sigma_min = 0
     ctx.p.r_max = 1
     ctx.p.d_max = 0
@@ -24,23 +24,27 @@ cdef inline Context _start(object x, fn_norm norm, object eps):
 
 cdef int _set_layout(Context ctx, object layout, object weight, object bias,
                      object running_mean=None) except -1:
-    cdef Py_ssize_t rank = cnp.PyArray_NDIM(ctx.x), i
+    cdef Py_ssize_t rank = cnp.PyArray_NDIM(ctx.x), i, dimensions, axis
     cdef int64_t s = 1
-    if rank < 2:
-        raise ValueError(f"x: expected at least 2 dimensions (samples, channels), got shape "
-                         f"{ctx.shape}")
-    ctx.p.layout = <fn_layout>_layout(layout, rank)
+    cdef tuple known = LAYOUTS.get(layout) if type(layout) is str else None
+    if known is None or rank < 2:
+        if rank < 2 or not isinstance(layout, str) or layout not in LAYOUTS:
+            _arguments.refuse_layout(layout, ctx.shape)
+        known = LAYOUTS[layout]
+    dimensions, axis, ctx.p.block = known
+    if dimensions not in (0, rank):
+        _arguments.refuse_layout(layout, ctx.shape)
+    ctx.p.n = cnp.PyArray_DIM(ctx.x, 0)
+    if ctx.p.block > 1:
+        ctx.p.layout = FN_BLOCKED
+        ctx.p.c = _arguments.blocked_channels(ctx.shape, ctx.p.block, weight, bias, running_mean)
+    else:
+        ctx.p.layout = FN_CHANNELS_FIRST if axis == 1 else FN_CHANNELS_LAST
+        ctx.p.c = cnp.PyArray_DIM(ctx.x, 1 if axis == 1 else rank - 1)
     for i in range(1 if ctx.p.layout == FN_CHANNELS_LAST else 2,
                    rank if ctx.p.layout == FN_CHANNELS_FIRST else rank - 1):
         s *= cnp.PyArray_DIM(ctx.x, i)
-    ctx.p.n = cnp.PyArray_DIM(ctx.x, 0)
     ctx.p.s = s
-    if ctx.p.layout == FN_BLOCKED:
-        ctx.p.block = 16 if layout.endswith("16c") else 8
-        ctx.p.c = _blocked_channels(ctx.x, ctx.p.block, (
-            ("weight", weight), ("bias", bias), ("running_mean", running_mean)))
-    else:
-        ctx.p.c = cnp.PyArray_DIM(ctx.x, 1 if ctx.p.layout == FN_CHANNELS_FIRST else rank - 1)
     ctx.param_shape = (ctx.p.c,)
     return 0
 
@@ -89,14 +93,9 @@ cdef inline int _set_affine(Context ctx, object weight, object bias) except -1:
 cdef int _set_running(Context ctx, object mean, object var, object momentum, object ddof,
                       bint update, bint required, str why, tuple read) except -1:
     """`read` are x and the parameters as they were given, in the order of PARAM_NAMES."""
-    if (mean is None) != (var is None):
-        raise ValueError("running_mean, running_var: expected both or neither, got only "
-                         + ("running_var" if mean is None else "running_mean"))
-    if mean is None:
-        if required:
-            raise ValueError(f"running_mean, running_var: expected arrays of shape "
-                             f"({ctx.p.c},) {why}, got None")
-    else:
+    if (mean is None) != (var is None) or mean is None and required:
+        _arguments.refuse_running(mean, var, ctx.p.c, why)
+    if mean is not None:
         ctx.updates = update
         ctx.running_mean, ctx.running_var = mean, var
         ctx.mean_used = _widened(_state(mean, "running_mean", ctx.x, ctx.param_shape, update))
@@ -105,15 +104,11 @@ cdef int _set_running(Context ctx, object mean, object var, object momentum, obj
             _check_apart(mean, "running_mean", read)
             _check_apart(var, "running_var", read)
             if _overlap(mean, var):
-                raise ValueError("running_var: expected an array apart from running_mean, got one "
-                                 "that shares memory with it")
+                _arguments.refuse_shared("running_var", "running_mean")
     if momentum is None:
-        raise TypeError("momentum: expected a number, got None (the cumulative average belongs to "
-                        "the layers, which count batches)")
+        _arguments.refuse_momentum()
     ctx.p.momentum = _number(momentum, "momentum", 0, 1)
-    if not (type(ddof) is int or isinstance(ddof, (int, np.integer))) or ddof not in (0, 1):
-        raise ValueError(f"ddof: expected 0 or 1, got {_shown(ddof)}")
-    ctx.p.ddof = ddof
+    ctx.p.ddof = ddof if type(ddof) is int and (ddof == 1 or ddof == 0) else _arguments.ddof(ddof)
     return 0
 
 
@@ -122,22 +117,29 @@ cdef int _check_apart(object state, str name, tuple read) except -1:
     cdef Py_ssize_t i
     for i in range(len(read)):
         if _overlap(state, read[i]):
-            other = PARAM_NAMES[i - 1] if i else "x"
-            raise ValueError(f"{name}: expected an array apart from {other}, since it is updated, "
-                             "got one that shares memory with it")
+            _arguments.refuse_shared(name, PARAM_NAMES[i - 1] if i else "x",
+                                     "since it is updated, ")
     return 0
 
 
-cdef int _check_count(Context ctx, int64_t count, str domain, int64_t updated_from) except -1:
+cdef int _check_count(Context ctx) except -1:
     """The variance that running_var takes needs two values, and more than ddof."""
+    cdef int64_t count = ctx.p.s, of_channel
     if not ctx.updates or cnp.PyArray_SIZE(ctx.x) == 0:
         return 0
-    if count == 1:
-        raise ValueError(f"x: expected more than one value for each {domain}, whose variance "
-                         f"running_var takes, got shape {ctx.shape}")
-    if updated_from <= ctx.p.ddof:
-        raise ValueError(f"ddof: expected less than the {updated_from} value(s) of a channel that "
-                         f"update running_var, got {ctx.p.ddof}")
+    domain = "channel in training"
+    if ctx.p.norm == FN_INSTANCE:
+        domain = "channel of a sample"
+    else:
+        count *= ctx.p.n
+    of_channel = count
+    if ctx.p.norm == FN_SWITCHABLE:
+        domain = "batch"
+        count *= ctx.p.c
+    elif ctx.p.norm == FN_INSTANCE_RENORM:
+        domain = "channel"
+    if count == 1 or of_channel <= ctx.p.ddof:
+        _arguments.refuse_count(domain, count, of_channel, ctx.p.ddof, ctx.shape)
     return 0
 
 
@@ -148,10 +150,9 @@ cdef int _check_forward_out(Context ctx, object out, object return_ctx) except -
         return keep
     _check_out(out, ctx.x, ctx.shape)
     if keep and _overlap(out, ctx.x):
-        raise ValueError("out: expected an array apart from x when return_ctx is True, since "
-                         "backward reads x; got one that shares memory with it")
-    for name, state in (("running_mean", ctx.running_mean), ("running_var", ctx.running_var)):
-        if state is not None and _overlap(out, state):
-            raise ValueError(f"out: expected an array apart from {name}, got one that shares "
-                             "memory with it")
+        _arguments.refuse_out_over_x()
+    if _overlap(out, ctx.running_mean):
+        _arguments.refuse_shared("out", "running_mean")
+    if _overlap(out, ctx.running_var):
+        _arguments.refuse_shared("out", "running_var")
     return keep

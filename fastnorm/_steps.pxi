@@ -1,16 +1,5 @@
-# The steps of batch norm one by one, for statistics that come from more than one array; and the
-# moments of any axes. What else the scalers need, of matrices.
-
-
-def check_batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps, ddof,
-                     layout, out, return_ctx):
-    """Raise what `batch_norm` would, but for the count. Returns x as the other steps read it."""
-    cdef Context ctx = _start_batch_norm(x, weight, bias, running_mean, running_var, training,
-                                         momentum, eps, ddof, layout)
-    _check_forward_out(ctx, out, return_ctx)
-    if out is not None:
-        _detach(ctx, out)
-    return ctx.x
+# What is more than one normalizer's: the moments of any axes, and what else the scalers need, of
+# matrices.
 
 
 cdef int64_t _padded_channels(Context ctx):
@@ -21,18 +10,16 @@ cdef int64_t _padded_channels(Context ctx):
 
 
 def measure(x, axis, layout, weight, bias, skip_nan=False, row_weight=None):
-    """Exact moments: how many elements a feature has; and of each feature how many of them count,
-    the mean, what the mean lost to rounding, m2 and an exponent, where the sum of squared
-    deviations is ``m2 * 4.0**exponent``.
+    """Exact moments: how many elements a feature has, the shape of the features, and (5, features)
+    numbers: of each feature how many elements count, the mean, what the mean lost to rounding, m2
+    and an exponent, where the sum of squared deviations is ``m2 * 4.0**exponent``.
 
-    Over `axis`, in the shape of the rest; with axis None, of the channels of `layout`, (C,). With
-    `skip_nan` NaN does not count. `row_weight`, float64: how often each element along the axis
-    counts.
+    Over `axis`; with axis None, of the channels of `layout`, (C,). With `skip_nan` NaN does not
+    count. `row_weight`, float64: how often each element along the axis counts.
     """
     cdef Context ctx = _start(x, FN_BATCH if axis is None else FN_LAYER, 0.0)
     cdef fn_status status
     cdef cnp.ndarray statistics
-    cdef const double[::1] weights = row_weight
     cdef const double* row_weights = NULL
     cdef int skip = skip_nan
     if axis is None:
@@ -40,13 +27,11 @@ def measure(x, axis, layout, weight, bias, skip_nan=False, row_weight=None):
         shape, features = (ctx.p.c,), _padded_channels(ctx)
         elements = <object>ctx.p.n * <object>ctx.p.s
     else:
-        axes = _set_axis(ctx, axis) or _axes(axis, len(ctx.shape))
-        shape = tuple(np.delete(ctx.shape, axes).tolist())
+        _set_axis(ctx, axis)
+        shape = _arguments.without(ctx.shape, ctx.over)
         features, elements = math.prod(shape), ctx.p.s
     if row_weight is not None:
-        if weights.shape[0] != ctx.p.s:
-            raise ValueError(f"row_weight: expected {ctx.p.s} weights, got {weights.shape[0]}")
-        row_weights = &weights[0] if weights.shape[0] else NULL
+        row_weights = _doubles(row_weight, ctx.p.s)
     try:
         statistics = np.zeros((5, features))
     except ValueError:  # more than NumPy can number
@@ -55,34 +40,7 @@ def measure(x, axis, layout, weight, bias, skip_nan=False, row_weight=None):
         status = fn_measure(&ctx.p, cnp.PyArray_DATA(ctx.x), skip, row_weights,
                             <double*>cnp.PyArray_DATA(statistics))
     _check_status(status)
-    return elements, *statistics[:, :math.prod(shape)].reshape((5, *shape))
-
-
-def apply(x, mean, std, weight, bias, axis, layout, eps, out, return_ctx):
-    """Normalize with given float64 statistics, in the shape in which `measure` returns them."""
-    cdef Context ctx = _start(x, FN_BATCH if axis is None else FN_LAYER, eps)
-    cdef int64_t domains, i
-    cdef const double[::1] means = np.ascontiguousarray(mean, np.float64).reshape(-1)
-    cdef const double[::1] deviations = np.ascontiguousarray(std, np.float64).reshape(-1)
-    if axis is None:
-        _set_layout(ctx, layout, weight, bias, mean)
-        _set_affine(ctx, weight, bias)
-    else:
-        _set_axis(ctx, axis)
-    domains = _make_saved(ctx) // 2
-    for i in range(domains):
-        ctx.saved[i] = means[i] if i < means.shape[0] else 0
-        ctx.saved[domains + i] = deviations[i] if i < deviations.shape[0] else 0
-    return _forward(ctx, out, return_ctx)
-
-
-def divide_by_deviation(x, axis, kind, least, out, return_ctx):
-    """x over `axis`, less its mean ("layer") or as it is, divided by the standard deviation, the
-    root mean square ("rms") or the length ("l2"), of which each is at least `least`."""
-    cdef Context ctx = _start(x, {"layer": FN_LAYER, "rms": FN_RMS, "l2": FN_L2}[kind], 0.0)
-    _set_axis(ctx, axis)
-    ctx.p.sigma_min = _number(least, "eps", 0, math.inf)
-    return _forward(ctx, out, return_ctx)
+    return elements, shape, statistics
 
 
 def checked_rows(x, axis, out, return_ctx):
@@ -91,50 +49,6 @@ def checked_rows(x, axis, out, return_ctx):
     axes = _axes(axis, len(ctx.shape))
     _check_forward_out(ctx, out, return_ctx)
     return ctx.x, axes
-
-
-def measure_grad(dy, ctx, out):
-    """Sums of dy and of dy * (x - mean) over each channel, one behind the other: (2 * C,), float64.
-    `out` is only checked, for `apply_grad`."""
-    cdef Context c = _context(ctx)
-    cdef cnp.ndarray g = _gradient(dy, c), sums
-    cdef int64_t padded = _padded_channels(c)
-    cdef fn_status status
-    _check_grad_out(out, g, c)
-    sums = np.zeros(2 * padded)
-    with nogil:
-        status = fn_measure_grad(&c.p, &c.q, c.saved, cnp.PyArray_DATA(c.x),
-                                 cnp.PyArray_DATA(g), <double*>cnp.PyArray_DATA(sums))
-    _check_status(status)
-    return sums if padded == c.p.c else _copied_sums(sums, padded, c.p.c)
-
-
-cdef cnp.ndarray _copied_sums(cnp.ndarray sums, int64_t channels, int64_t wanted):
-    """Sums for another number of channels: with padding, or without."""
-    cdef cnp.ndarray copy = np.zeros(2 * wanted)
-    cdef double* to = <double*>cnp.PyArray_DATA(copy)
-    cdef double* source = _doubles(sums, 2 * channels)
-    cdef int64_t each = min(channels, wanted) * <int64_t>sizeof(double)
-    memcpy(to, source, each)
-    memcpy(to + wanted, source + channels, each)
-    return copy
-
-
-def apply_grad(dy, ctx, sums, double count, out, dweight, dbias):
-    """The gradients, where `sums` are those of all `count` elements of each channel."""
-    cdef Context c = _context(ctx)
-    cdef cnp.ndarray g = _gradient(dy, c), dx
-    cdef cnp.ndarray padded = _copied_sums(sums, c.p.c, _padded_channels(c))
-    cdef fn_status status
-    _check_grad_out(out, g, c)
-    dx = _target(out, g, c.axes)
-    result = Gradients(_returned(dx, out, c.axes, c.shape), dweight, dbias)
-    with nogil:
-        status = fn_apply_grad(&c.p, &c.q, c.saved, <double*>cnp.PyArray_DATA(padded), count,
-                               cnp.PyArray_DATA(c.x), cnp.PyArray_DATA(g), cnp.PyArray_DATA(dx))
-    _check_status(status)
-    _deliver(dx, result[0], c.axes)
-    return result
 
 
 cdef cnp.ndarray _matrix(object value, str name):
@@ -169,7 +83,8 @@ def affine(x, center, factor, shift, out, by_row=False):
     # a copy, so that they are dense whatever was given
     coefficients = np.empty((3, rows if by_row else cols))
     coefficients[0], coefficients[1], coefficients[2] = center, factor, shift
-    cdef double[:, ::1] c = coefficients
+    cdef int64_t each = rows if by_row else cols
+    cdef double* c = _doubles(coefficients, 3 * each)
     cdef int infinite = 0
     cdef fn_status status
     _check_out(out, a, (rows, cols))
@@ -177,11 +92,11 @@ def affine(x, center, factor, shift, out, by_row=False):
     if not cnp.PyArray_ISCARRAY(y) or (
             cnp.PyArray_DATA(y) != cnp.PyArray_DATA(a) and _overlap(y, a)):
         raise ValueError("out: expected a C-contiguous array that is x or apart from it")
-    if c.shape[1] == 0:
+    if each == 0:
         return False
     with nogil:
-        status = fn_affine(dtype, rows, cols, rows_differ, cnp.PyArray_DATA(a), &c[0, 0], &c[1, 0],
-                           &c[2, 0], cnp.PyArray_DATA(y), &infinite)
+        status = fn_affine(dtype, rows, cols, rows_differ, cnp.PyArray_DATA(a), c, c + each,
+                           c + 2 * each, cnp.PyArray_DATA(y), &infinite)
     _check_status(status)
     return infinite != 0
 

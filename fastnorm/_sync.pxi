@@ -1,10 +1,12 @@
-# The arithmetic of sync batch norm, on vectors of (C,) float64 numbers. Not by NumPy's functions,
-# which where memory is missing crash, or fail without an error, and which np.errstate makes raise.
+# Sync batch norm: batch norm whose moments, and in backward whose sums, are merged over processes
+# before they are used. One context goes through the steps: started (all arguments checked),
+# measured, and, with the moments of all, finished.
 #
-# They compute in the mode of the C library (FloatMode), like all that decides bits.
-#
-# The moments of all channels in one vector, for a message: the count, the means, and the roots of
-# the sums of squared deviations, which are float64 where the sums are not.
+# The moments of all channels are one vector, for a message: the count, the means, and the roots of
+# the sums of squared deviations, which are float64 where the sums are not. Nothing here is done by
+# NumPy's functions, which where memory is missing crash, or fail without an error, and which
+# np.errstate makes raise. All computes in the mode of the C library (FloatMode), like all that
+# decides bits.
 
 
 cdef double* _doubles(cnp.ndarray a, Py_ssize_t size) except NULL:
@@ -28,23 +30,38 @@ cdef double _unit(double a, double b, double c) noexcept:
     return ldexp(1, min(max(exponent, -1000), 1000))
 
 
+def start_batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps, ddof,
+                     layout, out, return_ctx):
+    """A context with all that is checked before the ranks meet, but for the count."""
+    cdef Context ctx = _start_channels(FN_BATCH, x, weight, bias, running_mean, running_var,
+                                       training, momentum, eps, ddof, layout, None, None, None)
+    _check_forward_out(ctx, out, return_ctx)
+    if out is not None:
+        _detach(ctx, out)
+    _remember(ctx)
+    return ctx
+
+
 @cython.cdivision(True)
-def pack_moments(double count, cnp.ndarray mean, cnp.ndarray m2, cnp.ndarray exponent):
-    """From what `measure` returns of channels."""
-    cdef fn_float_mode mode
-    cdef Py_ssize_t channels = cnp.PyArray_SIZE(mean), c
-    cdef double* means = _doubles(mean, channels)
-    cdef double* squares = _doubles(m2, channels)
-    cdef double* exponents = _doubles(exponent, channels)
+def measure_started(Context ctx):
+    """The moments of this rank, the number of channels, and the dtype."""
+    cdef Py_ssize_t channels = ctx.p.c, features = _padded_channels(ctx), c
     cdef cnp.ndarray packed = _empty(1 + 2 * channels, cnp.NPY_FLOAT64)
-    cdef double* to = <double*>cnp.PyArray_DATA(packed)
-    to[0] = count
+    cdef cnp.ndarray statistics = np.zeros(5 * features)
+    cdef double* to = _doubles(packed, 1 + 2 * channels)
+    cdef double* found = _doubles(statistics, 5 * features)
+    cdef fn_float_mode mode
+    cdef fn_status status
+    with nogil:
+        status = fn_measure(&ctx.p, cnp.PyArray_DATA(ctx.x), 0, NULL, found)
+    _check_status(status)
+    to[0] = <double>ctx.p.n * <double>ctx.p.s
     mode = fn_enter_float_mode()
     for c in range(channels):
-        to[1 + c] = means[c]
-        to[1 + channels + c] = ldexp(sqrt(squares[c]), <int>exponents[c])
+        to[1 + c] = found[features + c]
+        to[1 + channels + c] = ldexp(sqrt(found[3 * features + c]), <int>found[4 * features + c])
     fn_leave_float_mode(mode)
-    return packed
+    return packed, channels, ctx.x.dtype
 
 
 @cython.cdivision(True)
@@ -75,92 +92,138 @@ def merge_moments(cnp.ndarray first, cnp.ndarray second):
 
 
 @cython.cdivision(True)
-def unpack_moments(cnp.ndarray packed, double ddof, double eps):
-    """Mean, std, the variance with ddof, and ``1 / sqrt(std**2 + eps)``, each (C,)."""
+def finish_batch_norm(Context ctx, cnp.ndarray packed, out, return_ctx):
+    """Normalize by the moments of all ranks: what `batch_norm` returns, and rstd (C,)."""
+    cdef Py_ssize_t channels = ctx.p.c, c
+    cdef double* moments = _doubles(packed, 1 + 2 * channels)
+    cdef double count = moments[0], root = sqrt(ctx.p.eps), deviation, unit, s, e
+    cdef cnp.ndarray rstd = _empty(channels, cnp.NPY_FLOAT64)
+    cdef cnp.ndarray var = _empty(channels, cnp.NPY_FLOAT64)
+    cdef double* rstds = <double*>cnp.PyArray_DATA(rstd)
+    cdef double* variances = <double*>cnp.PyArray_DATA(var)
+    cdef int64_t features = _padded_channels(ctx)
+    cdef double* saved
     cdef fn_float_mode mode
-    cdef Py_ssize_t size = cnp.PyArray_SIZE(packed), channels = (size - 1) // 2, c
-    cdef double* moments = _doubles(packed, size)
-    cdef double root = sqrt(eps), count = moments[0], deviation, unit, s, e
-    found = _empty(4 * channels, cnp.NPY_FLOAT64)
-    cdef double* mean = <double*>cnp.PyArray_DATA(found)
-    cdef double* std = mean + channels
-    cdef double* var = std + channels
-    cdef double* rstd = var + channels
+    _check_places(ctx)  # the caller's code has run: a communicator may be anybody's
+    if ctx.updates:
+        _check_running(ctx.running_mean, "running_mean", ctx.param_shape)
+        _check_running(ctx.running_var, "running_var", ctx.param_shape)
+    ctx.statistics = np.zeros(2 * features)
+    ctx.saved = saved = <double*>cnp.PyArray_DATA(ctx.statistics)
     mode = fn_enter_float_mode()
     for c in range(channels):
         deviation = moments[1 + channels + c]
-        mean[c] = moments[1 + c]
-        std[c] = deviation / sqrt(count) if count > 0 else 0
+        saved[c] = moments[1 + c]
+        saved[features + c] = deviation / sqrt(count) if count > 0 else 0
         unit = _unit(deviation, 0, 0)
         s = deviation / unit
-        var[c] = s * s / (count - ddof) * unit * unit if count > ddof else NAN
-        unit = _unit(std[c], root, 0)
-        s, e = std[c] / unit, root / unit
-        rstd[c] = 1 / (unit * sqrt(s * s + (eps if unit == 1 else e * e)))
+        variances[c] = s * s / (count - ctx.p.ddof) * unit * unit if count > ctx.p.ddof else NAN
+        unit = _unit(saved[features + c], root, 0)
+        s, e = saved[features + c] / unit, root / unit
+        rstds[c] = 1 / (unit * sqrt(s * s + (ctx.p.eps if unit == 1 else e * e)))
     fn_leave_float_mode(mode)
-    return found.reshape((4, channels))
+    ctx.updates = ctx.updates and count > 0
+    if ctx.updates:
+        if count <= max(1, ctx.p.ddof):
+            raise ValueError("x: expected more than one value for each channel on all ranks "
+                             "together, whose variance updates running_var, got 1")
+        ctx.mean_used = _moved(ctx.mean_used, moments + 1, ctx.p.momentum)
+        ctx.var_used = _moved(ctx.var_used, variances, ctx.p.momentum)
+    return _forward(ctx, out, return_ctx), rstd
 
 
-cdef cnp.ndarray _of_type(cnp.ndarray values, int num):
-    """float64 values in NumPy's type of that number; 16 bits by way of float32, as everywhere."""
-    cdef Py_ssize_t size = cnp.PyArray_SIZE(values), i
-    cdef double* source = _doubles(values, size)
-    cdef cnp.ndarray result, wide
-    cdef float* to
-    cdef fn_float_mode mode
-    if num == cnp.NPY_FLOAT64:
-        return values
-    result = _empty(size, num)
-    wide = result if num == cnp.NPY_FLOAT32 else _empty(size, cnp.NPY_FLOAT32)
-    to = <float*>cnp.PyArray_DATA(wide)
-    mode = fn_enter_float_mode()
+cdef int _check_running(cnp.ndarray a, str name, tuple shape) except -1:
+    if not (cnp.PyArray_ISCARRAY(a) and _has_shape(a, shape)):
+        _arguments.refuse_changed(name)
+    return 0
+
+
+cdef cnp.ndarray _moved(cnp.ndarray running, double* batch, double momentum):
+    """``(1 - momentum) * running + momentum * batch``, in the dtype in which is computed."""
+    cdef Py_ssize_t size = cnp.PyArray_SIZE(running), i
+    cdef cnp.ndarray result = _empty(size, cnp.PyArray_TYPE(running))
+    cdef bint narrow = cnp.PyArray_TYPE(running) == cnp.NPY_FLOAT32
+    cdef float* single = <float*>cnp.PyArray_DATA(running)
+    cdef double* whole = <double*>cnp.PyArray_DATA(running)
+    cdef fn_float_mode mode = fn_enter_float_mode()
     for i in range(size):
-        to[i] = <float>source[i]
+        if narrow:
+            (<float*>cnp.PyArray_DATA(result))[i] = <float>(
+                (1 - momentum) * single[i] + momentum * batch[i])
+        else:
+            (<double*>cnp.PyArray_DATA(result))[i] = (
+                (1 - momentum) * whole[i] + momentum * batch[i])
     fn_leave_float_mode(mode)
-    if wide is not result:
-        _put_back(wide, result)
     return result
 
 
-def moved(cnp.ndarray running, cnp.ndarray batch, double momentum):
-    """``(1 - momentum) * running + momentum * batch``, of running's dtype."""
-    cdef fn_float_mode mode
-    cdef Py_ssize_t size = cnp.PyArray_SIZE(running), i
-    cdef cnp.ndarray wide = _widened(running), values = _empty(size, cnp.NPY_FLOAT64)
-    cdef double* more = _doubles(batch, size)
-    cdef double* to = <double*>cnp.PyArray_DATA(values)
-    cdef bint narrow = cnp.PyArray_TYPE(wide) == cnp.NPY_FLOAT32
-    cdef double old
-    mode = fn_enter_float_mode()
-    for i in range(size):
-        if narrow:
-            old = (<float*>cnp.PyArray_DATA(wide))[i]
-        else:
-            old = (<double*>cnp.PyArray_DATA(wide))[i]
-        to[i] = (1 - momentum) * old + momentum * more[i]
-    fn_leave_float_mode(mode)
-    return _of_type(values, cnp.PyArray_TYPE(running))
+def measure_grad(dy, ctx, out):
+    """Sums of dy and of dy * (x - mean) over each channel, one behind the other: (2 * C,), float64.
+    `out` is only checked, for `apply_grad`."""
+    cdef Context c = _context(ctx)
+    cdef cnp.ndarray g = _gradient(dy, c), sums
+    cdef int64_t padded = _padded_channels(c)
+    cdef fn_status status
+    _check_grad_out(out, g, c)
+    sums = np.zeros(2 * padded)
+    with nogil:
+        status = fn_measure_grad(&c.p, &c.q, c.saved, cnp.PyArray_DATA(c.x),
+                                 cnp.PyArray_DATA(g), <double*>cnp.PyArray_DATA(sums))
+    _check_status(status)
+    return sums if padded == c.p.c else _copied_sums(sums, padded, c.p.c)
 
 
-def put_running(cnp.ndarray running_mean, cnp.ndarray mean, cnp.ndarray running_var,
-                cnp.ndarray var):
-    """Both running statistics take what `moved` has made; that cannot fail."""
-    _put_back(mean, running_mean)
-    _put_back(var, running_var)
-
-
-def param_grads(cnp.ndarray sums, cnp.ndarray rstd, object weight_dtype, object bias_dtype):
-    """dweight and dbias of the sums of `measure_grad`, or None where there is no dtype."""
-    cdef fn_float_mode mode
-    cdef Py_ssize_t channels = cnp.PyArray_SIZE(rstd), c
+cdef cnp.ndarray _copied_sums(cnp.ndarray sums, int64_t channels, int64_t wanted):
+    """Sums for another number of channels: with padding, or without."""
+    cdef cnp.ndarray copy = np.zeros(2 * wanted)
+    cdef double* to = <double*>cnp.PyArray_DATA(copy)
     cdef double* source = _doubles(sums, 2 * channels)
-    cdef double* scale = _doubles(rstd, channels)
-    cdef cnp.ndarray weight = _empty(channels, cnp.NPY_FLOAT64)
-    cdef cnp.ndarray bias = _empty(channels, cnp.NPY_FLOAT64)
+    cdef int64_t each = min(channels, wanted) * <int64_t>sizeof(double)
+    memcpy(to, source, each)
+    memcpy(to + wanted, source + channels, each)
+    return copy
+
+
+cdef object _param_gradient(Context c, int i, double* sums, double* scale):
+    """dweight or dbias of the sums, each times its `scale`, or None where there is no parameter."""
+    cdef cnp.ndarray own, wide
+    cdef Py_ssize_t k
+    cdef double value
+    cdef fn_float_mode mode
+    if c.params[i] is None:
+        return None
+    own = _empty(c.p.c, c.grad_types[i])
+    wide = own if cnp.PyArray_ITEMSIZE(own) > 2 else _empty(c.p.c, cnp.NPY_FLOAT32)
     mode = fn_enter_float_mode()
-    for c in range(channels):
-        (<double*>cnp.PyArray_DATA(bias))[c] = source[c]
-        (<double*>cnp.PyArray_DATA(weight))[c] = source[channels + c] * scale[c]
+    for k in range(c.p.c):
+        value = sums[k] if scale == NULL else sums[k] * scale[k]
+        if cnp.PyArray_TYPE(wide) == cnp.NPY_FLOAT32:
+            (<float*>cnp.PyArray_DATA(wide))[k] = <float>value
+        else:
+            (<double*>cnp.PyArray_DATA(wide))[k] = value
     fn_leave_float_mode(mode)
-    return (None if weight_dtype is None else _of_type(weight, weight_dtype.num),
-            None if bias_dtype is None else _of_type(bias, bias_dtype.num))
+    if wide is not own:
+        _put_back(wide, own)
+    return own
+
+
+def finish_backward(dy, ctx, cnp.ndarray own, cnp.ndarray sums, double count, cnp.ndarray rstd,
+                    out):
+    """The gradients, where `own` are this rank's sums, and `sums` those of all, over `count`
+    elements of each channel. Those of weight and bias are this rank's share."""
+    cdef Context c = _context(ctx)
+    cdef cnp.ndarray g = _gradient(dy, c), dx
+    cdef cnp.ndarray padded = _copied_sums(sums, c.p.c, _padded_channels(c))
+    cdef double* mine = _doubles(own, 2 * c.p.c)
+    cdef fn_status status
+    _check_grad_out(out, g, c)
+    dx = _target(out, g, c.axes)
+    result = Gradients(_returned(dx, out, c.axes, c.shape),
+                       _param_gradient(c, WEIGHT, mine + c.p.c, _doubles(rstd, c.p.c)),
+                       _param_gradient(c, BIAS, mine, NULL))
+    with nogil:
+        status = fn_apply_grad(&c.p, &c.q, c.saved, <double*>cnp.PyArray_DATA(padded), count,
+                               cnp.PyArray_DATA(c.x), cnp.PyArray_DATA(g), cnp.PyArray_DATA(dx))
+    _check_status(status)
+    _deliver(dx, result[0], c.axes)
+    return result

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from . import _check as check
 from ._state import named
 from ._types import Array, Param
-from .layers import BatchNorm, BatchRenorm
+from .norms import BatchNorm, BatchRenorm
 
 __all__ = ["Folded", "FoldedBefore", "fold_batch_norm", "fold_batch_norm_before"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import fastnorm
 
 from ._check import count
-from ._layer import Norm
+from .norms._base import Norm
 
 __all__ = ["Recommendation", "num_groups_for", "recommend"]
 

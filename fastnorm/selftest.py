@@ -6,13 +6,14 @@ beside the one that is promised. The exit status is 0 where all hold, else 1.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,17 +36,23 @@ LAYOUTS = ("channels_first", "channels_last")
 
 @dataclass(frozen=True)
 class Call:
-    """A normalizer in one mode."""
+    """A normalizer in one mode. What it needs besides, its signature tells."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
-    positional: tuple[Any, ...] = ()
-    running: bool = False
-    logits: bool = False
+
+    @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(getattr(fastnorm, self.name)).parameters
 
     @property
     def channels(self) -> bool:
-        return "axis" not in self.options
+        return "layout" in self.parameters
+
+    @property
+    def running(self) -> bool:
+        """Whether running statistics matter: instance norm works without."""
+        return "running_mean" in self.parameters and self.name != "instance_norm"
 
     def arguments(self, rng: np.random.Generator, x: Array, layout: str) -> tuple[Any, Any]:
         """Parameters of x's dtype, none of which leaves the result as it is."""
@@ -56,11 +63,11 @@ class Call:
         def draw(size: int) -> Array:
             return rng.uniform(0.5, 1.5, size).astype(dtype)
 
-        if self.name == "weight_norm":
-            return [draw(count)], dict(self.options)
-        args = [*self.positional, draw(count)]
-        args += [] if self.name == "rms_norm" else [draw(count)]
-        args += [draw(3), draw(3)] if self.logits else []
+        args: list[Any] = []
+        for name, parameter in list(self.parameters.items())[1:]:
+            if parameter.kind is not parameter.KEYWORD_ONLY:
+                size = 3 if name.endswith("logits") else count
+                args.append(3 if name == "num_groups" else draw(size))
         options = {**self.options, **({"layout": layout} if self.channels else {})}
         if self.running:
             center = x.astype(np.float64).mean() - 1
@@ -70,13 +77,13 @@ class Call:
 
 
 CALLS = [
-    Call("batch_norm", {"training": True}, running=True),
-    Call("batch_norm", {}, running=True),
-    Call("batch_renorm", {"training": True, "r_max": 1.5, "d_max": 0.4}, running=True),
+    Call("batch_norm", {"training": True}),
+    Call("batch_norm"),
+    Call("batch_renorm", {"training": True, "r_max": 1.5, "d_max": 0.4}),
     Call("instance_norm"),
-    Call("group_norm", {}, (3,)),
-    Call("switchable_norm", {"training": True}, running=True, logits=True),
-    Call("instance_renorm", {"blend": 0.7}, running=True),
+    Call("group_norm"),
+    Call("switchable_norm", {"training": True}),
+    Call("instance_renorm", {"blend": 0.7}),
     Call("layer_norm", {"axis": -1}),
     Call("layer_norm", {"axis": 1}),
     Call("rms_norm", {"axis": -1}),

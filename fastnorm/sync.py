@@ -13,7 +13,7 @@ from . import _core
 from ._reduce import allreduce
 from ._types import AnyContext, Array, DerivedContext, Gradients, MaybeArray, Param, PlainContext
 from .comm import Communicator, SingleProcess
-from .layers import BatchNorm
+from .norms import BatchNorm, batch_norm
 
 __all__ = ["SyncBatchNorm", "SyncContext", "sync_batch_norm"]
 
@@ -99,10 +99,20 @@ def sync_batch_norm(
     [array([[-1.]]), array([[1.]])]
     """
     if isinstance(training, (bool, np.bool_, int)) and not training:
-        return _core.batch_norm(
-            x, weight, bias, running_mean, running_var, training, momentum, eps, ddof, layout, out,
-            return_ctx,
-        )  # fmt: skip
+        return batch_norm(
+            x,
+            weight,
+            bias,
+            running_mean=running_mean,
+            running_var=running_var,
+            training=training,
+            momentum=momentum,
+            eps=eps,
+            ddof=ddof,
+            layout=layout,
+            out=out,
+            return_ctx=return_ctx,
+        )
     call = _Training(
         None, x, weight, bias, running_mean, running_var, training, momentum, eps, ddof, layout,
         out, return_ctx,
@@ -143,6 +153,7 @@ class _Training:
     out: MaybeArray
     return_ctx: bool
     words: str = ""
+    ctx: Any = None
 
     def measure(self) -> tuple[str, Array]:
         """Contribute this rank's moments.
@@ -151,53 +162,24 @@ class _Training:
         """
         if self.check is not None:
             self.check(self.x)
-        self.x = _core.check_batch_norm(
+        self.ctx = _core.start_batch_norm(
             self.x, self.weight, self.bias, self.running_mean, self.running_var, self.training,
             self.momentum, self.eps, self.ddof, self.layout, self.out, self.return_ctx,
         )  # fmt: skip
-        # in blocks of channels their number is that of the first parameter there is
-        count, _, mean, _, m2, exponent = _core.measure(
-            self.x, None, self.layout, self.weight,
-            self.running_mean if self.bias is None else self.bias,
-        )  # fmt: skip
+        moments, channels, dtype = _core.measure_started(self.ctx)
         numbers = f"eps={float(self.eps)}, momentum={float(self.momentum)}, ddof={int(self.ddof)}"
-        self.words = f"{mean.size} channels, {self.x.dtype}, {numbers}"
-        return "forward: " + self.words, _core.pack_moments(count, mean, m2, exponent)
+        self.words = f"{channels} channels, {dtype}, {numbers}"
+        return "forward: " + self.words, moments
 
     def normalize(self, comm: Communicator) -> Array | tuple[Array, PlainContext]:
         """Normalize by the statistics of all ranks."""
         moments = allreduce(comm, self.measure, _core.merge_moments)[1]
-        total = int(moments[0])
-        mean, std, var, rstd = _core.unpack_moments(moments, self.ddof, self.eps)
         # all that needs memory comes before y and the running statistics are written
-        updates = self._updates(total, mean, var)
-        dtypes = [None if p is None else np.asarray(p).dtype for p in (self.weight, self.bias)]
-        ctx = SyncContext(comm, self.words, total, rstd, *dtypes)
-        result = _core.apply(
-            self.x, mean, std, self.weight, self.bias, None, self.layout, self.eps, self.out,
-            self.return_ctx,
-        )  # fmt: skip
-        if updates:
-            _core.put_running(*updates)
-        if not self.return_ctx:
-            return result  # type: ignore[no-any-return]
-        y, ctx.own = result
-        return y, ctx
-
-    def _updates(self, total: int, mean: Array, var: Array) -> tuple[Array, ...]:
-        """Return each of the running statistics, and behind it what it becomes."""
-        if not total or self.running_mean is None or self.running_var is None:
-            return ()
-        if total <= max(1, self.ddof):
-            raise ValueError(
-                "x: expected more than one value for each channel on all ranks together, whose "
-                "variance updates running_var, got 1"
-            )
-        moved = _core.moved
-        return (
-            self.running_mean, moved(self.running_mean, mean, self.momentum),
-            self.running_var, moved(self.running_var, var, self.momentum),
-        )  # fmt: skip
+        ctx = SyncContext(comm, self.words, int(moments[0]), self.ctx)
+        result, ctx.rstd_of_all = _core.finish_batch_norm(
+            self.ctx, moments, self.out, self.return_ctx
+        )
+        return (result[0], ctx) if self.return_ctx else result
 
 
 class SyncContext(DerivedContext):
@@ -211,15 +193,11 @@ class SyncContext(DerivedContext):
         Those of all ranks, as of a :class:`Context`.
     """
 
-    own: _core.Context  # of this rank
+    rstd_of_all: Array
 
-    def __init__(
-        self, comm: Communicator, call: str, count: int, rstd: Array,
-        weight_dtype: np.dtype[Any] | None, bias_dtype: np.dtype[Any] | None,
-    ) -> None:  # fmt: skip
+    def __init__(self, comm: Communicator, call: str, count: int, own: _core.Context) -> None:
         self.count = count
-        self._comm, self.call, self._rstd = comm, call, rstd
-        self._weight_dtype, self._bias_dtype = weight_dtype, bias_dtype
+        self._comm, self.call, self.own = comm, call, own
 
     @property
     def mean(self) -> Array:
@@ -239,8 +217,7 @@ class SyncContext(DerivedContext):
     def backward(self, dy: ArrayLike, out: MaybeArray) -> Gradients:
         """Sum over the ranks what their means need; one collective."""
         own, summed = allreduce(self._comm, _Backward(self, dy, out).measure, np.add)
-        params = _core.param_grads(own, self._rstd, self._weight_dtype, self._bias_dtype)
-        return _core.apply_grad(dy, self.own, summed, self.count, out, *params)
+        return _core.finish_backward(dy, self.own, own, summed, self.count, self.rstd_of_all, out)
 
 
 @dataclass(slots=True)

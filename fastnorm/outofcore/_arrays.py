@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ..moments import Moments
+from ..statistics.moments import Moments
 from . import _dask
 from ._blocks import Pass, progress_bar
 from ._checks import (

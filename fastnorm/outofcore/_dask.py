@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from .._types import Array, Axes
-from ..moments import Moments
+from ..statistics.extremes import Extremes
+from ..statistics.moments import Moments
 from ._checks import extra, is_from, work_dtype
 from ._groups import by_group
-from ._scaling import METHODS, Extremes, Statistics, apply, masked_as
+from ._scaling import METHODS, Statistics, apply, masked_as
 from ._tables import add, checked, empty_table
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,39 +10,9 @@ import numpy as np
 from .. import _core
 from .._check import as_the_core
 from .._types import Array, Axes
-from ..moments import Moments
-
-
-@dataclass(frozen=True, eq=False)
-class Extremes:
-    """Smallest and largest value of each feature: to min-max scaling what `Moments` is to standard.
-
-    Features without values have NaN, which is the neutral element.
-    """
-
-    low: Array
-    high: Array
-
-    @classmethod
-    def from_array(cls, x: Array, axis: Axes) -> Extremes:
-        leading = len(np.atleast_1d(axis))
-        is_matrix = [*np.atleast_1d(axis)] == [*range(leading)] and x.flags.c_contiguous
-        if is_matrix and x.dtype.kind == "f" and x.size:
-            features = x.shape[leading:]
-            low, high = _core.extremes(x.reshape(-1, math.prod(features)))
-            return cls(low.reshape(features), high.reshape(features))
-        return cls(
-            np.fmin.reduce(x, axis, initial=np.nan).astype(np.float64),
-            np.fmax.reduce(x, axis, initial=np.nan).astype(np.float64),
-        )
-
-    @classmethod
-    def empty(cls, shape: tuple[int, ...]) -> Extremes:
-        return cls(np.full(shape, np.nan), np.full(shape, np.nan))
-
-    def __add__(self, other: Extremes) -> Extremes:
-        return Extremes(np.fmin(self.low, other.low), np.fmax(self.high, other.high))
-
+from ..statistics.affine import affine
+from ..statistics.extremes import Extremes
+from ..statistics.moments import Moments
 
 Statistics: TypeAlias = Moments | Extremes
 
@@ -81,7 +49,13 @@ def apply(
     x: Array, center_and_divisor: tuple[Array, Array], axes: Axes, method: str, out: Array | None
 ) -> Array:
     center, divisor = center_and_divisor
-    y: Array = _core.apply(x, center, divisor, None, None, axes, None, 0.0, out, False)
+    y: Array = _core.empty_like(x) if out is None else out
+    axes = tuple(a % x.ndim for a in np.atleast_1d(axes).tolist())
+    # a divisor below 6e-309 has no inverse in float64: there x is made larger first
+    unit = np.where(divisor < 2.0**-1000, 2.0**200, 1.0)
+    affine(x, (center, unit if (unit > 1).any() else 1 / divisor, 0.0), axes, y)
+    if (unit > 1).any():
+        affine(y, (0.0, 1 / (divisor * unit), 0.0), axes, y)
     if method == "minmax":
         # the largest value may round to above 1; other data than were measured may lie above it
         np.minimum(y, 1, out=y, where=y < 1 + 8 * np.finfo(y.dtype).eps)

@@ -11,7 +11,8 @@ from typing import Any, cast
 import numpy as np
 
 from .._types import Array
-from ..moments import Moments
+from ..statistics.extremes import Extremes
+from ..statistics.moments import Moments
 from ._checks import (
     AnyAxes,
     Name,
@@ -23,7 +24,7 @@ from ._checks import (
     text_of,
     work_dtype,
 )
-from ._scaling import METHODS, Extremes, Statistics, coefficients
+from ._scaling import METHODS, Statistics, coefficients
 from ._tables import change
 from ._targets import parse_target, replacing
 

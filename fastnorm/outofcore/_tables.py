@@ -9,8 +9,9 @@ from typing import Any, cast
 import numpy as np
 
 from .._types import Array
-from ..moments import Moments
-from ._scaling import Extremes, Statistics, coefficients
+from ..statistics.extremes import Extremes
+from ..statistics.moments import Moments
+from ._scaling import Statistics, coefficients
 
 
 def empty_table(method: str, shape: tuple[int, ...]) -> Statistics:

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_array, validate_data
 from .. import _core
 from .._check import keeping_mask
 from .._types import Array
+from ..statistics.columns import row_blocks
 from . import _columns, _sparse
 from ._checks import FLOATS, Bounds, flag, named, output_dtype, with_mask, without_mask
 
@@ -145,7 +146,7 @@ def scaled(
     if work == result:
         out[...] = x
         return _columns.affine(out, out, False, coefficients, clip)
-    for rows in _columns.row_blocks(x):
+    for rows in row_blocks(x):
         some = np.array(x[rows], work, order="C")
         out[rows] = _columns.affine(some, some, False, coefficients, clip)
     return out

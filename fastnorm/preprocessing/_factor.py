@@ -20,7 +20,8 @@ import numpy as np
 from scipy.linalg import qr, solve_triangular
 
 from .._types import Array
-from . import _columns
+from ..statistics import columns
+from ..statistics.moments import merged_means, two_sum
 
 # elements of a block: 1 MB as float64
 BLOCK = 1 << 17
@@ -70,7 +71,7 @@ class Factor:
         ValueError
             NaN, infinities or sums beyond float64.
         """
-        return cls._of_rows(x, _columns.moments(x).mean)
+        return cls._of_rows(x, columns.moments(x).mean)
 
     @classmethod
     def _of_rows(cls, x: Array, center: Array) -> Factor:
@@ -82,7 +83,7 @@ class Factor:
         if not np.isfinite(left).all():
             raise ValueError("X: expected finite values whose sums are a float64")
         r = _triangle(deviation - left)
-        mean, low = _two_sum(center, left)
+        mean, low = two_sum(center, left)
         size = _norms(r)
         rounding = np.finfo(x.dtype).eps * np.hypot(size, np.sqrt(len(x)) * mean)
         rounding = np.minimum(rounding, size / 2)  # alone, a feature that varies is not cut
@@ -91,10 +92,9 @@ class Factor:
     def __add__(self, other: Factor) -> Factor:
         count = self.count + other.count
         part = other.count / count
-        delta = (other.mean - self.mean) + (other.low - self.low)
+        delta, mean, low = merged_means((self.mean, self.low), (other.mean, other.low), part)
         between = delta * np.sqrt(self.count * part)
         r = _triangle(np.concatenate([self.r, other.r, between[np.newaxis]]))
-        mean, low = _two_sum(self.mean, self.low + delta * part)
         noise = np.hypot(np.hypot(self.noise, other.noise), ROUNDING * _norms(r))
         return Factor(count, mean, low, r, noise)
 
@@ -167,10 +167,3 @@ def _norms(a: Array) -> Array:
     largest = np.abs(a).max(0, initial=0)
     lengths: Array = largest * np.linalg.norm(a / np.where(largest > 0, largest, 1), axis=0)
     return lengths
-
-
-def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """Sum, and what its rounding lost (Knuth)."""
-    total = a + b
-    rest = total - a
-    return total, (a - (total - rest)) + (b - rest)

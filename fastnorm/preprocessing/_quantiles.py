@@ -11,7 +11,7 @@ from scipy import sparse
 
 from .._types import Array
 from ..outofcore._checks import extra
-from . import _columns
+from ..statistics.columns import BLOCK_BYTES
 
 # A centroid of a sketch next to quantile q holds up to pi * sqrt(q * (1 - q)) / COMPRESSION of all
 # samples; interpolation between centroids errs by about half of that. Below COMPRESSION * 2 / pi
@@ -26,7 +26,7 @@ Summary = tuple[Array, float]
 def _columns_of(x: Any) -> Iterator[Array]:
     """Values of one column after the other, without NaN."""
     # a few columns of what is in C order are read at once, since they share cache lines
-    together = max(1, _columns.BLOCK_BYTES // max(1, x.shape[0] * x.dtype.itemsize))
+    together = max(1, BLOCK_BYTES // max(1, x.shape[0] * x.dtype.itemsize))
     for start in range(0, x.shape[1], together):
         some = x[:, start : start + together]
         rows = np.ascontiguousarray(some.toarray().T if sparse.issparse(some) else some.T)

@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._check import as_the_core
 from .._types import Array
+from ..statistics import columns
 from . import _columns, _sparse
 from ._base import Scaler, divisor, refuse_overflow
 from ._checks import Bounds, flag, number_pair, unchanged_on_error
@@ -59,7 +60,7 @@ class _RangeScaler(Scaler):
         with unchanged_on_error(self):
             self._check_arguments()
             x = self._fit_input(x, first)
-            low, high = _sparse.extremes(x) if sparse.issparse(x) else _columns.extremes(x)
+            low, high = _sparse.extremes(x) if sparse.issparse(x) else columns.extremes(x)
             if np.isinf(low).any() or np.isinf(high).any():
                 _columns.refuse_infinity(x)
             self.n_samples_seen_ = x.shape[0] + (0 if first else self.n_samples_seen_)

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._check import as_the_core
 from .._types import Array, MaybeArray
+from ..statistics import columns
 from . import _columns, _quantiles, _sparse
 from ._base import Scaler, divisor, refuse_overflow
 from ._checks import Bounds, clip_bounds, number_pair, unchanged_on_error
@@ -171,7 +172,7 @@ class RobustScaler(Scaler):
     def _read(self, x: Any, reset: bool) -> Any:
         self._check_arguments()
         x = self._fit_input(x, reset)
-        low, high = _sparse.extremes(x) if sparse.issparse(x) else _columns.extremes(x)
+        low, high = _sparse.extremes(x) if sparse.issparse(x) else columns.extremes(x)
         if np.isinf(low).any() or np.isinf(high).any():
             _columns.refuse_infinity(x)
         refuse_overflow(low, high)

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.utils.sparsefuncs import inplace_column_scale, min_max_axis
 
 from .._types import Array, MaybeArray
-from ..moments import Moments
+from ..statistics.moments import Moments
 from ._checks import Bounds
 
 # stored values that are taken at once: sums of more would lose digits

@@ -11,7 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._check import as_the_core
 from .._types import MaybeArray
-from ..moments import Moments
+from ..statistics.moments import Moments
 from . import _columns, _sparse
 from ._base import Scaler, divisor
 from ._checks import Bounds, clip_bounds, sample_weights, unchanged_on_error

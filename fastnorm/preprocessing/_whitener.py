@@ -18,8 +18,8 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from .._check import as_the_core
 from .._types import Array
+from ..statistics.columns import row_blocks
 from ._checks import FLOATS, named, output_dtype, refuse_mask, unchanged_on_error
-from ._columns import row_blocks
 from ._factor import Factor
 
 ADVICE = (

@@ -8,9 +8,11 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike
 
-from . import _check as check
-from . import _core
-from ._types import Array, Axes, DerivedContext, Gradients, MaybeArray, PlainContext
+from .. import _check as check
+from .. import _core
+from .._types import Array, Axes, DerivedContext, Gradients, MaybeArray, PlainContext
+
+_L2 = _core.NORMS.index("l2")
 
 __all__ = ["normalize"]
 
@@ -94,8 +96,8 @@ def normalize(
         raise ValueError(f"ord: expected a number above 0, got {ord}")
     eps = check.number(eps, "eps")
     if ord == 2:
-        y: Array | tuple[Array, PlainContext] = _core.divide_by_deviation(
-            x, axis, "l2", eps, out, return_ctx
+        y: Array | tuple[Array, PlainContext] = _core.axis_norm(
+            _L2, x, None, None, axis, 0.0, out, return_ctx, eps
         )
         return y
     # the core checks x, axis and out, and what is returned has the dtype and memory that it chooses

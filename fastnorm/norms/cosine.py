@@ -16,18 +16,19 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike
 
-from . import _check as check
-from . import _core
-from ._core import Context
-from ._layer import Norm
-from ._types import Array, DerivedContext, Gradients, MaybeArray
-from .functional import backward
+from .. import _check as check
+from .. import _core
+from .._core import Context
+from .._types import Array, DerivedContext, Gradients, MaybeArray
+from ._base import Norm
+from ._gradients import backward
 
 __all__ = ["CosineNorm", "cosine_norm"]
 
 Size: TypeAlias = int | tuple[int, ...]
 
 
+_LAYER, _RMS = map(_core.NORMS.index, ("layer", "rms"))
 MOST_STEPS = 2**31  # of stride and padding
 
 
@@ -39,8 +40,8 @@ class _Units:
         self._ctx: Context
         # the least length; there, the least root mean square
         least = eps / math.sqrt(vectors.shape[axis])
-        self.units, self._ctx = _core.divide_by_deviation(
-            vectors, axis, "layer" if centered else "rms", least, None, True
+        self.units, self._ctx = _core.axis_norm(
+            _LAYER if centered else _RMS, vectors, None, None, axis, 0.0, None, True, least
         )
 
     def backward(self, grad: Array) -> Array:

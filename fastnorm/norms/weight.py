@@ -10,13 +10,13 @@ from typing import Literal, NamedTuple, overload
 import numpy as np
 from numpy.typing import ArrayLike
 
-from . import _check as check
-from . import _core
-from ._core import Context
-from ._layer import Layer
-from ._types import Array, MaybeArray, WeightGradients
-from .functional import backward
-from .moments import Moments
+from .. import _check as check
+from .. import _core
+from .._core import Context
+from .._types import Array, MaybeArray, WeightGradients
+from ..statistics.moments import Moments
+from ._base import Layer
+from ._gradients import backward
 
 __all__ = ["WeightNorm", "WeightNormInit", "weight_norm", "weight_norm_init"]
 

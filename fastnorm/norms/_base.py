@@ -9,11 +9,12 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from . import _check as check
-from . import _core
-from . import functional as F
-from ._state import loadable, named
-from ._types import AnyContext, Array
+from .. import _check as check
+from .. import _core
+from .._arguments import LAYOUTS
+from .._state import loadable, named
+from .._types import AnyContext, Array
+from ._gradients import backward
 
 
 class Layer:
@@ -185,7 +186,7 @@ class Norm(Layer):
             raise RuntimeError(
                 f"{type(self).__name__}.backward: expected a call of the layer before"
             )
-        grads = F.backward(dy, self._ctx)
+        grads = backward(dy, self._ctx)
         found = grads._asdict()
         self.grads = {name: found[name] for name in self.params}
         return grads.x
@@ -201,7 +202,7 @@ def _is_computed_in(x: np.dtype[Any], own: np.dtype[Any]) -> bool:
 def check_channels(x: ArrayLike, channels: int, layout: str) -> None:
     """Raise where x has not these channels in this layout, which a layer has checked."""
     shape = check.array(x, "x").shape
-    rank, axis, block = check.LAYOUTS.get(layout, (0, 1, 1))
+    rank, axis, block = LAYOUTS.get(layout, (0, 1, 1))
     if rank and len(shape) != rank:
         raise ValueError(f"x: expected {rank} dimensions in {layout}, got shape {shape}")
     blocks = -(-channels // block)

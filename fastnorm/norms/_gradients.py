@@ -1,0 +1,74 @@
+"""The one backward of all normalizers."""
+
+from __future__ import annotations
+
+from typing import TypeAlias, TypeVar, overload
+
+from numpy.typing import ArrayLike
+
+from .. import _core
+from .._core import Context
+from .._types import (
+    AnyContext,
+    DerivedContext,
+    Gradients,
+    MaybeArray,
+    SwitchableGradients,
+    WeightGradients,
+)
+
+__all__ = ["backward"]
+
+AnyGradients: TypeAlias = Gradients | SwitchableGradients | WeightGradients
+G = TypeVar("G", bound=AnyGradients)
+
+
+@overload
+def backward(dy: ArrayLike, ctx: Context[G], out: MaybeArray = ...) -> G: ...
+@overload
+def backward(dy: ArrayLike, ctx: DerivedContext, out: MaybeArray = ...) -> Gradients: ...
+def backward(dy: ArrayLike, ctx: AnyContext, out: MaybeArray = None) -> AnyGradients:
+    """Gradients of ``sum(dy * y)`` for the forward call that made `ctx`.
+
+    Parameters
+    ----------
+    dy : array_like
+        Gradient of y: its shape and dtype.
+    ctx : Context or DerivedContext
+        From a forward with ``return_ctx=True``, in training or in inference. It refers to x and
+        the parameters, which must be unchanged since. It can be used again.
+    out : ndarray, optional
+        Where to write the gradient of x. It may share memory with dy, but not with x, weight or
+        logits. Not after :func:`cosine_norm`.
+
+    Returns
+    -------
+    Gradients, SwitchableGradients or WeightGradients
+        Named tuple ``(x, weight, bias)``, after :func:`switchable_norm` with ``mean_logits`` and
+        ``var_logits``; weight or bias is None where there was none. ``(x, g)`` after
+        :func:`weight_norm`.
+
+    Raises
+    ------
+    TypeError
+        `ctx` is not a context; dy or `out` of another dtype than y.
+    ValueError
+        dy or `out` of another shape than y; `out` that overlaps x, weight or logits; one of these
+        arrays, or the bias, whose memory, dtype, shape or strides have changed since the forward.
+
+    Examples
+    --------
+    >>> import numpy as np, fastnorm
+    >>> x, weight = np.array([[1.0, 2.0, 4.0]]), np.ones(3)
+    >>> y, ctx = fastnorm.layer_norm(x, weight, return_ctx=True)
+    >>> grads = fastnorm.backward(np.array([[1.0, 0.0, 0.0]]), ctx)
+    >>> grads.x.round(3)
+    array([[ 0.229, -0.344,  0.115]])
+    >>> grads.weight.round(3), grads.bias
+    (array([-1.069,  0.   ,  0.   ]), None)
+    >>> ctx.mean.round(3), ctx.rstd.round(3)
+    (array([2.333]), array([0.802]))
+    """
+    if isinstance(ctx, DerivedContext):
+        return ctx.backward(dy, out)
+    return _core.backward(dy, ctx, out)
