@@ -47,6 +47,10 @@ typedef enum {
     FN_INSTANCE_RENORM, /* instance statistics corrected toward the running statistics */
     FN_WEIGHT,          /* domain: channel over (n, s), divided by its Euclidean norm */
     FN_L2,              /* domain: (n, c) over s, divided by its Euclidean norm; no parameters */
+    FN_FILTER_RESPONSE, /* domain: (n, c) over s, divided by its root mean square; y is tau at least
+                         */
+    FN_GLOBAL_RESPONSE, /* domain: (n, c) over s: y = x * (1 + weight * N) + bias, where
+                           N = G / (mean of G over c + eps), G the Euclidean norm */
     FN_NORM_COUNT
 } fn_norm;
 
@@ -81,6 +85,7 @@ typedef struct {
     const void *weight, *bias;            /* c elements; FN_LAYER, FN_RMS: s */
     void *running_mean, *running_var;     /* c elements, updated when training */
     const void *mean_logits, *var_logits; /* FN_SWITCHABLE: 3 each (instance, layer, batch) */
+    const void *tau;                      /* FN_FILTER_RESPONSE: c elements; NULL: -inf */
 } fn_params;
 
 /* Where fn_backward writes; NULL: not wanted. */
@@ -88,6 +93,7 @@ typedef struct {
     void *x;                        /* shaped as x */
     void *weight, *bias;            /* shaped as the parameters */
     void *mean_logits, *var_logits; /* 3 each */
+    void *tau;                      /* shaped as the parameter */
 } fn_grads;
 
 /* Doubles that fn_forward saves for fn_backward. */

@@ -301,7 +301,7 @@ static fn_status for_slices(const call *of, void (*run)(fn_job *)) {
 
 int64_t fn_saved_size(const fn_problem *problem) {
     const double some[3] = {0};
-    const fn_params params = {some, some, (void *)some, (void *)some, some, some};
+    const fn_params params = {some, some, (void *)some, (void *)some, some, some, some};
     int64_t elements;
     fn_plan plan;
     const fn_status status = fn_plan_make(&plan, problem, &params, 0, &elements);
@@ -425,7 +425,7 @@ fn_status fn_apply_grad(const fn_problem *problem, const fn_params *params, cons
 
 fn_status fn_measure(const fn_problem *problem, const void *x, int skip_nan, const double *weight,
                      double *statistics) {
-    const fn_params none = {NULL, NULL, NULL, NULL, NULL, NULL};
+    const fn_params none = {.weight = NULL};
     fn_plan plan;
     int64_t elements;
     if (!has_steps(problem, &none) || (weight && problem->norm != FN_LAYER))

@@ -9,7 +9,7 @@
 /* The plan of a matrix whose columns (by_row: rows) have coefficients of their own. */
 static fn_status plan_of(fn_plan *plan, fn_dtype dtype, int64_t rows, int64_t cols, int by_row,
                          int64_t *elements) {
-    const fn_params none = {NULL, NULL, NULL, NULL, NULL, NULL};
+    const fn_params none = {.weight = NULL};
     const fn_problem columns = {
         .norm = FN_LAYER, .dtype = dtype, .layout = FN_CHANNELS_LAST, .n = 1, .c = cols, .s = rows};
     const fn_problem lines = {.norm = FN_LAYER, .dtype = dtype, .n = rows, .c = 1, .s = cols};
@@ -173,7 +173,7 @@ fn_status fn_affine(fn_dtype dtype, int64_t rows, int64_t cols, int by_row, cons
     job.cf.scale = fn_at(&job, job.cf.center, P);
     job.cf.shift = fn_at(&job, job.cf.center, 2 * P);
     job.cf.marks = (unsigned char *)job.cf.center + coefs;
-    const fn_params none = {NULL, NULL, NULL, NULL, NULL, NULL};
+    const fn_params none = {.weight = NULL};
     job.cf.params = &none;
     put_map(&job, center, factor, shift);
     const int64_t pieces = fn_ceil_div(line_count(&job.plan), lines_at_once(&job.plan));
