@@ -103,10 +103,10 @@ class Report:
         return [name for name in PASSES if all(name in each for each in having)]
 
     def overview_header(self):
-        """Name the columns of `overview_rows`."""
-        kinds = ["ms", "x the limit", *(f"x {NAMES[name]}" for name in self.peers)]
-        return ["normalizer", *(f"{name}, {kind}" for name in self.overview_passes()
-                                for kind in kinds)]  # fmt: skip
+        """Name the columns of `overview_rows`; what follows a time is of the same pass."""
+        kinds = ["x the limit", *(f"x {NAMES[name]}" for name in self.peers)]
+        return ["normalizer", *(word for name in self.overview_passes()
+                                for word in (f"{name}, ms", *kinds))]  # fmt: skip
 
     def overview_rows(self):
         """List for each normalizer geometric means over its shapes, one pass beside the other."""
@@ -231,7 +231,8 @@ def print_report(report, console, short=False):
 
 def _print_overview(report, console):
     title = f"speed: {report.conditions['processor']}, {overview_words(report)}"
-    _print_table(console, title, report.overview_header(), report.overview_rows())
+    header = ["\n".join(name.rsplit(" ", 1)) for name in report.overview_header()]  # 80 columns
+    _print_table(console, title, header, report.overview_rows())
     shapes = dict.fromkeys(
         (result.case.size, round(result.case.bytes / 1e6, 1))
         for by_pass in report.overview().values()
@@ -249,7 +250,8 @@ def _print_overview(report, console):
 def _print_table(console, title, header, rows):
     table = Table(title=title)
     for name in header:
-        table.add_column(name, justify="left" if name in SUMMARY_HEADER[:4] else "right")
+        left = name in SUMMARY_HEADER[:4]
+        table.add_column(name, justify="left" if left else "right", no_wrap=name == "normalizer")
     for row in rows:
         table.add_row(*row)
     console.print(table)

@@ -84,8 +84,8 @@ def test_the_overview_is_one_row_for_each_normalizer_in_one_setting():
         result("NHWC", "forward", 1, 1.0), result("NCHW", "backward", 2, 1.0),
     ])  # fmt: skip
     assert found.overview_header() == [
-        "normalizer", "forward, ms", "forward, x the limit", "forward, x NumPy",
-        "backward, ms", "backward, x the limit", "backward, x NumPy",
+        "normalizer", "forward, ms", "x the limit", "x NumPy",
+        "backward, ms", "x the limit", "x NumPy",
     ]  # fmt: skip
     assert found.overview_rows() == [["group_norm", "4", "4.00", "3.0", "5", "5.00", "3.0"]]
 
