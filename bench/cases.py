@@ -21,7 +21,7 @@ SHAPES = {
     "style": [(1, 3, 1024, 1024), (1, 32, 512, 512), (4, 128, 128, 128)],
     "tiny": [(2, 32, 32, 32), (4, 64, 14, 14), (64, 768)],
 }  # fmt: skip
-QUICK = [(32, 512, 28, 28), (8192, 768)]
+QUICK = [(32, 256, 28, 28), (8192, 768)]  # 25 MB each
 
 # What a normalizer takes is read from its signature.
 CHANNEL_NORMS = [

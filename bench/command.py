@@ -1,6 +1,8 @@
 """The command line of ``fastnorm bench``."""
 
 import os
+import shlex
+import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,9 @@ from fastnorm.bench import peers as contestants
 from fastnorm.bench.cases import DTYPES, LAYOUTS, NORMS, PASSES, QUICK, SHAPES, cases
 from fastnorm.bench.conditions import conditions
 from fastnorm.bench.measure import run
-from fastnorm.bench.report import MARKERS, Report, print_report, to_json, to_markdown
+from fastnorm.bench.report import Report, print_report, to_json, to_markdown
+
+WHICH = ("norms", "passes", "layouts", "dtypes")  # options that `cases` takes
 
 NO_CASE = (
     "no such case: layer_norm and rms_norm take ROWSxFEATURES, others NxCxHxW; inference is "
@@ -80,19 +84,13 @@ def _target(ctx, param, path):
     return path
 
 
-def _marked(ctx, param, path):
-    if path is not None and any(path.read_text().count(mark) != 1 for mark in MARKERS):
-        raise click.BadParameter(f"{path} has no {' and '.join(MARKERS)}")
-    return _target(ctx, param, path)
-
-
 def several(flag, choices, text, *name):
     return click.option(flag, *name, type=Names(choices), multiple=True, callback=_flat, help=text)
 
 
-def file_option(flag, text, callback=_target, exists=False):
-    path = click.Path(dir_okay=False, exists=exists, path_type=Path)
-    return click.option(flag, type=path, callback=callback, help=text)
+def file_option(flag, text):
+    path = click.Path(dir_okay=False, path_type=Path)
+    return click.option(flag, type=path, callback=_target, help=text)
 
 
 @click.command("bench")
@@ -107,34 +105,38 @@ def file_option(flag, text, callback=_target, exists=False):
 @several("--peers", contestants.PEERS, "Whom to compare with; all that are installed by default.")
 @click.option("--rounds", type=click.IntRange(1), help="Samples of each; 5, with --quick 3.")
 @click.option(
-    "--quick", is_flag=True, help="Two shapes, NumPy, 3 rounds, where not told otherwise."
-)
+    "--quick", is_flag=True,
+    help="Channels first and rows, one shape of each, NumPy, 3 rounds, where not told otherwise; "
+    "prints a row for each normalizer.",
+)  # fmt: skip
 @file_option("--json", "Write all numbers.")
 @file_option("--plot", "Write a picture, GB/s against bytes (.png, .svg, .pdf).")
 @file_option("--html", "Write a page with table and plots.")
-@file_option("--markdown", "Replace the summary between the markers of this file.", _marked, True)
-def command(sets, shapes, threads, isas, peers, rounds, quick, json, plot, html, markdown, **which):
+@file_option("--markdown", "Write a page with the summary, as docs/benchmarks.md.")
+@file_option("--picture", "Write a picture of the summary, as docs/speed.svg (.png, .svg, .pdf).")
+def command(sets, shapes, threads, isas, peers, rounds, quick, **options):
     """Compare fastnorm with the memory limit and with other libraries, in turns, in one run."""
     shapes = [*(shape for name in sets or () for shape in SHAPES[name]), *shapes]
     if quick:
         shapes, peers, rounds = shapes or QUICK, peers or ["numpy"], rounds or 3
     shapes, rounds = shapes or SHAPES["tiny"], rounds or 5
-    which = {name: chosen for name, chosen in which.items() if chosen}
-    layouts = LAYOUTS[:2] if quick else LAYOUTS
-    selected = cases(dict.fromkeys(shapes), **{"layouts": layouts, **which})
+    which = {name: options[name] for name in WHICH if options[name]}
+    usual = {"layouts": LAYOUTS[:1], "passes": ["forward", "backward"]} if quick else {}
+    selected = cases(dict.fromkeys(shapes), **{"layouts": LAYOUTS, **usual, **which})
     if not selected:
         raise click.UsageError(NO_CASE)
-    writers = _writers(json, plot, html, markdown)
+    writers = _writers(options)
     modules, versions, notes = contestants.find(["fastnorm", *(peers or contestants.PEERS)])
     report = Report([p for p in modules if p != "fastnorm"], {}, notes)
     report.conditions = conditions(versions, rounds)
+    report.conditions["command"] = shlex.join(["fastnorm", *sys.argv[1:]])
     settings = threads or [fastnorm.get_num_threads()], isas or [fastnorm.get_isa()]
     if os.getloadavg()[0] > 1:
         report.notes.append(BUSY)
     with _settings_kept():
         report.results = _measure_all(selected, modules, *settings, rounds)
     console = Console()
-    print_report(report, console if console.is_terminal else Console(width=200))
+    print_report(report, console if console.is_terminal else Console(width=200), quick)
     for path, contents in writers.items():
         write(path, contents(report))
 
@@ -153,30 +155,37 @@ def _measure_all(selected, modules, threads, isas, rounds):
     # threads outermost: JAX starts anew for another number
     todo = [(case, n, isa) for n in threads for isa in isas for case in selected]
     results = []
-    for case, n, isa in (bar := tqdm(todo, unit="case", leave=False)):
+    # disable=None: no bar where stderr is no terminal
+    for case, n, isa in (bar := tqdm(todo, unit="case", leave=False, disable=None)):
         bar.set_description(case.id)
         results.append(run(case, modules, n, isa, rounds))
     return results
 
 
-def _writers(json, plot, html, markdown):
+def _writers(options):
     """Return what makes the contents of each file; imports what it needs before the run."""
     writers = {}
-    if json:
-        writers[json] = to_json
-    if plot:
-        from fastnorm.bench.plots import picture
-
-        if plot.suffix not in (".png", ".svg", ".pdf"):
-            raise click.BadParameter(f"{plot}: expected .png, .svg or .pdf", param_hint="--plot")
-        writers[plot] = lambda report: picture(report, plot.suffix[1:])
-    if html:
+    if path := options["json"]:
+        writers[path] = to_json
+    if path := options["html"]:
         from fastnorm.bench.plots import page
 
-        writers[html] = page
-    if markdown:
-        writers[markdown] = lambda report: to_markdown(report, markdown.read_text())
+        writers[path] = page
+    if path := options["markdown"]:
+        writers[path] = to_markdown
+    for name in ("plot", "picture"):
+        if path := options[name]:
+            writers[path] = _image(name, path)
     return writers
+
+
+def _image(name, path):
+    from fastnorm.bench.plots import picture, roofline
+
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise click.BadParameter(f"{path}: expected .png, .svg or .pdf", param_hint=f"--{name}")
+    draw = {"plot": roofline, "picture": picture}[name]
+    return lambda report: draw(report, path.suffix[1:])
 
 
 def write(path, contents):

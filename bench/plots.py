@@ -1,4 +1,7 @@
-"""Rooflines: GB/s against the bytes of the array, for fastnorm, each peer and the limit."""
+"""Pictures: rooflines, which are GB/s against the bytes of the array, and the overview.
+
+The overview says how many times the memory limit each contestant takes for each normalizer.
+"""
 
 import io
 import json
@@ -8,7 +11,7 @@ from math import log2, log10
 import jinja2
 import matplotlib.pyplot as plt
 import plotly.graph_objects as go
-from matplotlib.ticker import EngFormatter, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from plotly.offline import get_plotlyjs
 
 from fastnorm.bench import report as tables
@@ -57,7 +60,7 @@ def line(points):
     return tuple(zip(*means, strict=True))
 
 
-def picture(report, kind):
+def roofline(report, kind):
     """All panels in one image: settings by passes."""
     found = panels(report)
     settings = list(dict.fromkeys(setting for setting, _ in found))
@@ -77,10 +80,59 @@ def picture(report, kind):
         _legend(figure, grid)
         title = [report.conditions["processor"], *(settings if len(settings) == 1 else [])]
         figure.suptitle(", ".join(title))
-        image = io.BytesIO()
-        figure.savefig(image, format=kind, dpi=150)
-        plt.close(figure)
+        return _saved(figure, kind)
+
+
+def _saved(figure, kind):
+    """Return the image; of the same figure always the same bytes of SVG."""
+    image = io.BytesIO()
+    with plt.rc_context({"svg.hashsalt": "fastnorm"}):
+        figure.savefig(
+            image, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {}
+        )
+    plt.close(figure)
     return image.getvalue()
+
+
+def picture(report, kind):
+    """Dots on a line for each normalizer, a panel for each pass: times the limit, log scale."""
+    overview, passes = report.overview(), report.overview_passes()
+    names = ["fastnorm", *report.peers]
+    size = (4.6 * len(passes) + 1, 0.34 * len(overview) + 1.7)
+    style = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
+             "axes.spines.left": False}  # fmt: skip
+    with plt.rc_context(style):
+        figure, (row,) = plt.subplots(1, len(passes), figsize=size, squeeze=False, sharex=True,
+                                      sharey=True, layout="constrained")  # fmt: skip
+        for axes, name in zip(row, passes, strict=True):
+            _dots(axes, [by_pass[name] for by_pass in overview.values()], names)
+            axes.set_title(name)
+            axes.set_yticks(range(len(overview)), [norm.replace("_", " ") for norm in overview])
+            axes.set_xlabel("times the memory limit")
+        row[0].invert_yaxis()
+        _legend(figure, row, names)
+        told = [report.conditions["processor"], tables.overview_words(report),
+                report.conditions["date"]]  # fmt: skip
+        figure.suptitle("Time, as a multiple of what moving the same arrays takes\n"
+                        f"({', '.join(told)})", size=10)  # fmt: skip
+        return _saved(figure, kind)
+
+
+def _dots(axes, by_norm, names):
+    axes.axvline(1, color=COLORS["limit"], linestyle="--", linewidth=1.2)
+    for name in reversed(names):  # fastnorm on top
+        means = [tables.mean_of([r.ratio(name, "limit") for r in results]) for results in by_norm]
+        found = [(mean, y) for y, mean in enumerate(means) if mean is not None]
+        if found:
+            axes.plot(*zip(*found, strict=True), MARKS[name], color=COLORS[name], markersize=8,
+                      label=LABELS[name], linestyle="")  # fmt: skip
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="x", alpha=0.25)
+    axes.grid(axis="y", alpha=0.5)
+    axes.tick_params(axis="y", length=0)
 
 
 def _panel(axes, lines):
@@ -99,12 +151,14 @@ def _panel(axes, lines):
     axes.grid(alpha=0.25)
 
 
-def _legend(figure, grid):
+def _legend(figure, grid, names=tuple(COLORS)):
     found = {}
     for axes in grid.flat:
         handles, labels = axes.get_legend_handles_labels()
         found.update(zip(labels, handles, strict=True))
-    figure.legend(found.values(), found, loc="outside lower center", ncols=6, frameon=False)
+    shown = [LABELS[name] for name in names if LABELS[name] in found]
+    figure.legend([found[label] for label in shown], shown,
+                  loc="outside lower center", ncols=6, frameon=False)  # fmt: skip
 
 
 def page(report):

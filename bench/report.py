@@ -1,4 +1,8 @@
-"""What a run gives, as rows: the table of cases, the summary, and the cases that a peer wins."""
+"""What a run gives, as rows: the table of cases, the summary, and the cases that a peer wins.
+
+The *overview* has one row for each normalizer, in one setting: it is what `--quick` prints and what
+the picture shows.
+"""
 
 import json
 from dataclasses import dataclass, field
@@ -7,9 +11,9 @@ from math import exp, log
 
 from rich.table import Table
 
+from fastnorm.bench.cases import PASSES
 from fastnorm.bench.measure import Result
 
-MARKERS = ("<!-- benchmark:start -->", "<!-- benchmark:end -->")
 NAMES = {"numpy": "NumPy", "torch": "torch", "onednn": "oneDNN", "jax": "JAX"}
 WON = 0.95  # of fastnorm's time: a peer below it is faster, beyond the noise
 NOTABLE_BYTES = 100_000
@@ -77,6 +81,41 @@ class Report:
         header = self.summary_header()
         return [*header[:8], "worst of limit", header[9], "worst of best peer", *header[11:]]
 
+    def overview_setting(self):
+        """Dtype, threads and instruction set of the overview: those of the first result."""
+        first = self.results[0]
+        return first.case.dtype, first.threads, first.isa
+
+    def overview(self):
+        """Return {normalizer: {pass: its results}}, each in its first layout, for one setting."""
+        found, layouts = {}, {}
+        for result in self.results:
+            case = result.case
+            setting = case.dtype, result.threads, result.isa
+            layout = layouts.setdefault(case.norm, case.layout)
+            if setting == self.overview_setting() and case.layout == layout:
+                found.setdefault(case.norm, {}).setdefault(case.direction, []).append(result)
+        return found
+
+    def overview_passes(self):
+        """List the passes that every normalizer of the overview has, in order."""
+        having = [set(by_pass) for by_pass in self.overview().values()]
+        return [name for name in PASSES if all(name in each for each in having)]
+
+    def overview_header(self):
+        """Name the columns of `overview_rows`; what follows a time is of the same pass."""
+        kinds = ["x the limit", *(f"x {NAMES[name]}" for name in self.peers)]
+        return ["normalizer", *(word for name in self.overview_passes()
+                                for word in (f"{name}, ms", *kinds))]  # fmt: skip
+
+    def overview_rows(self):
+        """List for each normalizer geometric means over its shapes, one pass beside the other."""
+        return [
+            [norm, *(cell for name in self.overview_passes()
+                     for cell in _overview_cells(by_pass[name], self.peers))]
+            for norm, by_pass in self.overview().items()
+        ]  # fmt: skip
+
     def lost(self):
         """Results above 100 kB in which the best peer beats fastnorm beyond the noise."""
         return [
@@ -126,9 +165,27 @@ def _summarize(operation, results, names):
     ]
 
 
-def _mean_cell(ratios):
-    found = [ratio for ratio in ratios if ratio is not None]
-    return f"{geomean(found):.2f}" if found else "-"
+def _overview_cells(results, names):
+    seconds = [result.seconds.get("fastnorm") for result in results]
+    return [
+        _mean_cell([s and s * 1e3 for s in seconds], "{:.3g}"),
+        _mean_cell([result.ratio("fastnorm", "limit") for result in results]),
+        *(
+            _mean_cell([result.ratio(name, "fastnorm") for result in results], "{:.1f}")
+            for name in names
+        ),
+    ]
+
+
+def _mean_cell(values, form="{:.2f}"):
+    mean = mean_of(values)
+    return "-" if mean is None else form.format(mean)
+
+
+def mean_of(values):
+    """Geometric mean of those that are there; None where none is."""
+    found = [value for value in values if value is not None]
+    return geomean(found) if found else None
 
 
 def geomean(values):
@@ -153,25 +210,57 @@ def in_words(threads):
     return f"{threads} thread" if int(threads) == 1 else f"{threads} threads"
 
 
-def print_report(report, console):
-    """On the terminal: cases, summary, lost cases, conditions, notes."""
-    for title, header, rows in (
-        ("cases", report.header(), report.rows()),
-        ("summary: geometric means over the shapes", report.summary_header(), report.summary()),
-    ):
-        header, rows, words = without_constants(header, rows)
-        table = Table(title=f"{title} ({words})" if words else title)
-        for name in header:
-            table.add_column(name, justify="left" if name in SUMMARY_HEADER[:4] else "right")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-    for line in report.lost_lines():
-        console.print(line, style="yellow", markup=False)
-    for name, value in report.conditions.items():
-        console.print(f"{name}: {value}", style="dim", markup=False)
+def print_report(report, console, short=False):
+    """On the terminal: cases, summary, lost cases, conditions, notes; or the overview alone."""
+    if short:
+        _print_overview(report, console)
+    else:
+        for title, header, rows in (
+            ("cases", report.header(), report.rows()),
+            ("summary: geometric means over the shapes", report.summary_header(), report.summary()),
+        ):
+            header, rows, words = without_constants(header, rows)
+            _print_table(console, f"{title} ({words})" if words else title, header, rows)
+        for line in report.lost_lines():
+            console.print(line, style="yellow", markup=False)
+        for name, value in report.conditions.items():
+            console.print(f"{name}: {value}", style="dim", markup=False)
     for note in [*report.notes, *report.failures()]:
         console.print(f"note: {note}", style="yellow", markup=False)
+
+
+def _print_overview(report, console):
+    title = f"speed: {report.conditions['processor']}, {overview_words(report)}"
+    header = ["\n".join(name.rsplit(" ", 1)) for name in report.overview_header()]  # 80 columns
+    _print_table(console, title, header, report.overview_rows())
+    shapes = dict.fromkeys(
+        (result.case.size, round(result.case.bytes / 1e6, 1))
+        for by_pass in report.overview().values()
+        for results in by_pass.values()
+        for result in results
+    )
+    arrays = ", ".join(f"{size} ({mb:g} MB)" for size, mb in shapes)
+    console.print(
+        f"Arrays of {arrays}. x the limit: time in that of a kernel that only moves the same "
+        "arrays; x NumPy: how many times faster.",
+        style="dim", markup=False,
+    )  # fmt: skip
+
+
+def _print_table(console, title, header, rows):
+    table = Table(title=title)
+    for name in header:
+        left = name in SUMMARY_HEADER[:4]
+        table.add_column(name, justify="left" if left else "right", no_wrap=name == "normalizer")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def overview_words(report):
+    """Name the setting of the overview, as a person writes it."""
+    dtype, threads, isa = report.overview_setting()
+    return f"{dtype}, {in_words(threads)}, {isa}"
 
 
 def to_json(report):
@@ -200,13 +289,28 @@ def _as_dict(result):
     }  # fmt: skip
 
 
-def to_markdown(report, text):
-    """Return the text with the summary between its markers replaced."""
-    before, rest = text.split(MARKERS[0])
-    _, after = rest.split(MARKERS[1])
+def to_markdown(report):
+    """Return a page with the summary, the cases that a peer wins, and the conditions."""
     header, rows, words = without_constants(report.summary_header(), report.summary())
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    told = ["processor", "versions", "date"]
-    end = ", ".join([words, *(report.conditions[name] for name in told)]) + "."
-    return before + "\n".join([MARKERS[0], *lines, "", end, MARKERS[1]]) + after
+    table = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    table += ["| " + " | ".join(row) + " |" for row in rows]
+    lost = [f"- {line}" for line in report.lost_lines()] or ["None."]
+    told = [f"- {name}: {value}" for name, value in report.conditions.items()]
+    told += [f"- note: {note}" for note in [*report.notes, *report.failures()]]
+    return "\n".join(
+        [MARKDOWN_TOP, f"## Summary{f' ({words})' if words else ''}", "", *table, "",
+         "## Cases above 100 kB in which a peer is faster", "", *lost, "",
+         "## Conditions", "", *told, ""]
+    )  # fmt: skip
+
+
+MARKDOWN_TOP = """# Benchmarks
+
+<!-- Written by `fastnorm bench --markdown`: change bench/report.py, not this file. -->
+
+Geometric means over the shapes of layers. *x the limit* is fastnorm's time in that of a kernel that
+only moves the same arrays, so 1 is as fast as memory; *x faster than* is a peer's time in
+fastnorm's; *worst* is the least favourable shape. All take turns in one run;
+[design.md](design.md#measuring) says how, and [performance.md](performance.md) what limits each
+normalizer.
+"""

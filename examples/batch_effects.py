@@ -126,7 +126,7 @@ def print_table(results):
 def main(arguments=None):
     """Normalize both ways, print what the batch explains, draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("batch_effects.png"))
+    parser.add_argument("--output", type=Path, help="draw a picture there, as batch_effects.png")
     options = parser.parse_args(arguments)
     x, batch, tissue = load()
     kept = tissue_part(x, batch, tissue)
@@ -137,8 +137,9 @@ def main(arguments=None):
     }
     results = {name: figures(table, batch, tissue) for name, table in tables.items()}
     print_table(results)
-    draw(tables, batch, tissue, options.output)
-    print(f"picture: {options.output}")
+    if options.output:
+        draw(tables, batch, tissue, options.output)
+        print(f"picture: {options.output}")
     return results
 
 

@@ -91,7 +91,7 @@ def measure(x, relu, rng, batches=400_000):
     """
     zero, one = np.zeros(CHANNELS), np.ones(CHANNELS)
     results = []
-    for size in tqdm(SIZES, desc="batch sizes", leave=False):
+    for size in tqdm(SIZES, desc="batch sizes", leave=False, disable=None):
         sums = np.zeros(3)
         rounds = max(1, batches // CHANNELS)
         for _ in range(rounds):
@@ -151,7 +151,7 @@ def print_table(results, relu_kurtosis):
 def main(arguments=None):
     """Measure, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("small_batches.png"))
+    parser.add_argument("--output", type=Path, help="draw a picture there, as small_batches.png")
     options = parser.parse_args(arguments)
     rng = np.random.default_rng(0)
     x = projections(rng)
@@ -159,8 +159,9 @@ def main(arguments=None):
     results = measure(x, relu, rng)
     print(f"kurtosis of the projections {kurtosis(x):.2f}, behind a ReLU {kurtosis(relu):.2f}")
     print_table(results, kurtosis(relu))
-    draw(results, kurtosis(relu), options.output)
-    print(f"picture: {options.output}")
+    if options.output:
+        draw(results, kurtosis(relu), options.output)
+        print(f"picture: {options.output}")
     return results, kurtosis(relu)
 
 

@@ -1,5 +1,6 @@
 """`fastnorm bench`: its reports agree, its errors are told, and it leaves nothing half-done."""
 
+import contextlib
 import json
 import math
 import os
@@ -7,6 +8,9 @@ import re
 import signal
 import subprocess
 import sys
+import termios
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -35,11 +39,10 @@ def fast(monkeypatch):
 
 @pytest.mark.usefixtures("fast")
 def test_all_reports_tell_the_same(tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n{}\nold\n{}\nafter\n".format(*report.MARKERS))
-    files = {kind: tmp_path / f"report.{kind}" for kind in ("json", "png", "html")}
+    files = {kind: tmp_path / f"report.{kind}" for kind in ("json", "png", "html", "md", "svg")}
     done = bench(*TINY, "--threads", "1,2", "--json", files["json"], "--plot", files["png"],
-                 "--html", files["html"], "--markdown", readme)  # fmt: skip
+                 "--html", files["html"], "--markdown", files["md"],
+                 "--picture", files["svg"])  # fmt: skip
     assert done.exit_code == 0, done.output
     data = json.loads(files["json"].read_text())
     results = data["results"]
@@ -48,7 +51,7 @@ def test_all_reports_tell_the_same(tmp_path):
     for r in results:  # naive NumPy has no blocks
         others = set() if r["layout"] == "NCHW16c" else {"numpy"}
         assert r["seconds"].keys() == {"fastnorm", "limit", *others}
-    page, text = files["html"].read_text(), readme.read_text()
+    page, text = files["html"].read_text(), files["md"].read_text()
     for r in results:
         assert f">{r['seconds']['fastnorm'] * 1e3:.3g}</td>" in page
         if "numpy" in r["seconds"]:
@@ -57,9 +60,9 @@ def test_all_reports_tell_the_same(tmp_path):
         cells = f"| {row['x the limit']} | {row['worst of limit']} |"
         assert f"| {row['normalizer']} | {row['pass']} | {row['layout']} |" in text
         assert cells in text
-    assert text.startswith("before\n")
-    assert text.endswith("-->\nafter\n")
-    assert "old" not in text
+    assert text.startswith("# Benchmarks\n")
+    assert all(f"\n- {name}: {value}\n" in text for name, value in data["conditions"].items())
+    assert files["svg"].read_text().startswith("<?xml")
     assert files["png"].read_bytes().startswith(b"\x89PNG")
     figures = json.loads(re.search(r"const figures = (.*);\n", page)[1])
     assert [f["title"] for f in figures] == ["forward", "inference", "backward"] * 2
@@ -67,6 +70,59 @@ def test_all_reports_tell_the_same(tmp_path):
     assert sum(dots) == sum(len(r["seconds"]) for r in results)
     assert "https://" not in re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
     assert data["conditions"]["processor"] in page
+
+
+def test_the_overview_is_one_row_for_each_normalizer_in_one_setting():
+    def result(layout, direction, threads, seconds, shape=(2, 16, 4, 4)):
+        (case,) = cases([shape], ["group_norm"], [layout], [direction])
+        seconds = {"limit": 1e-3, "fastnorm": seconds, "numpy": 3 * seconds}
+        return measure.Result(case, threads, "avx2", seconds)
+
+    found = report.Report(["numpy"], {}, [], [
+        result("NCHW", "forward", 1, 2e-3), result("NCHW", "forward", 1, 8e-3, (2, 16, 8, 8)),
+        result("NCHW", "backward", 1, 5e-3),
+        result("NHWC", "forward", 1, 1.0), result("NCHW", "backward", 2, 1.0),
+    ])  # fmt: skip
+    assert found.overview_header() == [
+        "normalizer", "forward, ms", "x the limit", "x NumPy",
+        "backward, ms", "x the limit", "x NumPy",
+    ]  # fmt: skip
+    assert found.overview_rows() == [["group_norm", "4", "4.00", "3.0", "5", "5.00", "3.0"]]
+
+
+@pytest.mark.usefixtures("fast")
+def test_quick_prints_a_row_for_each_normalizer(monkeypatch):
+    monkeypatch.setattr(command, "QUICK", [(2, 16, 4, 4), (8, 16)])
+    done = bench("--quick", "--rounds", "1")
+    assert done.exit_code == 0, done.output
+    rows = [line.split("│")[1].strip() for line in done.output.splitlines() if "│" in line]
+    assert rows == NORMS
+    assert len(rows) <= 12
+    assert "case/s" not in done.output, "CliRunner's stderr is no terminal"
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_picture_has_a_dot_for_each_contestant(tmp_path, monkeypatch):
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    figures = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    done = bench(*TINY, "--shape", "8x16", "--picture", tmp_path / "speed.svg",
+                 "--json", tmp_path / "o.json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    panels = figures[0].axes
+    assert [panel.get_title() for panel in panels] == ["forward", "backward"]
+    results = json.loads((tmp_path / "o.json").read_text())["results"]
+    for panel in panels:
+        lines = {line.get_label(): line for line in panel.lines if len(line.get_xdata()) > 2}
+        assert lines.keys() == {"fastnorm", "NumPy"}
+        seconds = [
+            r["seconds"] for norm in NORMS for r in results
+            if r["norm"] == norm and r["pass"] == panel.get_title()
+            and r["layout"] in ("NCHW", "rows")
+        ]  # fmt: skip
+        for label, name in (("fastnorm", "fastnorm"), ("NumPy", "numpy")):
+            want = [s[name] / s["limit"] for s in seconds]
+            np.testing.assert_allclose(lines[label].get_xdata(), want)
 
 
 @pytest.mark.usefixtures("fast")
@@ -118,7 +174,8 @@ def test_bad_names_are_told_the_choices(option, choices):
         (["--threads", "1,0"], "expected positive numbers"),
         (["--json", "/nowhere/o.json"], "/nowhere is not a folder"),
         (["--plot", "o.gif"], "expected .png"),
-        (["--markdown", __file__], "has no <!-- benchmark:start -->"),
+        (["--picture", "o.gif"], "expected .png"),
+        (["--markdown", "/nowhere/o.md"], "/nowhere is not a folder"),
         (["--shape", "8x8", "--norms", "batch_norm"], "no such case"),
     ],
 )
@@ -187,32 +244,46 @@ def test_an_interrupt_leaves_no_file(monkeypatch, tmp_path):
 
 
 def ended_by(number, run):
-    """What `run` wrote to stderr until a signal ended it: the first, or a second where Python lost
-    the first, as it does in the midst of a destructor or a callback."""
+    """Send a signal until it ends `run`: Python may lose one, in a destructor or a callback."""
     for _ in range(10):
         run.send_signal(number)
         try:
-            return run.communicate(timeout=20)[1]
+            return run.wait(timeout=20)
         except subprocess.TimeoutExpired:
             continue
     raise AssertionError("signals did not end it")
 
 
+def collect(terminal, said):
+    """Read a terminal until nobody writes to it."""
+    with contextlib.suppress(OSError):  # EIO, when the other side is closed
+        while piece := os.read(terminal, 1000):
+            said.append(piece.decode())
+
+
 def test_a_signal_ends_a_run_without_a_file(tmp_path):
+    terminal, stderr = os.openpty()  # there is a progress bar on a terminal alone
+    termios.tcsetwinsize(stderr, (24, 80))  # of no width it has room for none
     run = subprocess.Popen(
         [*CONSOLE, "--set", "resnet50", "--peers", "numpy", "--json", str(tmp_path / "o.json")],
-        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        stderr=stderr, stdout=subprocess.DEVNULL,
         # a shell's job in the background inherits that it is ignored
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
+    os.close(stderr)
+    said = []
+    reader = threading.Thread(target=collect, args=(terminal, said))
+    reader.start()
     try:
-        while "case/s" not in run.stderr.readline(200):
+        while "case/s" not in "".join(said):
             assert run.poll() is None
-        errors = ended_by(signal.SIGINT, run)
+            time.sleep(0.05)
+        assert ended_by(signal.SIGINT, run) == 1
     finally:
         run.kill()
-    assert run.returncode == 1
-    assert "Aborted!" in errors
+        reader.join()
+        os.close(terminal)
+    assert "Aborted!" in "".join(said)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -24,11 +24,13 @@ def test_the_demo_learns_in_five_epochs(tmp_path):
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples/train_digits.py"), "--quick", "--output",
          str(tmp_path / "curves.png")],
-        capture_output=True, text=True, timeout=600,
+        capture_output=True, text=True, timeout=600, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "no progress bar where there is no terminal"
+    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    cells = [line.split("│")[1:4] for line in done.stdout.splitlines() if "│ 64" in line]
+    cells = [line.split("│")[1:4] for line in done.stdout.splitlines() if "│ of 64" in line]
     accuracies = {name.strip(): float(value.strip(" %")) for _, name, value in cells}
     assert accuracies.keys() == {"none", "BN", "BRN", "GN", "LN"}
     assert accuracies["BN"] > 90
@@ -71,6 +73,32 @@ def test_the_named_sets_have_every_combination():
             assert any(c.layout != case.layout and c.shape == case.shape for c in every)
     assert all(hasattr(fastnorm, name) for name in bench.NORMS)
     assert np.prod(every[0].shape) * 4 == every[0].bytes
+
+
+@pytest.mark.parametrize("size", [4, 8])
+def test_batch_renorm_mends_what_batches_of_two_classes_break(example, size):
+    module = example("train_digits")
+    data = module.load()
+    reached = {name: [] for name in ("BN", "BRN", "GN")}
+    for name, values in reached.items():
+        for seed in range(3):
+            curve, *_ = module.train(name, size, True, data, 10, seed)
+            values.append(100 * curve[-1])
+    mean = {name: np.mean(values) for name, values in reached.items()}
+    assert mean["BN"] < mean["GN"] - 5, "batch norm's inference breaks"
+    assert mean["BRN"] > mean["GN"] - 3
+
+
+def test_batches_of_pairs_hold_two_of_each(example):
+    module = example("train_digits")
+    labels = np.arange(1000) % 10
+    drawn = list(module.batches(np.random.default_rng(0), labels, 4, True))
+    assert len(drawn) == 250
+    for index in drawn:
+        first, second = np.unique(labels[index])
+        assert second == first + 5
+        assert len(set(index)) == 4
+        assert (labels[index] == first).sum() == 2
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from frameworks import FRAMEWORKS
 import fastnorm
 from fastnorm._state import NAMES
 
-README = Path(__file__).parent.parent / "README.md"
+USING = Path(__file__).parent.parent / "docs" / "using.md"
 OWN = FRAMEWORKS["torch"]
 
 LAYERS = {
@@ -65,8 +65,8 @@ def test_the_names_of_onnx_are_those_of_its_operators():
             assert given.name in NAMES[name]
 
 
-def test_the_table_of_the_readme():
-    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", README.read_text(), re.MULTILINE)
+def test_the_table_of_names_in_the_documents():
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", USING.read_text(), re.MULTILINE)
     table = {own: tuple(re.findall("`(.*?)`", cells)) for own, cells in rows if own in NAMES}
     assert table == NAMES
 

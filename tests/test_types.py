@@ -112,7 +112,7 @@ def checker(request):
 
 def test_examples_and_results(checker, tmp_path):
     files = {**dict(programs()), "good.py": GOOD}
-    assert {"readme_0.py", "choosing_0.py", "sync_0.py", "sync_1.py"} <= files.keys()
+    assert {"readme_0.py", "using_0.py", "choosing_0.py", "sync_0.py", "sync_1.py"} <= files.keys()
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     status, said = run(checker, *(tmp_path / name for name in files))
