@@ -27,24 +27,18 @@ static void *take(room *from, int64_t count, size_t size) {
 static double *take_doubles(room *from, int64_t count) { return take(from, count, sizeof(double)); }
 
 static int64_t saved_size(const fn_plan *pl) {
-    const int renorm = pl->p.norm == FN_BATCH_RENORM || pl->p.norm == FN_INSTANCE_RENORM;
-    const int64_t mixed = pl->p.norm == FN_SWITCHABLE ? 2 * (pl->n + pl->c) : 0;
-    return pl->domains * (renorm ? 4 : 2) + mixed;
+    const int64_t more = pl->row->saved_more ? pl->row->saved_more(pl) : 0;
+    return pl->domains * (pl->row->facts & FN_CORRECTED ? 4 : 2) + more;
 }
 
 /* D: domains of all slices of the call, whose statistics of a kind lie behind one another */
 static void point_saved(fn_coefs *cf, double *saved, int64_t D) {
-    const fn_plan *pl = cf->plan;
     cf->mean = saved;
     cf->std = saved + D;
-    if (pl->p.norm == FN_BATCH_RENORM || pl->p.norm == FN_INSTANCE_RENORM) {
+    cf->more = saved + 2 * D;
+    if (cf->plan->row->facts & FN_CORRECTED) {
         cf->r = saved + 2 * D;
         cf->d = saved + 3 * D;
-    } else if (pl->p.norm == FN_SWITCHABLE) {
-        cf->lmean = saved + 2 * D;
-        cf->lstd = cf->lmean + pl->n;
-        cf->bmean = cf->lstd + pl->n;
-        cf->bstd = cf->bmean + pl->c;
     }
 }
 
@@ -76,19 +70,6 @@ static void take_ones(fn_job *job, room *from) {
         fn_put(&job->plan, job->weight, i, 1);
 }
 
-static void take_switchable(fn_coefs *cf, room *from) {
-    const fn_plan *pl = cf->plan;
-    double **planes[] = {&cf->sigma, &cf->dmu, &cf->dvar}, **samples[] = {&cf->dlmean, &cf->dlvar},
-           **channels[] = {&cf->dbmean, &cf->dbvar};
-    for (int i = 0; i < 3; i++)
-        *planes[i] = take_doubles(from, pl->planes);
-    for (int i = 0; i < 2; i++) {
-        *samples[i] = take_doubles(from, pl->n);
-        *channels[i] = take_doubles(from, pl->c);
-    }
-    cf->dlogits = take_doubles(from, 6 * pl->n);
-}
-
 /* All that a call needs, or a slice of it: moments of the chunks, statistics (when the caller does
  * not want them), sums, coefficients, parameters where they lie better, and what threads need. */
 static void take_all(fn_job *job, room *from, double *saved, int64_t D, int ones) {
@@ -111,8 +92,8 @@ static void take_all(fn_job *job, room *from, double *saved, int64_t D, int ones
         cf->sum_dy = take_doubles(from, P);
         cf->sum_dy_xc = take_doubles(from, P);
     }
-    if (grad && pl->p.norm == FN_SWITCHABLE)
-        take_switchable(cf, from);
+    if (pl->row->own_doubles)
+        cf->own = take_doubles(from, pl->row->own_doubles(pl, grad));
     if (direct) {
         job->mean = grad ? cf->sum_dy : cf->mean;
         job->m2 = grad ? cf->sum_dy_xc : cf->std;
@@ -149,10 +130,11 @@ typedef struct {
  * others. */
 #define SLICE_PLANES (1 << 17)
 static int samples_are_apart(const call *of) {
-    const fn_problem *p = of->problem;
-    return of->whole.elem || p->norm == FN_GROUP ||
-           (p->norm == FN_INSTANCE && p->training && !of->params->running_mean) ||
-           (p->norm == FN_INSTANCE_RENORM && !p->training);
+    const fn_plan *pl = &of->whole;
+    const unsigned facts = pl->row->facts;
+    const int updates = (facts & FN_RUNNING) && pl->p.training && of->params->running_mean;
+    return !(facts & FN_OVER_SAMPLES) && fn_needs_moments(pl) && !updates &&
+           !pl->row->channel_statistics;
 }
 static void cut(call *of) {
     const fn_plan *whole = &of->whole;
@@ -160,7 +142,7 @@ static void cut(call *of) {
     of->columns = whole->c;
     if (samples_are_apart(of))
         of->samples = fn_max(1, SLICE_PLANES / whole->c);
-    if (whole->col && whole->per_domain == 1 && of->problem->norm != FN_SWITCHABLE &&
+    if (whole->col && whole->per_domain == 1 && !whole->row->sample_statistics &&
         (whole->n == 1 || of->samples == 1) && of->problem->layout != FN_BLOCKED)
         /* in equal parts, as one of a single column would be planned as a row */
         of->columns = fn_ceil_div(whole->c, fn_ceil_div(whole->c, SLICE_PLANES));
@@ -293,8 +275,8 @@ static fn_status for_slices(const call *of, void (*run)(fn_job *)) {
         fn_add_elem_parts(sums, parts, count);
         put_param_grads(of, sums, 0, count);
     }
-    if (of->grads && of->problem->norm == FN_SWITCHABLE) /* of which there is one slice */
-        fn_logit_grads(&job.cf, of->grads);
+    if (of->grads && of->whole.row->other_grads) /* of one slice */
+        of->whole.row->other_grads(&job.cf, of->grads);
     free(w);
     return FN_OK;
 }
@@ -321,7 +303,7 @@ fn_status fn_forward(const fn_problem *problem, const fn_params *params, const v
 
 static void zero_grads(const fn_problem *p, const fn_grads *grads) {
     const size_t size = p->dtype == FN_F64 ? sizeof(double) : sizeof(float);
-    const int elem = p->norm == FN_LAYER || p->norm == FN_RMS || p->norm == FN_L2;
+    const int elem = !!(fn_row_of(p->norm)->facts & FN_OF_ELEMENTS);
     void *const arrays[] = {grads->weight, grads->bias, grads->mean_logits, grads->var_logits};
     for (int i = 0; i < 4; i++)
         if (arrays[i])
@@ -352,8 +334,10 @@ fn_status fn_backward(const fn_problem *problem, const fn_params *params, const 
 /* ---- the steps -----------------------------------------------------------------------------*/
 
 static int has_steps(const fn_problem *problem, const fn_params *params) {
-    return (problem->norm == FN_BATCH && problem->training) ||
-           (problem->norm == FN_LAYER && !params->weight && !params->bias);
+    const fn_row *row = fn_row_of(problem->norm);
+    if (!row || !(row->facts & FN_STEPS))
+        return 0;
+    return row->facts & FN_OF_ELEMENTS ? !params->weight && !params->bias : problem->training;
 }
 
 /* One step on a whole problem: run(job), where there is anything to do, with `sums` in the
@@ -428,7 +412,8 @@ fn_status fn_measure(const fn_problem *problem, const void *x, int skip_nan, con
     const fn_params none = {.weight = NULL};
     fn_plan plan;
     int64_t elements;
-    if (!has_steps(problem, &none) || (weight && problem->norm != FN_LAYER))
+    if (!has_steps(problem, &none) ||
+        (weight && !(fn_row_of(problem->norm)->facts & FN_OF_ELEMENTS)))
         return FN_BAD_PROBLEM;
     const fn_float_mode mode = fn_enter_float_mode();
     fn_status status = fn_plan_make(&plan, problem, &none, 0, &elements);

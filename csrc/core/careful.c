@@ -406,8 +406,7 @@ static void take_coefficients(const fn_job *job, int64_t p, int64_t w, coefficie
                 to[i][j] = fn_get(pl, from[i], p + j);
         c->careful[j] = cf->marks[p + j] & FN_CAREFUL;
         if (c->careful[j])
-            c->in_double[j] =
-                job->dy ? fn_careful_backward(cf, p + j) : fn_careful_forward(cf, p + j);
+            c->in_double[j] = pl->row->careful(cf, p + j, job->dy != NULL);
     }
 }
 

@@ -4,6 +4,7 @@
 
 #include "kernels/list.h"
 #include "kernels/moments.h"
+#include "norms/table.h"
 
 #include <string.h>
 
@@ -21,8 +22,9 @@ typedef struct {
     int64_t pieces;      /* chunks of a segment; 0: a chunk is `size` whole segments */
 } fn_chunks;
 
-typedef struct {
+struct fn_plan {
     fn_problem p;
+    const fn_row *row; /* of p.norm */
     const fn_kernels *k;
     size_t esize;    /* bytes of an element of x */
     size_t asize;    /* bytes of an element of the coefficients */
@@ -48,7 +50,7 @@ typedef struct {
     /* the next unit is fetched while this one is written: two fit the L2, all come from memory; and
      * the lines that it writes, where these fit as well */
     int prefetch, prefetch_out;
-} fn_plan;
+};
 
 /* the planes of domains [d0, d1) are [fn_first_plane(d0), fn_first_plane(d1)), with the padding
  * behind the last domain of a sample */
@@ -69,25 +71,18 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
                        int backward, int64_t *elements);
 
 /* ---- coefficients --------------------------------------------------------------------------*/
-typedef struct {
+struct fn_coefs {
     const fn_plan *plan;
     const fn_params *params;
     double count;                 /* elements of a domain, in all arrays that share it */
-    double *mean, *std;           /* statistics of each domain (switchable: of each plane) */
+    double *mean, *std;           /* statistics of each domain */
     double *r, *d;                /* renorm: corrections of each domain; else NULL */
-    double *lmean, *lstd;         /* switchable: layer statistics of each sample */
-    double *bmean, *bstd;         /* switchable: batch statistics of each channel */
     void *center, *scale, *shift; /* y = (x - center) * scale + shift, for each plane */
     void *a, *b, *e;              /* dx = a*dy + b*(x - center) + e, for each plane */
     double *sum_dy, *sum_dy_xc;   /* sums over each plane of dy and dy*(x - center) */
     unsigned char *marks;         /* of each plane: fn_mark */
-    double *sigma;                /* switchable: mixed, of each plane; */
-    double *dmu, *dvar;           /* gradients of its mean, and of its variance times sigma^2; */
-    double *dlmean,
-        *dlvar; /* of each sample, the mean of dmu, the sum of dvar * (lstd / sigma)^2; */
-    double *dbmean, *dbvar; /* over each channel, likewise with bstd; */
-    double *dlogits;        /* and of each sample, what goes to the six logits */
-} fn_coefs;
+    double *more, *own;           /* of the normalizer alone: fn_row */
+};
 
 /* FN_CAREFUL: its coefficients leave the range of the kernels, and careful.c computes it.  FN_FLAT:
  * x and dy * weight are constant over its domain, so that nothing but eps is left of dx. FN_SCALED:
@@ -112,31 +107,20 @@ static inline fn_range fn_range_of(size_t asize) {
  *     y = (x - mean) / sigma * scale + shift
  *     dx = dy * scale / sigma + (x - mean) / sigma * b + e
  * (where the elements have weights, scale is without them, and dy is dy * weight) */
-typedef struct {
+struct fn_careful {
     double mean, sigma, scale, shift, b, e;
-} fn_careful;
-fn_careful fn_careful_forward(const fn_coefs *cf, int64_t plane);
-/* behind fn_grad_coefficients */
-fn_careful fn_careful_backward(const fn_coefs *cf, int64_t plane);
+};
 
 /* whether x has to be read for its moments (else the running statistics serve, and are constants of
  * the backward pass) */
 static inline int fn_needs_moments(const fn_plan *plan) {
-    const fn_norm norm = plan->p.norm;
-    return plan->p.training ||
-           !(norm == FN_BATCH || norm == FN_BATCH_RENORM || norm == FN_INSTANCE);
+    return plan->p.training || !(plan->row->facts & FN_RUNNING_SERVES);
 }
 /* sigma is the length of a vector: the root of a sum of squares, not of a mean */
-static inline int fn_is_length(const fn_plan *plan) {
-    return plan->p.norm == FN_WEIGHT || plan->p.norm == FN_L2;
-}
-/* whether the mean is not subtracted; whether it is, and depends on x, so that dx is 0 where x and
- * dy are constant */
+static inline int fn_is_length(const fn_plan *plan) { return !!(plan->row->facts & FN_LENGTH); }
+/* whether the mean is not subtracted */
 static inline int fn_uncentered(const fn_plan *plan) {
-    return plan->p.norm == FN_RMS || fn_is_length(plan);
-}
-static inline int fn_is_centered(const fn_plan *plan) {
-    return !fn_uncentered(plan) && fn_needs_moments(plan) && plan->p.norm != FN_SWITCHABLE;
+    return !!(plan->row->facts & FN_UNCENTERED);
 }
 /* domains [d0, d1): `std` holds m2, and becomes the standard deviation.  Returns whether there are
  * such as kernels cannot be trusted with, and that have to be measured again. */
@@ -146,12 +130,6 @@ int fn_out_of_range(const fn_coefs *cf, int64_t d);
 void fn_put_moments(fn_coefs *cf, int64_t d, double mean, double m2, int exponent);
 /* what else the norm makes of the statistics of domains [d0, d1) */
 void fn_statistics(fn_coefs *cf, int64_t d0, int64_t d1);
-/* switchable norm: what follows from the statistics, and from the gradient sums, of all planes; for
- * a sample, or for channels [c0, c1) */
-void fn_layer_statistics(fn_coefs *cf, int64_t n);
-void fn_batch_statistics(fn_coefs *cf, int64_t c0, int64_t c1);
-void fn_layer_grad_sums(fn_coefs *cf, int64_t n);
-void fn_batch_grad_sums(fn_coefs *cf, int64_t c0, int64_t c1);
 /* statistics of domains [d0, d1) to center, scale and shift; for backward, which takes the center
  * alone but in layer and RMS norm, at least to that */
 void fn_coefficients(fn_coefs *cf, int64_t d0, int64_t d1);
@@ -165,8 +143,6 @@ void fn_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1);
  * added to sums of c elements each */
 #define FN_CHANNELS 64
 void fn_param_grads(const fn_coefs *cf, double *dweight, double *dbias, int64_t c0, int64_t c1);
-/* switchable: gradients of the logits */
-void fn_logit_grads(const fn_coefs *cf, const fn_grads *grads);
 /* running statistics of channels [c0, c1), at most FN_CHANNELS of them; the last thing a successful
  * forward does */
 void fn_update_running(const fn_coefs *cf, int64_t c0, int64_t c1);

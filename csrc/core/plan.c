@@ -37,23 +37,18 @@ static int64_t count_elements(const fn_problem *p) {
 /* backward finds the running statistics that were used among what forward saved */
 static int valid(const fn_problem *p, const fn_params *q, int backward) {
     const int running = backward || (q->running_mean && q->running_var);
-    if ((unsigned)p->norm >= FN_NORM_COUNT || (unsigned)p->dtype >= FN_DTYPE_COUNT ||
-        (unsigned)p->layout > FN_BLOCKED || p->n < 0 || p->c < 0 || p->s < 0)
+    const fn_row *row = fn_row_of(p->norm);
+    if (!row || (unsigned)p->dtype >= FN_DTYPE_COUNT || (unsigned)p->layout > FN_BLOCKED ||
+        p->n < 0 || p->c < 0 || p->s < 0)
         return 0;
-    if (p->layout == FN_BLOCKED && ((p->block != 8 && p->block != 16) || p->norm == FN_LAYER ||
-                                    p->norm == FN_RMS || p->norm == FN_WEIGHT || p->norm == FN_L2))
+    if (p->layout == FN_BLOCKED &&
+        ((p->block != 8 && p->block != 16) || (row->facts & FN_NO_BLOCKS)))
         return 0;
     if (!(p->eps >= 0) || !(p->sigma_min >= 0) || (p->ddof != 0 && p->ddof != 1))
         return 0;
-    switch (p->norm) {
-    case FN_GROUP: return p->groups > 0 && p->c % p->groups == 0;
-    case FN_BATCH:
-    case FN_INSTANCE: return p->training || running;
-    case FN_BATCH_RENORM:
-    case FN_INSTANCE_RENORM: return running && p->r_max >= 1 && p->d_max >= 0;
-    case FN_SWITCHABLE: return q->mean_logits && q->var_logits && (p->training || running);
-    default: return 1;
-    }
+    if ((row->facts & FN_RUNNING_SERVES) && !p->training && !running)
+        return 0;
+    return !row->valid || row->valid(p, q, running);
 }
 
 static fn_chunks row_chunks(int64_t nseg, int64_t len) {
@@ -124,8 +119,10 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
         return FN_BAD_PROBLEM;
     plan->esize = p->dtype == FN_F64 ? 8 : p->dtype == FN_F32 ? 4 : 2;
     plan->asize = p->dtype == FN_F64 ? 8 : 4;
-    plan->squares = p->norm == FN_RMS || p->norm == FN_L2;
-    plan->elem = p->norm == FN_LAYER || plan->squares;
+    plan->row = fn_row_of(p->norm);
+    const unsigned facts = plan->row->facts;
+    plan->squares = !!(facts & FN_SQUARES);
+    plan->elem = !!(facts & FN_OF_ELEMENTS);
     const int blocked = p->layout == FN_BLOCKED;
     if (blocked)
         plan->c = fn_ceil_div(p->c, p->block) * p->block;
@@ -139,9 +136,8 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
     plan->ld = plan->cols;
 
     /* constants for each channel, in instance norm too */
-    const int over_n = p->norm == FN_BATCH || p->norm == FN_BATCH_RENORM || p->norm == FN_WEIGHT ||
-                       (p->norm == FN_INSTANCE && !p->training);
-    plan->per_domain = p->norm == FN_GROUP ? fn_max(1, p->c / p->groups) : 1;
+    const int over_n = !!(facts & FN_OVER_SAMPLES) || !fn_needs_moments(plan);
+    plan->per_domain = facts & FN_OVER_CHANNELS ? fn_max(1, p->c / p->groups) : 1;
     plan->nseg = 1;
     if (over_n && plan->n != 1) {
         if (plan->cols == plan->c) { /* samples lie behind one another: one long plane */
@@ -153,7 +149,7 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
         plan->n = 1;
     }
     plan->planes = plan->n * plan->c;
-    plan->sample_domains = p->norm == FN_GROUP ? p->groups : plan->c;
+    plan->sample_domains = facts & FN_OVER_CHANNELS ? p->groups : plan->c;
     plan->domains = plan->n * plan->sample_domains;
     plan->count = plan->per_domain * plan->s * plan->nseg;
 
@@ -174,7 +170,7 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
     const int64_t unit = plan->unit_domains * domain;
     plan->prefetch = plan->nseg > 1 && unit <= l2() / 2 && fn_from_memory(plan->domains * domain);
     plan->prefetch_out = plan->prefetch && plan->block && unit <= l2() / 4;
-    if (p->norm == FN_SWITCHABLE) { /* all planes depend on one another: no units */
+    if (plan->row->channel_statistics) { /* all planes depend on one another: no units */
         plan->units = 1;
         plan->unit_domains = plan->domains;
     } else if (plan->cols > 1) {

@@ -161,8 +161,10 @@ static void task_careful_grads(fn_job *job, int64_t i) {
 static void task_grad_coefficients(fn_job *job, int64_t i) {
     fn_grad_coefficients(&job->cf, i * BLOCK, fn_min((i + 1) * BLOCK, job->plan.domains));
 }
-static void task_layer_statistics(fn_job *job, int64_t n) { fn_layer_statistics(&job->cf, n); }
-static void task_layer_grad_sums(fn_job *job, int64_t n) { fn_layer_grad_sums(&job->cf, n); }
+static void task_sample_statistics(fn_job *job, int64_t n) {
+    job->plan.row->sample_statistics(&job->cf, n);
+}
+static void task_sample_grads(fn_job *job, int64_t n) { job->plan.row->sample_grads(&job->cf, n); }
 
 /* steps that touch planes, not elements: below this many they are not worth waking threads for */
 #define PLANES_FOR_THREADS 8192
@@ -176,11 +178,13 @@ static void by_planes(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t
 
 /* what is done for blocks of channels */
 static int64_t channel_blocks(const fn_plan *pl) { return fn_ceil_div(pl->c, FN_CHANNELS); }
-static void task_batch_statistics(fn_job *job, int64_t i) {
-    fn_batch_statistics(&job->cf, i * FN_CHANNELS, fn_min((i + 1) * FN_CHANNELS, job->plan.c));
+static void task_channel_statistics(fn_job *job, int64_t i) {
+    job->plan.row->channel_statistics(&job->cf, i * FN_CHANNELS,
+                                      fn_min((i + 1) * FN_CHANNELS, job->plan.c));
 }
-static void task_batch_grad_sums(fn_job *job, int64_t i) {
-    fn_batch_grad_sums(&job->cf, i * FN_CHANNELS, fn_min((i + 1) * FN_CHANNELS, job->plan.c));
+static void task_channel_grads(fn_job *job, int64_t i) {
+    job->plan.row->channel_grads(&job->cf, i * FN_CHANNELS,
+                                 fn_min((i + 1) * FN_CHANNELS, job->plan.c));
 }
 static void task_update_running(fn_job *job, int64_t i) {
     fn_update_running(&job->cf, i * FN_CHANNELS, fn_min((i + 1) * FN_CHANNELS, job->plan.c));
@@ -235,7 +239,7 @@ static void task_apply_piece(fn_job *job, int64_t i) {
 /* Units to whole threads, when that keeps every thread busy. */
 static int by_units(const fn_job *job) {
     const int64_t U = job->plan.units, T = job->threads;
-    return job->plan.p.norm != FN_SWITCHABLE && (U >= 4 * T || U % T == 0);
+    return !job->plan.row->channel_statistics && (U >= 4 * T || U % T == 0);
 }
 
 static int64_t domain_blocks(const fn_plan *pl) { return fn_ceil_div(pl->domains, BLOCK); }
@@ -253,10 +257,10 @@ void fn_run_forward(fn_job *job) {
         if (fn_needs_moments(pl))
             fn_parallel(job, moment_tasks(pl), task_moments, 0);
         by_planes(job, domain_blocks(pl), task_statistics);
-        if (pl->p.norm == FN_SWITCHABLE) {
-            by_planes(job, pl->n, task_layer_statistics);
-            by_planes(job, channel_blocks(pl), task_batch_statistics);
-        }
+        if (pl->row->sample_statistics)
+            by_planes(job, pl->n, task_sample_statistics);
+        if (pl->row->channel_statistics)
+            by_planes(job, channel_blocks(pl), task_channel_statistics);
         fn_run_apply(job);
     }
     by_planes(job, channel_blocks(pl), task_update_running);
@@ -273,10 +277,10 @@ void fn_run_measure_grad(fn_job *job) {
 void fn_grad_sums(fn_job *job) {
     const fn_plan *pl = &job->plan;
     fn_run_measure_grad(job);
-    if (pl->p.norm == FN_SWITCHABLE) {
-        by_planes(job, pl->n, task_layer_grad_sums);
-        by_planes(job, channel_blocks(pl), task_batch_grad_sums);
-    }
+    if (pl->row->sample_grads)
+        by_planes(job, pl->n, task_sample_grads);
+    if (pl->row->channel_grads)
+        by_planes(job, channel_blocks(pl), task_channel_grads);
     by_planes(job, domain_blocks(pl), task_grad_coefficients);
 }
 

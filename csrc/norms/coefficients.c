@@ -7,9 +7,7 @@
  *
  * A coefficient may leave the range of the kernels' arithmetic: 1 / sigma of float elements of
  * 1e-40 is no float.  Such planes get the mark FN_CAREFUL, and careful.c computes them. */
-#include "norms/common.h"
-
-static int is_switchable(const fn_coefs *cf) { return cf->plan->p.norm == FN_SWITCHABLE; }
+#include "norms/formulas.h"
 
 void fn_params_of(const fn_coefs *cf, const void *param, double none, int64_t c, int64_t n,
                   double *v) {
@@ -148,7 +146,7 @@ static void zero_padding(const fn_coefs *cf, int64_t d0, int64_t d1, void *const
     }
 }
 
-static void plain_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
+void fn_plain_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
     double mean[BLOCK], rstd[BLOCK], scale[BLOCK], shift[BLOCK];
     piece at;
     for (int64_t d = d0; d < d1; d += at.domains) {
@@ -168,10 +166,7 @@ static void plain_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
 
 void fn_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
     void *const arrays[] = {cf->center, cf->scale, cf->shift};
-    if (is_switchable(cf))
-        fn_switchable_coefficients(cf, d0, d1);
-    else
-        plain_coefficients(cf, d0, d1);
+    cf->plan->row->coefficients(cf, d0, d1);
     zero_padding(cf, d0, d1, arrays);
 }
 
@@ -182,7 +177,7 @@ static int64_t domain_of(const fn_plan *plan, int64_t plane) {
     return plane / plan->c * plan->sample_domains + plane % plan->c / plan->per_domain;
 }
 
-static fn_careful plain_careful(const fn_coefs *cf, int64_t plane) {
+static fn_careful plain_forward(const fn_coefs *cf, int64_t plane) {
     const int64_t d = domain_of(cf->plan, plane), c = cf->plan->elem ? 0 : plane % cf->plan->c;
     double weight, bias;
     fn_params_of(cf, cf->params->weight, 1, c, 1, &weight);
@@ -191,10 +186,6 @@ static fn_careful plain_careful(const fn_coefs *cf, int64_t plane) {
                         .sigma = sigma_of(cf, d),
                         .scale = (cf->r ? cf->r[d] : 1) * weight,
                         .shift = (cf->d ? cf->d[d] : 0) * weight + bias};
-}
-
-fn_careful fn_careful_forward(const fn_coefs *cf, int64_t plane) {
-    return is_switchable(cf) ? fn_switchable_careful(cf, plane, 0) : plain_careful(cf, plane);
 }
 
 /* ---- backward ------------------------------------------------------------------------------
@@ -331,7 +322,7 @@ static void put_grad_piece(fn_coefs *cf, piece at, grad_piece *g) {
     }
 }
 
-static void plain_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
+static void short_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
     grad_piece g;
     piece at;
     for (int64_t d = d0; d < d1; d += at.domains) {
@@ -365,11 +356,19 @@ static void long_grad_coefficients(fn_coefs *cf, int64_t d) {
     }
 }
 
+void fn_plain_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
+    if (cf->plan->per_domain <= BLOCK)
+        short_grad_coefficients(cf, d0, d1);
+    else
+        for (int64_t d = d0; d < d1; d++)
+            long_grad_coefficients(cf, d);
+}
+
 void fn_centers(fn_coefs *cf, int64_t d0, int64_t d1) {
     const fn_plan *plan = cf->plan;
     memset(cf->marks + fn_first_plane(plan, d0), 0,
            (size_t)(fn_first_plane(plan, d1) - fn_first_plane(plan, d0)));
-    if (plan->elem || (plan->c != plan->p.c && !is_switchable(cf))) {
+    if (plan->elem || (plan->c != plan->p.c && !plan->row->sample_statistics)) {
         fn_coefficients(cf, d0, d1);
         return;
     }
@@ -393,21 +392,15 @@ void fn_center_sums(fn_coefs *cf, int back) {
 
 void fn_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
     void *const arrays[] = {cf->a, cf->b, cf->e};
-    if (is_switchable(cf))
-        fn_switchable_grad_coefficients(cf, d0, d1);
-    else if (cf->plan->per_domain <= BLOCK)
-        plain_grad_coefficients(cf, d0, d1);
-    else
-        for (int64_t d = d0; d < d1; d++)
-            long_grad_coefficients(cf, d);
+    cf->plan->row->grad_coefficients(cf, d0, d1);
     zero_padding(cf, d0, d1, arrays);
 }
 
-static fn_careful plain_careful_backward(const fn_coefs *cf, int64_t plane) {
+static fn_careful plain_backward(const fn_coefs *cf, int64_t plane) {
     const fn_plan *plan = cf->plan;
     const int64_t d = domain_of(plan, plane), first = fn_first_plane(plan, d);
     const double r = cf->r ? cf->r[d] : 1, shift = cf->d ? cf->d[d] : 0;
-    fn_careful w = plain_careful(cf, plane);
+    fn_careful w = plain_forward(cf, plane);
     double s1 = 0, s2 = 0;
     for (int64_t p = first; p < first + plan->per_domain; p++) {
         double weight;
@@ -422,7 +415,6 @@ static fn_careful plain_careful_backward(const fn_coefs *cf, int64_t plane) {
     return w;
 }
 
-fn_careful fn_careful_backward(const fn_coefs *cf, int64_t plane) {
-    return is_switchable(cf) ? fn_switchable_careful(cf, plane, 1)
-                             : plain_careful_backward(cf, plane);
+fn_careful fn_plain_careful(const fn_coefs *cf, int64_t plane, int backward) {
+    return backward ? plain_backward(cf, plane) : plain_forward(cf, plane);
 }

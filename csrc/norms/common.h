@@ -79,9 +79,4 @@ static inline double fn_unit_of(double most) {
     return 0x1p-480 < most && most < 0x1p480 ? 1 : fn_size_of(most);
 }
 
-/* switchable norm, where the others go through coefficients.c: all planes are domains */
-void fn_switchable_coefficients(fn_coefs *cf, int64_t p0, int64_t p1);
-void fn_switchable_grad_coefficients(fn_coefs *cf, int64_t p0, int64_t p1);
-fn_careful fn_switchable_careful(const fn_coefs *cf, int64_t plane, int back);
-
 #endif

@@ -1,5 +1,5 @@
-/* What goes back to the parameters of the channels, in double: their gradients, and the running
- * statistics. */
+/* What goes back to the parameters of the channels, in double: gradients of weight and bias, and
+ * the running statistics. */
 #include "core/internal.h"
 
 /* ---- gradients -----------------------------------------------------------------------------*/
@@ -15,17 +15,6 @@ void fn_param_grads(const fn_coefs *cf, double *dweight, double *dbias, int64_t 
         }
 }
 
-void fn_logit_grads(const fn_coefs *cf, const fn_grads *grads) {
-    for (int k = 0; k < 6; k++) {
-        void *to = k < 3 ? grads->mean_logits : grads->var_logits;
-        double sum = 0;
-        for (int64_t n = 0; n < cf->plan->n; n++)
-            sum += cf->dlogits[6 * n + k];
-        if (to)
-            fn_put(cf->plan, to, k % 3, sum);
-    }
-}
-
 /* ---- running statistics --------------------------------------------------------------------*/
 
 /* What the running statistics take of channels [c0, c1): batch moments, by fn_merge for planes of
@@ -34,7 +23,7 @@ static void running_moments(const fn_coefs *cf, int64_t c0, int64_t c1, double *
     const fn_plan *plan = cf->plan;
     const double ddof = plan->p.ddof, count = (double)(plan->s * plan->nseg);
     const double N = (double)plan->n;
-    const int means = plan->p.norm == FN_INSTANCE;
+    const int means = !!(plan->row->facts & FN_RUNNING_MEANS);
     memcpy(mean, cf->mean + c0, (size_t)(c1 - c0) * sizeof *mean);
     for (int64_t c = c0; c < c1; c++)
         var[c - c0] = cf->std[c] * cf->std[c];
@@ -54,9 +43,8 @@ static void running_moments(const fn_coefs *cf, int64_t c0, int64_t c1, double *
 void fn_update_running(const fn_coefs *cf, int64_t c0, int64_t c1) {
     const fn_plan *plan = cf->plan;
     const fn_params *q = cf->params;
-    const fn_norm norm = plan->p.norm;
-    const int has_none = plan->elem || norm == FN_GROUP || norm == FN_WEIGHT;
-    if (has_none || !plan->p.training || !q->running_mean || !q->running_var)
+    if (!(plan->row->facts & FN_RUNNING) || !plan->p.training || !q->running_mean ||
+        !q->running_var)
         return;
     const double keep = 1 - plan->p.momentum, take = plan->p.momentum;
     double mean[FN_CHANNELS], var[FN_CHANNELS];

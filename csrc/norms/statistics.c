@@ -1,6 +1,6 @@
 /* Moments to the statistics of a domain, in double: its mean and std, and what renorm makes of them
  * and of the running ones.  Which of them coefficients.c can trust. */
-#include "norms/common.h"
+#include "norms/formulas.h"
 
 static double clip(double v, double lo, double hi) { return v < lo ? lo : v > hi ? hi : v; }
 
@@ -36,7 +36,7 @@ int fn_deviations(fn_coefs *cf, int64_t d0, int64_t d1) {
     const double part = 1 / fn_divisor(cf), count = (double)cf->plan->count;
     const fn_range range = fn_range_of(cf->plan->asize);
     double outside = 0;
-    for (int64_t d = d0; d < d1 && cf->plan->p.norm == FN_WEIGHT; d++) {
+    for (int64_t d = d0; d < d1 && fn_uncentered(cf->plan) && !cf->plan->squares; d++) {
         cf->std[d] += cf->mean[d] * cf->mean[d] * count; /* both terms positive: exact */
         cf->mean[d] = 0;
     }
@@ -74,11 +74,16 @@ static void renorm_corrections(fn_coefs *cf, int64_t d) {
         return;
     }
     const double sigma = sqrt(fn_get(plan, cf->params->running_var, c) + p->eps);
-    const double blend = p->norm == FN_INSTANCE_RENORM ? p->blend : 1;
+    const double blend = plan->row->facts & FN_OVER_SAMPLES ? 1 : p->blend;
     double r = clip(fn_sigma(cf->std[d], p->eps) / sigma, 1 / p->r_max, p->r_max);
     double shift = (cf->mean[d] - fn_get(plan, cf->params->running_mean, c)) / sigma;
     cf->r[d] = 1 + blend * (r - 1);
     cf->d[d] = blend * clip(shift, -p->d_max, p->d_max);
+}
+
+void fn_renorm_statistics(fn_coefs *cf, int64_t d0, int64_t d1) {
+    for (int64_t d = d0; d < d1; d++)
+        renorm_corrections(cf, d);
 }
 
 void fn_statistics(fn_coefs *cf, int64_t d0, int64_t d1) {
@@ -90,6 +95,6 @@ void fn_statistics(fn_coefs *cf, int64_t d0, int64_t d1) {
         cf->mean[d] = padding ? 0 : fn_get(plan, cf->params->running_mean, c);
         cf->std[d] = copysign(sqrt(fabs(var)), var);
     }
-    for (int64_t d = d0; d < d1 && cf->r; d++)
-        renorm_corrections(cf, d);
+    if (plan->row->statistics)
+        plan->row->statistics(cf, d0, d1);
 }

@@ -5,6 +5,42 @@
 
 enum { SN_IN, SN_LN, SN_BN };
 
+/* What it has beyond the statistics of the planes.  Saved: */
+typedef struct {
+    double *lmean, *lstd; /* layer statistics of each sample */
+    double *bmean, *bstd; /* batch statistics of each channel */
+    /* of a backward call: */
+    double *sigma;      /* mixed, of each plane; */
+    double *dmu, *dvar; /* gradients of its mean, and of its variance times sigma^2; */
+    double *dlmean,
+        *dlvar; /* of each sample, the mean of dmu, the sum of dvar * (lstd / sigma)^2; */
+    double *dbmean, *dbvar; /* over each channel, likewise with bstd; */
+    double *dlogits;        /* and of each sample, what goes to the six logits */
+} own;
+static own own_of(const fn_coefs *cf) {
+    const int64_t n = cf->plan->n, c = cf->plan->c, planes = cf->plan->planes;
+    double *of_samples = cf->own + 3 * planes, *of_channels = of_samples + 8 * n;
+    return (own){.lmean = cf->more,
+                 .lstd = cf->more + n,
+                 .bmean = cf->more + 2 * n,
+                 .bstd = cf->more + 2 * n + c,
+                 .sigma = cf->own,
+                 .dmu = cf->own + planes,
+                 .dvar = cf->own + 2 * planes,
+                 .dlmean = of_samples,
+                 .dlvar = of_samples + n,
+                 .dlogits = of_samples + 2 * n,
+                 .dbmean = of_channels,
+                 .dbvar = of_channels + c};
+}
+int64_t fn_switchable_saved(const fn_plan *plan) { return 2 * (plan->n + plan->c); }
+int64_t fn_switchable_own(const fn_plan *plan, int backward) {
+    return backward ? 3 * plan->planes + 8 * plan->n + 2 * plan->c : 0;
+}
+int fn_switchable_valid(const fn_problem *p, const fn_params *q, int running) {
+    return q->mean_logits && q->var_logits && (p->training || running);
+}
+
 /* e^x of x <= 0, to an ulp; 0 below e^-708.  The C library's exp differs in its last bit between
  * C libraries, and between processors with and without multiply-add; these operations are exactly
  * specified.  x = k ln 2 + r, ln 2 in two parts, and the series of e^r up to r^13. */
@@ -48,7 +84,8 @@ void fn_softmax3(const double logits[3], double w[3]) {
 
 /* The union of planes of equal size has the mean of the means, and the mean of
  * std^2 + (mean - that)^2 for a variance: layer statistics of sample n. */
-void fn_layer_statistics(fn_coefs *cf, int64_t n) {
+void fn_switchable_sample(fn_coefs *cf, int64_t n) {
+    const own o = own_of(cf);
     const int64_t C = cf->plan->p.c;
     const double *mean = cf->mean + n * cf->plan->c, *std = cf->std + n * cf->plan->c;
     double sum = 0, most = 0, squares = 0;
@@ -65,13 +102,14 @@ void fn_layer_statistics(fn_coefs *cf, int64_t n) {
         const double delta = (mean[c] - m) * part, s = std[c] * part;
         squares += s * s + delta * delta;
     }
-    cf->lmean[n] = m;
-    cf->lstd[n] = unit * sqrt(squares / (double)C);
+    o.lmean[n] = m;
+    o.lstd[n] = unit * sqrt(squares / (double)C);
 }
 
 /* likewise the batch statistics of channels [c0, c1), at most FN_CHANNELS; samples in order, memory
  * in order */
-void fn_batch_statistics(fn_coefs *cf, int64_t c0, int64_t c1) {
+void fn_switchable_channels(fn_coefs *cf, int64_t c0, int64_t c1) {
+    const own o = own_of(cf);
     const fn_plan *plan = cf->plan;
     const int64_t C = plan->c;
     const double N = (double)plan->n;
@@ -79,19 +117,19 @@ void fn_batch_statistics(fn_coefs *cf, int64_t c0, int64_t c1) {
     for (int64_t c = c0; c < c1; c++) {
         const int constant = !plan->p.training && !fn_is_padding(cf, c);
         const double var = constant ? fn_get(plan, cf->params->running_var, c) : 0;
-        cf->bmean[c] = constant ? fn_get(plan, cf->params->running_mean, c) : 0;
-        cf->bstd[c] = copysign(sqrt(fabs(var)), var);
+        o.bmean[c] = constant ? fn_get(plan, cf->params->running_mean, c) : 0;
+        o.bstd[c] = copysign(sqrt(fabs(var)), var);
     }
     if (!plan->p.training)
         return;
     for (int64_t p = 0; p < plan->planes; p += C)
         for (int64_t c = c0; c < c1; c++)
-            cf->bmean[c] += cf->mean[p + c] - cf->mean[c];
+            o.bmean[c] += cf->mean[p + c] - cf->mean[c];
     for (int64_t c = c0; c < c1; c++)
-        cf->bmean[c] = cf->mean[c] + cf->bmean[c] / N;
+        o.bmean[c] = cf->mean[c] + o.bmean[c] / N;
     for (int64_t p = 0; p < plan->planes; p += C)
         for (int64_t c = c0; c < c1; c++) {
-            const double far = fabs(cf->mean[p + c] - cf->bmean[c]), std = cf->std[p + c];
+            const double far = fabs(cf->mean[p + c] - o.bmean[c]), std = cf->std[p + c];
             const double larger = far > std ? far : std;
             most[c - c0] = larger > most[c - c0] ? larger : most[c - c0];
         }
@@ -100,17 +138,18 @@ void fn_batch_statistics(fn_coefs *cf, int64_t c0, int64_t c1) {
     for (int64_t p = 0; p < plan->planes; p += C)
         for (int64_t c = c0; c < c1; c++) {
             const double part = 1 / unit[c - c0];
-            const double delta = (cf->mean[p + c] - cf->bmean[c]) * part;
+            const double delta = (cf->mean[p + c] - o.bmean[c]) * part;
             const double std = cf->std[p + c] * part;
-            cf->bstd[c] += (std * std + delta * delta) / N;
+            o.bstd[c] += (std * std + delta * delta) / N;
         }
     for (int64_t c = c0; c < c1; c++)
-        cf->bstd[c] = unit[c - c0] * sqrt(cf->bstd[c]);
+        o.bstd[c] = unit[c - c0] * sqrt(o.bstd[c]);
 }
 
 /* ---- mixing --------------------------------------------------------------------------------*/
 
 typedef struct {
+    own o;
     double w[3], wv[3]; /* softmaxes of the logits */
     double part[3];     /* one over the elements of a domain; 0: its statistics are constants */
     double means[3], stds[3]; /* of a plane */
@@ -121,7 +160,7 @@ typedef struct {
 static mixture mix_weights(const fn_coefs *cf) {
     const fn_plan *plan = cf->plan;
     const double s = (double)plan->s, batch = plan->p.training ? (double)plan->n : INFINITY;
-    mixture mix = {.part = {1 / s, 1 / (s * (double)plan->p.c), 1 / (s * batch)}};
+    mixture mix = {.o = own_of(cf), .part = {1 / s, 1 / (s * (double)plan->p.c), 1 / (s * batch)}};
     double logits[3];
     fn_get_all(plan, cf->params->mean_logits, 0, logits, 3);
     fn_softmax3(logits, mix.w);
@@ -134,11 +173,11 @@ static mixture mix_weights(const fn_coefs *cf) {
 static void mix_plane(const fn_coefs *cf, mixture *mix, int64_t n, int64_t c) {
     const int64_t plane = n * cf->plan->c + c;
     mix->means[SN_IN] = cf->mean[plane];
-    mix->means[SN_LN] = cf->lmean[n];
-    mix->means[SN_BN] = cf->bmean[c];
+    mix->means[SN_LN] = mix->o.lmean[n];
+    mix->means[SN_BN] = mix->o.bmean[c];
     mix->stds[SN_IN] = cf->std[plane];
-    mix->stds[SN_LN] = cf->lstd[n];
-    mix->stds[SN_BN] = cf->bstd[c];
+    mix->stds[SN_LN] = mix->o.lstd[n];
+    mix->stds[SN_BN] = mix->o.bstd[c];
     /* around one of the means: equal means give exactly that mean */
     double most = 0;
     mix->mean = mix->means[SN_IN];
@@ -193,12 +232,13 @@ static double squared_ratio(double std, double sigma) {
 
 /* dmu and dvar of the planes of sample n, the mean of one and the sum of the other, and what they
  * give to the logits */
-void fn_layer_grad_sums(fn_coefs *cf, int64_t n) {
+void fn_switchable_sample_grads(fn_coefs *cf, int64_t n) {
+    const own o = own_of(cf);
     const int64_t C = cf->plan->p.c;
     mixture mix = mix_weights(cf);
-    double *logits = cf->dlogits + 6 * n;
+    double *logits = o.dlogits + 6 * n;
     double first = 0, rest = 0;
-    cf->dlvar[n] = 0;
+    o.dlvar[n] = 0;
     for (int k = 0; k < 6; k++)
         logits[k] = 0;
     for (int64_t c = 0; c < C; c++) {
@@ -212,33 +252,34 @@ void fn_layer_grad_sums(fn_coefs *cf, int64_t n) {
         const double dmu = -weight / mix.sigma * cf->sum_dy[plane];
         const double dvar = -0.5 * weight * sum_dy_xhat;
         cf->sum_dy_xc[plane] = sum_dy_xhat;
-        cf->sigma[plane] = mix.sigma;
-        cf->dmu[plane] = dmu;
-        cf->dvar[plane] = dvar;
+        o.sigma[plane] = mix.sigma;
+        o.dmu[plane] = dmu;
+        o.dvar[plane] = dvar;
         first = c == 0 ? dmu : first;
         rest += dmu - first;
         const double rstd = mix.unit / mix.sigma, mixed = mix.var * rstd * rstd;
-        cf->dlvar[n] += dvar * squared_ratio(mix.stds[SN_LN], mix.sigma);
+        o.dlvar[n] += dvar * squared_ratio(mix.stds[SN_LN], mix.sigma);
         for (int k = 0; k < 3; k++) { /* through the softmax */
             logits[k] += mix.w[k] * dmu * (mix.means[k] - mix.mean);
             logits[3 + k] += mix.wv[k] * dvar * (squared_ratio(mix.stds[k], mix.sigma) - mixed);
         }
     }
-    cf->dlmean[n] = first + rest / (double)C;
+    o.dlmean[n] = first + rest / (double)C;
 }
 
 /* the mean of dmu and the sum of dvar of channels [c0, c1) */
-void fn_batch_grad_sums(fn_coefs *cf, int64_t c0, int64_t c1) {
+void fn_switchable_channel_grads(fn_coefs *cf, int64_t c0, int64_t c1) {
+    const own o = own_of(cf);
     c1 = fn_min(c1, cf->plan->p.c);
     for (int64_t c = c0; c < c1; c++)
-        cf->dbmean[c] = cf->dbvar[c] = 0;
+        o.dbmean[c] = o.dbvar[c] = 0;
     for (int64_t p = 0; p < cf->plan->planes; p += cf->plan->c)
         for (int64_t c = c0; c < c1; c++) {
-            cf->dbmean[c] += cf->dmu[p + c] - cf->dmu[c];
-            cf->dbvar[c] += cf->dvar[p + c] * squared_ratio(cf->bstd[c], cf->sigma[p + c]);
+            o.dbmean[c] += o.dmu[p + c] - o.dmu[c];
+            o.dbvar[c] += o.dvar[p + c] * squared_ratio(o.bstd[c], o.sigma[p + c]);
         }
     for (int64_t c = c0; c < c1; c++)
-        cf->dbmean[c] = cf->dmu[c] + cf->dbmean[c] / (double)cf->plan->n;
+        o.dbmean[c] = o.dmu[c] + o.dbmean[c] / (double)cf->plan->n;
 }
 
 /* What a component adds to dx, b * xhat + e around `center`, and to x all components together. */
@@ -246,9 +287,9 @@ static fn_careful careful_of(const fn_coefs *cf, const mixture *mix, int64_t n, 
                              double center) {
     const fn_plan *plan = cf->plan;
     const int64_t plane = n * plan->c + c;
-    const double dmu[3] = {cf->dmu[plane], cf->dlmean[n], cf->dbmean[c]};
-    const double dvar[3] = {cf->dvar[plane] * squared_ratio(cf->std[plane], mix->sigma),
-                            cf->dlvar[n], cf->dbvar[c]};
+    const double dmu[3] = {mix->o.dmu[plane], mix->o.dlmean[n], mix->o.dbmean[c]};
+    const double dvar[3] = {mix->o.dvar[plane] * squared_ratio(cf->std[plane], mix->sigma),
+                            mix->o.dlvar[n], mix->o.dbvar[c]};
     fn_careful w = {.mean = center, .sigma = mix->sigma, .scale = weight_of(cf, c)};
     /* Where dy is constant over the plane, dy * scale / sigma is -dmu / s, and goes into e with the
      * rest: equal ones leave exactly 0. */
@@ -296,13 +337,25 @@ void fn_switchable_grad_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
     }
 }
 
-fn_careful fn_switchable_careful(const fn_coefs *cf, int64_t plane, int back) {
+fn_careful fn_switchable_careful(const fn_coefs *cf, int64_t plane, int backward) {
     const int64_t n = plane / cf->plan->c, c = plane % cf->plan->c;
     mixture mix = mix_weights(cf);
     mix_plane(cf, &mix, n, c);
-    if (back)
+    if (backward)
         return careful_of(cf, &mix, n, c, cf->mean[plane]);
     const double bias = cf->params->bias ? fn_get(cf->plan, cf->params->bias, c) : 0;
     return (fn_careful){
         .mean = mix.mean, .sigma = mix.sigma, .scale = weight_of(cf, c), .shift = bias};
+}
+
+void fn_switchable_logits(const fn_coefs *cf, const fn_grads *grads) {
+    const own o = own_of(cf);
+    for (int k = 0; k < 6; k++) {
+        void *to = k < 3 ? grads->mean_logits : grads->var_logits;
+        double sum = 0;
+        for (int64_t n = 0; n < cf->plan->n; n++)
+            sum += o.dlogits[6 * n + k];
+        if (to)
+            fn_put(cf->plan, to, k % 3, sum);
+    }
 }
