@@ -165,6 +165,9 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
     }
     const int arrays = backward ? 2 : 1;
     plan->unit_domains = fn_max(1, unit_domains(plan, arrays));
+    if (plan->row->sample_statistics) /* the planes of a sample depend on one another */
+        plan->unit_domains =
+            fn_max(1, plan->unit_domains / plan->sample_domains) * plan->sample_domains;
     /* the next unit, where it is contiguous, is what processors fetch by themselves, and better */
     const int64_t domain = plan->count * (int64_t)plan->esize * arrays;
     const int64_t unit = plan->unit_domains * domain;

@@ -72,6 +72,13 @@ static void statistics(fn_job *job, int64_t d, int64_t d1) {
     fn_statistics(&job->cf, d, d1);
 }
 
+/* what spans the domains of each sample among [d, d1) */
+static void by_samples(fn_job *job, int64_t d, int64_t d1, void (*of)(fn_coefs *, int64_t)) {
+    const int64_t each = job->plan.sample_domains;
+    for (int64_t n = d / each; of && n * each < d1; n++)
+        of(&job->cf, n);
+}
+
 /* moments, coefficients and apply of domains [d, d1), of one sample in column and block form */
 static void forward_domains(fn_job *job, int64_t d, int64_t d1, fn_hints hints) {
     const fn_plan *pl = &job->plan;
@@ -79,6 +86,7 @@ static void forward_domains(fn_job *job, int64_t d, int64_t d1, fn_hints hints) 
     all_chunks(job, pl->mchunks.count, pl->cols > 1 ? p : d, pl->cols > 1 ? p1 : d1,
                fn_moments_chunk);
     statistics(job, d, d1);
+    by_samples(job, d, d1, pl->row->sample_statistics);
     fn_coefficients(&job->cf, d, d1);
     apply_unit(job, p, p1, hints);
 }
@@ -92,7 +100,7 @@ static int64_t domains_at_once(const fn_job *job, int64_t unit_domains) {
     const fn_plan *pl = &job->plan;
     const int64_t bytes = pl->count * (int64_t)pl->esize;
     const int small = pl->cols == 1 && pl->nseg == 1 && 0 < bytes && bytes <= BATCH_BYTES / 2;
-    if (!job->stream || job->threads > 1 || !small)
+    if (!job->stream || job->threads > 1 || !small || pl->row->sample_statistics)
         return unit_domains;
     const int64_t some = BATCH_BYTES / bytes, whole = fn_whole_lines(bytes);
     return some < whole ? some : some / whole * whole;
@@ -114,6 +122,7 @@ void fn_grad_sums_of(fn_job *job, int64_t d, int64_t d1) {
     all_chunks(job, pl->gchunks.count, p, p1, fn_grad_chunk);
     fn_merge_grad_planes(job, p, p1);
     fn_careful_grads(job, d, d1);
+    by_samples(job, d, d1, pl->row->sample_grads);
     fn_grad_coefficients(&job->cf, d, d1);
 }
 

@@ -25,4 +25,12 @@ void fn_switchable_grad_coefficients(fn_coefs *cf, int64_t p0, int64_t p1);
 fn_careful fn_switchable_careful(const fn_coefs *cf, int64_t plane, int backward);
 void fn_switchable_logits(const fn_coefs *cf, const fn_grads *grads);
 
+/* global_response.c */
+int64_t fn_global_own(const fn_plan *plan, int backward);
+void fn_global_sample(fn_coefs *cf, int64_t n);
+void fn_global_sample_grads(fn_coefs *cf, int64_t n);
+void fn_global_coefficients(fn_coefs *cf, int64_t p0, int64_t p1);
+void fn_global_grad_coefficients(fn_coefs *cf, int64_t p0, int64_t p1);
+fn_careful fn_global_careful(const fn_coefs *cf, int64_t plane, int backward);
+
 #endif
