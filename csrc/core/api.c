@@ -102,6 +102,10 @@ static void take_all(fn_job *job, room *from, double *saved, int64_t D, int ones
     for (int i = 0; i < (grad ? 6 : 3); i++)
         *coefs[i] = take(from, P, pl->asize);
     cf->marks = take(from, P, 1);
+    if ((pl->row->facts & FN_FLOOR) && cf->params->tau) {
+        cf->floor = take(from, P, pl->asize);
+        cf->sum_all = grad ? take_doubles(from, P) : NULL;
+    }
     take_copies(job, from);
     if (ones)
         take_ones(job, from);
@@ -173,8 +177,8 @@ typedef struct {
 static fn_params params_from(const call *of, int64_t c) {
     fn_params q = *of->params;
     const void **fields[] = {&q.weight, &q.bias, (const void **)&q.running_mean,
-                             (const void **)&q.running_var};
-    for (int i = of->whole.elem ? 2 : 0; i < 4; i++)
+                             (const void **)&q.running_var, &q.tau};
+    for (int i = of->whole.elem ? 2 : 0; i < 5; i++)
         if (*fields[i])
             *fields[i] = (const char *)*fields[i] + c * (int64_t)of->whole.asize;
     return q;
@@ -226,10 +230,10 @@ static int64_t param_count(const call *of) {
     return of->whole.elem ? of->problem->s : fn_min(of->columns, of->problem->c);
 }
 
-/* the sums, dweight and behind it dbias, to `count` parameters from c on */
+/* the sums, dweight and behind it dbias and dtau, to `count` parameters from c on */
 static void put_param_grads(const call *of, const double *sums, int64_t c, int64_t count) {
-    void *const to[] = {of->grads->weight, of->grads->bias};
-    for (int i = 0; i < 2; i++)
+    void *const to[] = {of->grads->weight, of->grads->bias, of->grads->tau};
+    for (int i = 0; i < (of->params->tau ? 3 : 2); i++)
         if (to[i])
             fn_put_all(&of->whole, (char *)to[i] + c * (int64_t)of->whole.asize, 0,
                        sums + i * param_count(of), count);
@@ -245,7 +249,7 @@ static fn_status for_slices(const call *of, void (*run)(fn_job *)) {
     slice at = {0, fn_min(of->samples, N), 0, fn_min(of->columns, C)};
     make_job(of, &job, at);
     const int64_t parts = elem ? fn_elem_parts(&job.plan) : 0;
-    const int64_t bytes = elem ? fn_elem_bytes(&job.plan) : 2 * count * (int64_t)sizeof(double);
+    const int64_t bytes = elem ? fn_elem_bytes(&job.plan) : 3 * count * (int64_t)sizeof(double);
     take(&from, bytes, 1);
     place_job(of, &job, at, &from); /* only counts */
     char *w = fn_allocate(from.used);
@@ -266,6 +270,7 @@ static fn_status for_slices(const call *of, void (*run)(fn_job *)) {
             job.elem_parts = parts;
             job.dweight = sums;
             job.dbias = sums + count;
+            job.dtau = sums + 2 * count;
             run(&job);
         }
         if (of->grads && !of->whole.elem)
@@ -304,10 +309,11 @@ fn_status fn_forward(const fn_problem *problem, const fn_params *params, const v
 static void zero_grads(const fn_problem *p, const fn_grads *grads) {
     const size_t size = p->dtype == FN_F64 ? sizeof(double) : sizeof(float);
     const int elem = !!(fn_row_of(p->norm)->facts & FN_OF_ELEMENTS);
-    void *const arrays[] = {grads->weight, grads->bias, grads->mean_logits, grads->var_logits};
-    for (int i = 0; i < 4; i++)
+    void *const arrays[] = {grads->weight, grads->bias, grads->tau, grads->mean_logits,
+                            grads->var_logits};
+    for (int i = 0; i < 5; i++)
         if (arrays[i])
-            memset(arrays[i], 0, (size_t)(i > 1 ? 3 : elem ? p->s : p->c) * size);
+            memset(arrays[i], 0, (size_t)(i > 2 ? 3 : elem ? p->s : p->c) * size);
 }
 
 fn_status fn_backward(const fn_problem *problem, const fn_params *params, const double *saved,
@@ -319,13 +325,18 @@ fn_status fn_backward(const fn_problem *problem, const fn_params *params, const 
     of.grads = grads;
     if (status == FN_OK && !of.elements)
         zero_grads(problem, grads);
-    if (status == FN_OK && of.elements && !grads->x) { /* it is made all the same */
-        dx = fn_allocate(of.whole.planes * of.whole.s * of.whole.nseg * (int64_t)of.whole.esize);
+    /* It is made all the same.  With a floor dy is written there before x is read again. */
+    const int64_t bytes = of.whole.planes * of.whole.s * of.whole.nseg * (int64_t)of.whole.esize;
+    const int apart = !grads->x || (params->tau && grads->x == x);
+    if (status == FN_OK && of.elements && apart) {
+        dx = fn_allocate(bytes);
         of.out = dx;
         status = dx ? FN_OK : FN_NO_MEMORY;
     }
     if (status == FN_OK && of.elements)
         status = for_slices(&of, fn_run_backward);
+    if (status == FN_OK && dx && grads->x)
+        memcpy(grads->x, dx, (size_t)bytes);
     free(dx);
     fn_leave_float_mode(mode);
     return status;

@@ -347,7 +347,8 @@ void fn_flat_everywhere(fn_job *job) {
 typedef struct {
     int careful[COLUMNS];
     fn_careful in_double[COLUMNS];
-    double center[COLUMNS], scale[COLUMNS], shift[COLUMNS], a[COLUMNS], b[COLUMNS], e[COLUMNS];
+    double floor[COLUMNS], center[COLUMNS], scale[COLUMNS], shift[COLUMNS], a[COLUMNS], b[COLUMNS],
+        e[COLUMNS];
     double *dweight, *dbias;
 } coefficients;
 
@@ -355,9 +356,9 @@ typedef struct {
 #define ORDINARY(A)                                                                                \
     const A xc = (A)x[k] - (A)c->center[j];                                                        \
     const A xhat = xc * (A)c->scale[j] + (A)c->shift[j];                                           \
-    if (at->job->dy && params)                                                                     \
+    if (backward && params)                                                                        \
         out[k] = ((A)dy[k] * (A)weight) * (A)c->scale[j] + (xc * (A)c->b[j] + (A)c->e[j]);         \
-    else if (at->job->dy)                                                                          \
+    else if (backward)                                                                             \
         out[k] = (A)dy[k] * (A)c->a[j] + (xc * (A)c->b[j] + (A)c->e[j]);                           \
     else if (!params)                                                                              \
         out[k] = xhat;                                                                             \
@@ -371,6 +372,7 @@ static void visit_apply(const walk *at, int64_t row, int64_t n, const double *x,
                         double *out) {
     const fn_plan *pl = &at->job->plan;
     const coefficients *c = at->state;
+    const int backward = at->job->dy && !at->job->masking;
     const int params = pl->elem && (at->job->weight || at->job->bias || c->dweight);
     for (int64_t k = 0; k < n; k++) {
         const int64_t j = k % at->w, r = row + k / at->w;
@@ -381,13 +383,17 @@ static void visit_apply(const walk *at, int64_t row, int64_t n, const double *x,
             const fn_careful *w = &c->in_double[j];
             const double xhat = (x[k] - w->mean) / w->sigma;
             normalized = xhat;
-            out[k] = at->job->dy ? dy[k] * weight * w->scale / w->sigma + (xhat * w->b + w->e)
-                                 : (xhat * w->scale + w->shift) * weight + bias;
+            out[k] = backward ? dy[k] * weight * w->scale / w->sigma + (xhat * w->b + w->e)
+                              : (xhat * w->scale + w->shift) * weight + bias;
         } else if (pl->asize == 4) {
             ORDINARY(float);
         } else {
             ORDINARY(double);
         }
+        if (at->job->masking)
+            out[k] = out[k] > c->floor[j] ? dy[k] : 0;
+        else if (!backward && at->job->cf.floor)
+            out[k] = c->floor[j] > out[k] ? c->floor[j] : out[k];
         if (c->dweight) {
             c->dweight[r] += dy[k] * normalized;
             c->dbias[r] += dy[k];
@@ -400,13 +406,16 @@ static void take_coefficients(const fn_job *job, int64_t p, int64_t w, coefficie
     const fn_coefs *cf = &job->cf;
     const void *from[] = {cf->center, cf->scale, cf->shift, cf->a, cf->b, cf->e};
     double *to[] = {c->center, c->scale, c->shift, c->a, c->b, c->e};
+    const int backward = job->dy && !job->masking;
     for (int64_t j = 0; j < w; j++) {
-        for (int i = 0; i < (job->dy ? 6 : 3); i++)
-            if (i == 0 || i > 2 || !job->dy || pl->elem) /* else there is no scale and shift */
+        if (cf->floor)
+            c->floor[j] = fn_get(pl, cf->floor, p + j);
+        for (int i = 0; i < (backward ? 6 : 3); i++)
+            if (i == 0 || i > 2 || !backward || pl->elem) /* else there is no scale and shift */
                 to[i][j] = fn_get(pl, from[i], p + j);
         c->careful[j] = cf->marks[p + j] & FN_CAREFUL;
         if (c->careful[j])
-            c->in_double[j] = pl->row->careful(cf, p + j, job->dy != NULL);
+            c->in_double[j] = pl->row->careful(cf, p + j, backward);
     }
 }
 

@@ -81,6 +81,8 @@ struct fn_coefs {
     void *a, *b, *e;              /* dx = a*dy + b*(x - center) + e, for each plane */
     double *sum_dy, *sum_dy_xc;   /* sums over each plane of dy and dy*(x - center) */
     unsigned char *marks;         /* of each plane: fn_mark */
+    void *floor;                  /* what y is at least, for each plane; NULL: nothing */
+    double *sum_all;              /* then: sums over each plane of dy, where dy is that above it */
     double *more, *own;           /* of the normalizer alone: fn_row */
 };
 
@@ -142,7 +144,8 @@ void fn_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1);
 /* dweight and dbias of channel normalizers, for channels [c0, c1), at most FN_CHANNELS of them, are
  * added to sums of c elements each */
 #define FN_CHANNELS 64
-void fn_param_grads(const fn_coefs *cf, double *dweight, double *dbias, int64_t c0, int64_t c1);
+void fn_param_grads(const fn_coefs *cf, double *dweight, double *dbias, double *dtau, int64_t c0,
+                    int64_t c1);
 /* running statistics of channels [c0, c1), at most FN_CHANNELS of them; the last thing a successful
  * forward does */
 void fn_update_running(const fn_coefs *cf, int64_t c0, int64_t c1);

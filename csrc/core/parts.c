@@ -165,13 +165,18 @@ void fn_merge_grad_planes(fn_job *job, int64_t p, int64_t p1) {
 static void apply(fn_job *job, int64_t i, int64_t p, const fn_view *view, fn_hints hints) {
     const fn_coefs *cf = &job->cf;
     const char *center = fn_at(job, cf->center, p);
-    if (job->dy)
+    const void *floor = cf->floor ? fn_at(job, cf->floor, p) : NULL;
+    if (job->masking)
+        job->plan.k->above(x_at(job, i), dy_at(job, i), out_at(job, i), view, center,
+                           fn_at(job, cf->scale, p), fn_at(job, cf->shift, p), floor, hints,
+                           job->scratch);
+    else if (job->dy)
         job->plan.k->grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), view, center,
                                 fn_at(job, cf->a, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
                                 hints, job->scratch);
     else
         job->plan.k->apply(x_at(job, i), out_at(job, i), view, center, fn_at(job, cf->scale, p),
-                           fn_at(job, cf->shift, p), hints, job->scratch);
+                           fn_at(job, cf->shift, p), floor, hints, job->scratch);
 }
 
 void fn_row_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, int64_t off,

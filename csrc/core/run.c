@@ -5,6 +5,8 @@
  * among the threads.  The sums are the same, in the same order, either way. */
 #include "core/run.h"
 
+#include <string.h>
+
 static int64_t groups_of(const fn_plan *pl) { return pl->planes / pl->cols; }
 
 /* all chunks of the reductions [i, i1) */
@@ -126,12 +128,29 @@ void fn_grad_sums_of(fn_job *job, int64_t d, int64_t d1) {
     fn_grad_coefficients(&job->cf, d, d1);
 }
 
+/* the sums of planes [p, p1) that were taken of all dy are kept */
+static void keep_sums(fn_job *job, int64_t p, int64_t p1) {
+    memcpy(job->cf.sum_all + p, job->cf.sum_dy + p, (size_t)(p1 - p) * sizeof(double));
+}
+
 static void task_backward_unit(fn_job *job, int64_t u) {
     const fn_plan *pl = &job->plan;
+    const char *dy = job->dy;
     int64_t d0, d1;
     unit_domains(pl, u, &d0, &d1);
+    const int64_t p = fn_first_plane(pl, d0), p1 = fn_first_plane(pl, d1);
+    if (job->cf.floor) {
+        all_chunks(job, pl->gchunks.count, p, p1, fn_grad_chunk);
+        fn_merge_grad_planes(job, p, p1);
+        keep_sums(job, p, p1);
+        job->masking = 1;
+        apply_unit(job, p, p1, (fn_hints){0, 0, 0});
+        job->masking = 0;
+        job->dy = job->out;
+    }
     fn_grad_sums_of(job, d0, d1);
-    apply_unit(job, fn_first_plane(pl, d0), fn_first_plane(pl, d1), unit_hints(job, u));
+    apply_unit(job, p, p1, unit_hints(job, u));
+    job->dy = dy;
 }
 
 /* ---- steps of the walk over the whole array ------------------------------------------------*/
@@ -199,7 +218,7 @@ static void task_update_running(fn_job *job, int64_t i) {
     fn_update_running(&job->cf, i * FN_CHANNELS, fn_min((i + 1) * FN_CHANNELS, job->plan.c));
 }
 static void task_param_grads(fn_job *job, int64_t i) {
-    fn_param_grads(&job->cf, job->dweight, job->dbias, i * FN_CHANNELS,
+    fn_param_grads(&job->cf, job->dweight, job->dbias, job->dtau, i * FN_CHANNELS,
                    fn_min((i + 1) * FN_CHANNELS, job->plan.p.c));
 }
 static int64_t grad_tasks(const fn_plan *pl) {
@@ -298,6 +317,17 @@ void fn_run_apply_grad(fn_job *job) {
     fn_parallel(job, piece_count(job), task_apply_piece, 1);
 }
 
+/* dx becomes dy above the floor, and then is dy */
+static void mask_all(fn_job *job) {
+    fn_parallel(job, grad_tasks(&job->plan), task_grad_moments, 0);
+    by_planes(job, fn_ceil_div(job->plan.planes, BLOCK), task_grad_merge);
+    keep_sums(job, 0, job->plan.planes);
+    job->masking = 1;
+    fn_parallel(job, piece_count(job), task_apply_piece, 1);
+    job->masking = 0;
+    job->dy = job->out;
+}
+
 void fn_run_backward(fn_job *job) {
     const fn_plan *pl = &job->plan;
     by_planes(job, domain_blocks(pl), task_centers);
@@ -308,6 +338,8 @@ void fn_run_backward(fn_job *job) {
     if (by_units(job)) {
         fn_parallel(job, pl->units, task_backward_unit, 0);
     } else {
+        if (job->cf.floor)
+            mask_all(job);
         fn_grad_sums(job);
         fn_parallel(job, piece_count(job), task_apply_piece, 1);
     }

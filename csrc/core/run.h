@@ -12,9 +12,10 @@ typedef struct {
     const char *x, *dy; /* dy NULL: forward */
     char *out;          /* y or dx */
     void *weight, *bias;
-    double *mean, *m2;       /* moments, or gradient sums, of each chunk */
-    void *extra;             /* what tasks of measure.c and columns.c need besides */
-    double *dweight, *dbias; /* sums over the samples so far */
+    double *mean, *m2;              /* moments, or gradient sums, of each chunk */
+    void *extra;                    /* what tasks of measure.c and columns.c need besides */
+    double *dweight, *dbias, *dtau; /* sums over the samples so far */
+    int masking;        /* what is written is dy above the floor; from then on that is dy */
     int64_t elem_parts; /* where parameters belong to the elements: their sums of so many parts */
     int want_dbias;     /* of the elements; dweight, where there is a weight */
     int threads;

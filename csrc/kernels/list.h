@@ -83,7 +83,8 @@ typedef struct {
  *                      of at most FN_STRIP columns
  *     gradients        sum_dy = sum g,  sum_dy_xc = sum g * (x - center),  g = dy * weight; weight
  *                      (NULL: 1): one for each element of a run, of columns one for each row
- *     apply            y = (x - center) * scale + shift
+ *     apply            y = (x - center) * scale + shift, with a floor max(that, floor)
+ *     above            out = dy where (x - center) * scale + shift > floor, else 0
  *     grad_apply       dx = a * dy + (b * (x - center) + e)
  *     apply_elem, grad_apply_elem      see elem.inc
  *     widen, add_sums, narrow          see double.inc
@@ -95,7 +96,10 @@ typedef struct {
     X(gradients, (const void *x, const void *dy, const fn_view *view, const void *center,          \
                   const void *weight, void *scratch, double *sum_dy, double *sum_dy_xc))           \
     X(apply, (const void *x, void *y, const fn_view *view, const void *center, const void *scale,  \
-              const void *shift, fn_hints hints, void *scratch))                                   \
+              const void *shift, const void *floor, fn_hints hints, void *scratch))                \
+    X(above,                                                                                       \
+      (const void *x, const void *dy, void *out, const fn_view *view, const void *center,          \
+       const void *scale, const void *shift, const void *floor, fn_hints hints, void *scratch))    \
     X(grad_apply,                                                                                  \
       (const void *x, const void *dy, void *dx, const fn_view *view, const void *center,           \
        const void *a, const void *b, const void *e, fn_hints hints, void *scratch))                \

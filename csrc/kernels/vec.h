@@ -18,6 +18,9 @@
 #include <immintrin.h>
 #endif
 
+/* what is long and not in a loop that counts: compiled once, and called */
+#define FN_CALLED static __attribute__((noinline, unused))
+
 /* a virtual vector has the bytes of a cache line, FN_LINE */
 /* vectors of a wide tile, with three registers each: 8 where there are 32 registers */
 #if FN_VEC_BYTES == 64 || defined(__aarch64__)
@@ -203,23 +206,23 @@ FN_INLINE fn_vec_f64 fn_most_f64(fn_vec_f64 a, fn_vec_f64 b) {
 
 #else /* 16 bytes: SSE2, NEON, or whatever the compiler makes of it */
 
-FN_INLINE fn_vec_f32 fn_load_part_f32(const float *p, int n) {
+FN_CALLED fn_vec_f32 fn_load_part_f32(const float *p, int n) {
     fn_vec_f32 v = {0};
     for (int i = 0; i < n; i++)
         v[i] = p[i];
     return v;
 }
-FN_INLINE fn_vec_f64 fn_load_part_f64(const double *p, int n) {
+FN_CALLED fn_vec_f64 fn_load_part_f64(const double *p, int n) {
     fn_vec_f64 v = {0};
     for (int i = 0; i < n; i++)
         v[i] = p[i];
     return v;
 }
-FN_INLINE void fn_store_part_f32(float *p, fn_vec_f32 v, int n) {
+FN_CALLED void fn_store_part_f32(float *p, fn_vec_f32 v, int n) {
     for (int i = 0; i < n; i++)
         p[i] = v[i];
 }
-FN_INLINE void fn_store_part_f64(double *p, fn_vec_f64 v, int n) {
+FN_CALLED void fn_store_part_f64(double *p, fn_vec_f64 v, int n) {
     for (int i = 0; i < n; i++)
         p[i] = v[i];
 }

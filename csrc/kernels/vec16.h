@@ -37,13 +37,13 @@ FN_INLINE void fn_store_bits_part(void *p, fn_vec_u16 v, int n) {
     _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1), (__m256i)v);
 }
 #else
-FN_INLINE fn_vec_u16 fn_load_bits_part(const void *p, int n) {
+FN_CALLED fn_vec_u16 fn_load_bits_part(const void *p, int n) {
     fn_vec_u16 v = {0};
     for (int i = 0; i < n; i++)
         v[i] = ((const fn_f16 *)p)[i].bits;
     return v;
 }
-FN_INLINE void fn_store_bits_part(void *p, fn_vec_u16 v, int n) {
+FN_CALLED void fn_store_bits_part(void *p, fn_vec_u16 v, int n) {
     for (int i = 0; i < n; i++)
         ((fn_f16 *)p)[i].bits = v[i];
 }
@@ -114,7 +114,7 @@ typedef int32_t fn_vec_i32 __attribute__((vector_size(FN_VEC_BYTES)));
 FN_INLINE fn_vec_i32 fn_select(fn_vec_i32 mask, fn_vec_i32 a, fn_vec_i32 b) {
     return (a & mask) | (b & ~mask);
 }
-FN_INLINE fn_vec_f32 fn_from_f16(fn_vec_u16 v) {
+FN_CALLED fn_vec_f32 fn_from_f16(fn_vec_u16 v) {
     const fn_vec_i32 h = __builtin_convertvector(v, fn_vec_i32), sign = (h & 0x8000) << 16;
     const fn_vec_i32 bits = (h & 0x7fff) << 13, exponent = h & 0x7c00;
     const fn_vec_i32 normal = bits + (112 << 23);
@@ -125,7 +125,7 @@ FN_INLINE fn_vec_f32 fn_from_f16(fn_vec_u16 v) {
     const fn_vec_i32 finite = fn_select(exponent == 0, (fn_vec_i32)tiny, normal);
     return (fn_vec_f32)(fn_select(exponent == 0x7c00, special, finite) | sign);
 }
-FN_INLINE fn_vec_u16 fn_to_f16(fn_vec_f32 v) {
+FN_CALLED fn_vec_u16 fn_to_f16(fn_vec_f32 v) {
     const fn_vec_i32 all = (fn_vec_i32)v, u = all & 0x7fffffff;
     const fn_vec_i32 magic = (fn_vec_i32){0} + (126 << 23);
     const fn_vec_i32 tiny = (fn_vec_i32)((fn_vec_f32)u + (fn_vec_f32)magic) - magic;

@@ -164,9 +164,23 @@ void fn_plain_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
     }
 }
 
+/* tau of each plane; a NaN becomes one of y */
+static void put_floor(fn_coefs *cf, int64_t d0, int64_t d1) {
+    const fn_plan *plan = cf->plan;
+    for (int64_t p = fn_first_plane(plan, d0); p < fn_first_plane(plan, d1); p++) {
+        const int64_t c = p % plan->c;
+        const double tau = fn_is_padding(cf, c) ? -INFINITY : fn_get(plan, cf->params->tau, c);
+        fn_put(plan, cf->floor, p, tau);
+        if (isnan(tau))
+            fn_put(plan, cf->shift, p, tau);
+    }
+}
+
 void fn_coefficients(fn_coefs *cf, int64_t d0, int64_t d1) {
     void *const arrays[] = {cf->center, cf->scale, cf->shift};
     cf->plan->row->coefficients(cf, d0, d1);
+    if (cf->floor)
+        put_floor(cf, d0, d1);
     zero_padding(cf, d0, d1, arrays);
 }
 
@@ -368,7 +382,7 @@ void fn_centers(fn_coefs *cf, int64_t d0, int64_t d1) {
     const fn_plan *plan = cf->plan;
     memset(cf->marks + fn_first_plane(plan, d0), 0,
            (size_t)(fn_first_plane(plan, d1) - fn_first_plane(plan, d0)));
-    if (plan->elem || (plan->c != plan->p.c && !plan->row->sample_statistics)) {
+    if (plan->elem || cf->floor || (plan->c != plan->p.c && !plan->row->sample_statistics)) {
         fn_coefficients(cf, d0, d1);
         return;
     }

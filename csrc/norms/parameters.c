@@ -4,15 +4,19 @@
 
 /* ---- gradients -----------------------------------------------------------------------------*/
 
-/* dweight = sum dy * xhat and dbias = sum dy of channels [c0, c1), over the samples, in order:
- * added to them */
-void fn_param_grads(const fn_coefs *cf, double *dweight, double *dbias, int64_t c0, int64_t c1) {
+/* dweight = sum dy * xhat, dbias = sum dy, and with a floor dtau = sum dy that is at it, of
+ * channels [c0, c1), over the samples, in order: added to them */
+void fn_param_grads(const fn_coefs *cf, double *dweight, double *dbias, double *dtau, int64_t c0,
+                    int64_t c1) {
     const fn_plan *plan = cf->plan;
     for (int64_t p = 0; p < plan->planes; p += plan->c)
         for (int64_t c = c0; c < c1; c++) {
             dweight[c] += cf->sum_dy_xc[p + c];
             dbias[c] += cf->sum_dy[p + c];
         }
+    for (int64_t p = 0; p < plan->planes && cf->floor; p += plan->c)
+        for (int64_t c = c0; c < c1; c++)
+            dtau[c] += cf->sum_all[p + c] - cf->sum_dy[p + c];
 }
 
 /* ---- running statistics --------------------------------------------------------------------*/

@@ -37,7 +37,7 @@ static const fn_row rows[FN_NORM_COUNT] = {
     [FN_INSTANCE_RENORM] = {FN_RUNNING | FN_CORRECTED, PLAIN, .valid = valid_renorm,
                             .statistics = fn_renorm_statistics},
     [FN_WEIGHT] = {FN_OVER_SAMPLES | FN_UNCENTERED | FN_LENGTH | FN_NO_BLOCKS, PLAIN},
-    [FN_FILTER_RESPONSE] = {FN_SQUARES | FN_UNCENTERED, PLAIN},
+    [FN_FILTER_RESPONSE] = {FN_SQUARES | FN_UNCENTERED | FN_FLOOR, PLAIN},
     [FN_GLOBAL_RESPONSE] = {FN_SQUARES | FN_UNCENTERED | FN_LENGTH, .own_doubles = fn_global_own,
                             .sample_statistics = fn_global_sample,
                             .sample_grads = fn_global_sample_grads,

@@ -18,7 +18,8 @@ enum {
     FN_RUNNING_SERVES = 1 << 8, /* without training they serve instead of the input's; */
     FN_RUNNING_MEANS = 1 << 9,  /* they take means over the samples, as torch's instance norm */
     FN_STEPS = 1 << 10,         /* has the steps fn_measure, fn_apply... */
-    FN_CORRECTED = 1 << 11      /* r and d of each domain are saved beside mean and std */
+    FN_CORRECTED = 1 << 11,     /* r and d of each domain are saved beside mean and std */
+    FN_FLOOR = 1 << 12          /* y is at least tau, where that is given */
 };
 
 typedef struct fn_plan fn_plan;
