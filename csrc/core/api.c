@@ -109,9 +109,8 @@ static void take_all(fn_job *job, room *from, double *saved, int64_t D, int ones
     take_copies(job, from);
     if (ones)
         take_ones(job, from);
-    char *team = take(from, fn_team_bytes(job), 1);
-    if (team)
-        fn_place_team(job, team);
+    job->team.memory = take(from, fn_team_bytes(&job->team), 1);
+    job->scratch = fn_team_scratch(&job->team);
 }
 
 /* ---- calls ---------------------------------------------------------------------------------*/
@@ -211,8 +210,8 @@ static void make_job(const call *of, fn_job *job, slice at) {
     job->weight = (void *)job->params.weight;
     job->bias = of->dy ? NULL : (void *)job->params.bias;
     job->want_dbias = of->grads && of->grads->bias;
-    job->threads = fn_threads_for(bytes);
-    job->scratch_bytes = fn_job_scratch(&job->plan);
+    job->team.threads = fn_threads_for(bytes);
+    job->team.scratch_bytes = fn_job_scratch(&job->plan);
     /* what backward writes has to share the cache with two arrays: it goes past it a bit earlier,
      * and earlier still in rows, whose sums over the rows need the caches too */
     job->stream = (!of->dy ? 2 : whole->elem ? 6 : 4) * bytes >= fn_stream_bytes();
@@ -439,21 +438,30 @@ fn_status fn_measure(const fn_problem *problem, const void *x, int skip_nan, con
 /* ---- the limit -----------------------------------------------------------------------------*/
 
 #define LIMIT_PIECE 32768
-static void task_limit(fn_job *job, int64_t i) {
-    const int64_t at = i * LIMIT_PIECE, len = fn_min(LIMIT_PIECE, job->plan.s - at);
-    job->plan.k->limit((const float *)job->x + at, job->dy ? (const float *)job->dy + at : NULL,
-                       (float *)job->out + at, len, job->stream);
+typedef struct {
+    const fn_kernels *k;
+    const float *x, *dy;
+    float *y;
+    int64_t len;
+    int stream;
+} limit;
+
+static void take_limit(void *context, fn_share *share, char *scratch) {
+    const limit *of = context;
+    (void)scratch;
+    for (int64_t i; (i = fn_next(share)) >= 0;) {
+        const int64_t at = i * LIMIT_PIECE, len = fn_min(LIMIT_PIECE, of->len - at);
+        of->k->limit(of->x + at, of->dy ? of->dy + at : NULL, of->y + at, len, of->stream);
+    }
 }
 
 void fn_memory_limit(const float *x, const float *dy, float *y, int64_t len, int stream) {
-    fn_job job = {.x = (const char *)x, .dy = (const char *)dy, .out = (char *)y};
-    job.plan.s = len;
-    job.plan.k = fn_active_kernels(FN_F32);
-    job.stream = stream;
-    job.threads = fn_threads_for(len * (int64_t)sizeof(float));
-    void *team = fn_allocate(fn_team_bytes(&job));
-    if (team)
-        fn_place_team(&job, fn_line(team));
-    fn_parallel(&job, fn_ceil_div(len, LIMIT_PIECE), task_limit, 0);
-    free(team);
+    limit of = {fn_active_kernels(FN_F32), x, dy, y, len, stream};
+    fn_team team = {.threads = fn_threads_for(len * (int64_t)sizeof(float)), .fence = stream};
+    if (!of.k) /* a build without float32 has no limit to measure */
+        return;
+    void *memory = fn_allocate(fn_team_bytes(&team));
+    team.memory = memory ? fn_line(memory) : NULL;
+    fn_parallel(&team, fn_ceil_div(len, LIMIT_PIECE), 0, take_limit, &of);
+    free(memory);
 }

@@ -167,11 +167,11 @@ void fn_backward_elem(fn_job *job) {
     if (pl->col ? g.tall : g.pieces > 1)
         fn_grad_sums(job);
     if (!pl->col)
-        fn_parallel(job, g.parts * g.pieces, task_rows, 0);
+        fn_for_all(job, g.parts * g.pieces, task_rows, 0);
     else if (g.tall)
-        fn_parallel(job, pl->gchunks.count, task_tall, 1);
+        fn_for_all(job, pl->gchunks.count, task_tall, 1);
     else
-        fn_parallel(job, g.parts, task_units, 0);
+        fn_for_all(job, g.parts, task_units, 0);
 }
 
 void fn_add_elem_parts(double *sums, int64_t parts, int64_t s) {

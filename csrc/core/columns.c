@@ -21,10 +21,10 @@ static void make_job(fn_job *job, const void *x, void *y, int64_t elements) {
     job->x = x;
     job->out = y;
     job->cf.plan = &job->plan;
-    job->threads = fn_threads_for(bytes);
+    job->team.threads = fn_threads_for(bytes);
     job->stream = y && 2 * bytes >= fn_stream_bytes();
     job->fetch = fn_fetch(bytes);
-    job->scratch_bytes = fn_job_scratch(&job->plan);
+    job->team.scratch_bytes = fn_job_scratch(&job->plan);
 }
 
 /* ---- extremes ------------------------------------------------------------------------------
@@ -69,15 +69,16 @@ fn_status fn_extremes(fn_dtype dtype, int64_t rows, int64_t cols, const void *x,
     if (status != FN_OK || elements == 0)
         return status;
     make_job(&job, x, NULL, elements);
-    const int64_t pieces = fn_ceil_div(rows, piece_rows(cols)), team = fn_team_bytes(&job);
+    const int64_t pieces = fn_ceil_div(rows, piece_rows(cols)), team = fn_team_bytes(&job.team);
     char *w = fn_allocate(team + 2 * pieces * cols * (int64_t)sizeof(double));
     if (!w)
         return FN_NO_MEMORY;
     const fn_float_mode mode = fn_enter_float_mode();
-    fn_place_team(&job, fn_line(w));
+    job.team.memory = fn_line(w);
+    job.scratch = fn_team_scratch(&job.team);
     job.mean = (double *)(fn_line(w) + team);
     job.m2 = job.mean + pieces * cols;
-    fn_parallel(&job, pieces * strips(cols), task_extremes, 0);
+    fn_for_all(&job, pieces * strips(cols), task_extremes, 0);
     merge_extremes(&job, pieces, extremes);
     free(w);
     fn_leave_float_mode(mode);
@@ -159,13 +160,14 @@ fn_status fn_affine(fn_dtype dtype, int64_t rows, int64_t cols, int by_row, cons
         return status;
     make_job(&job, x, y, elements);
     job.extra = &found;
-    const int64_t P = job.plan.planes, team = fn_team_bytes(&job);
+    const int64_t P = job.plan.planes, team = fn_team_bytes(&job.team);
     const int64_t coefs = 3 * P * (int64_t)job.plan.asize;
     char *w = fn_allocate(team + 4 * P * (int64_t)sizeof(double) + coefs + P);
     if (!w)
         return FN_NO_MEMORY;
     const fn_float_mode mode = fn_enter_float_mode();
-    fn_place_team(&job, fn_line(w));
+    job.team.memory = fn_line(w);
+    job.scratch = fn_team_scratch(&job.team);
     double **doubles[] = {&job.cf.mean, &job.cf.std, &job.cf.r, &job.cf.d};
     for (int i = 0; i < 4; i++)
         *doubles[i] = (double *)(fn_line(w) + team) + i * P;
@@ -177,7 +179,7 @@ fn_status fn_affine(fn_dtype dtype, int64_t rows, int64_t cols, int by_row, cons
     job.cf.params = &none;
     put_map(&job, center, factor, shift);
     const int64_t pieces = fn_ceil_div(line_count(&job.plan), lines_at_once(&job.plan));
-    fn_parallel(&job, pieces * parts_of_line(&job.plan), task_affine, 0);
+    fn_for_all(&job, pieces * parts_of_line(&job.plan), task_affine, 0);
     *infinite = atomic_load(&found);
     free(w);
     fn_leave_float_mode(mode);

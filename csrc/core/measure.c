@@ -276,7 +276,7 @@ static void measure_feature(const view *v, int64_t group, int64_t c, double orig
 /* ---- all features --------------------------------------------------------------------------*/
 
 typedef struct {
-    fn_job job; /* for its threads and scratch */
+    fn_team team;
     view v;
     int64_t strips, chunks, chunk_rows, each; /* each: groups of a task, where they are small */
     double *origins, *low, *high, *tables;    /* of all features; FIELDS of them for each chunk */
@@ -284,15 +284,14 @@ typedef struct {
 
 static int64_t features(const measure_job *m) { return m->v.groups * m->v.cols; }
 
-static void task_origins(fn_job *job, int64_t i) {
-    const measure_job *m = (const measure_job *)job->extra;
+static void task_origins(const measure_job *m, int64_t i, char *scratch) {
+    (void)scratch;
     for (int64_t g = i * m->each; g < fn_min((i + 1) * m->each, m->v.groups); g++)
         for (int64_t c = 0; c < m->v.cols; c++)
             m->origins[g * m->v.cols + c] = first_value(&m->v, g, c);
 }
 
-static void task_measure(fn_job *job, int64_t i) {
-    const measure_job *m = (const measure_job *)job->extra;
+static void task_measure(const measure_job *m, int64_t i, char *scratch) {
     const view *v = &m->v;
     const int64_t k = i % m->chunks, strip = i / m->chunks % m->strips;
     const int64_t first = i / m->chunks / m->strips * m->each, F = features(m);
@@ -302,7 +301,7 @@ static void task_measure(fn_job *job, int64_t i) {
     for (int64_t g = first; g < fn_min(first + m->each, v->groups); g++) {
         const int64_t at = g * v->cols + c;
         clear(table, F, at, w);
-        const room own = room_of(job->scratch);
+        const room own = room_of(scratch);
         const sums to = sums_at(table, F, at);
         if (v->weight)
             read_twice(v, g, c, w, r, end, m->origins + at, NULL, own, to);
@@ -322,8 +321,7 @@ static void join_chunks(measure_job *m) {
 }
 
 /* LOOK columns of each of some groups: their extremes, where one of them is extreme */
-static void task_extremes(fn_job *job, int64_t i) {
-    const measure_job *m = (const measure_job *)job->extra;
+static void task_extremes(const measure_job *m, int64_t i, char *scratch) {
     const view *v = &m->v;
     const int64_t looks = fn_ceil_div(v->cols, LOOK), first = i / looks * m->each;
     const int64_t c = i % looks * LOOK, w = fn_min(LOOK, v->cols - c);
@@ -334,7 +332,7 @@ static void task_extremes(fn_job *job, int64_t i) {
         for (int64_t j = 0; j < w; j++)
             extreme |= is_extreme(s.count[j], s.m2[j], m->origins[at + j]);
         if (extreme)
-            extremes(v, g, c, w, job->scratch, m->low + at, m->high + at);
+            extremes(v, g, c, w, scratch, m->low + at, m->high + at);
     }
 }
 
@@ -357,6 +355,23 @@ static void put_statistics(measure_job *m, double *statistics) {
         statistics[3 * F + i] = one[3] + one[4];
         statistics[4 * F + i] = exponent;
     }
+}
+
+typedef struct {
+    const measure_job *m;
+    void (*task)(const measure_job *, int64_t, char *);
+} work;
+
+static void take_share(void *context, fn_share *share, char *scratch) {
+    const work *of = context;
+    for (int64_t i; (i = fn_next(share)) >= 0;)
+        of->task(of->m, i, scratch);
+}
+
+static void for_all(const measure_job *m, int64_t count,
+                    void (*task)(const measure_job *, int64_t, char *)) {
+    work of = {m, task};
+    fn_parallel(&m->team, count, 0, take_share, &of);
 }
 
 static view view_of(const fn_plan *pl, const char *x) {
@@ -394,26 +409,24 @@ fn_status fn_measure_features(const fn_plan *pl, const void *x, int threads, int
         m.v.heavy = fmax(m.v.heavy, weight[i] / 2);
     while (weight && weight[m.v.first_heavy] < m.v.heavy)
         m.v.first_heavy++;
-    m.job.extra = &m;
-    m.job.threads = threads;
-    m.job.scratch_bytes = room_bytes();
+    m.team = (fn_team){.threads = threads, .scratch_bytes = room_bytes()};
     cut(&m);
-    const int64_t F = features(&m), team = fn_team_bytes(&m.job);
+    const int64_t F = features(&m), team = fn_team_bytes(&m.team);
     char *w = fn_allocate(team + (3 + m.chunks * FIELDS) * F * (int64_t)sizeof(double));
     if (!w)
         return FN_NO_MEMORY;
     char *at = fn_line(w);
-    fn_place_team(&m.job, at);
+    m.team.memory = at;
     m.origins = (double *)(at + team);
     m.low = m.origins + F;
     m.high = m.low + F;
     m.tables = m.high + F;
     const int64_t tasks = fn_ceil_div(m.v.groups, m.each);
-    fn_parallel(&m.job, tasks, task_origins, 0);
-    fn_parallel(&m.job, tasks * m.strips * m.chunks, task_measure, 0);
+    for_all(&m, tasks, task_origins);
+    for_all(&m, tasks * m.strips * m.chunks, task_measure);
     join_chunks(&m);
     if (m.v.esize == sizeof(double))
-        fn_parallel(&m.job, tasks * fn_ceil_div(m.v.cols, LOOK), task_extremes, 0);
+        for_all(&m, tasks * fn_ceil_div(m.v.cols, LOOK), task_extremes);
     put_statistics(&m, statistics);
     free(w);
     return FN_OK;

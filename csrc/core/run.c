@@ -7,6 +7,25 @@
 
 #include <string.h>
 
+typedef struct {
+    fn_job *job;
+    void (*task)(fn_job *, int64_t);
+} work;
+
+static void take_share(void *context, fn_share *share, char *scratch) {
+    const work *of = context;
+    fn_job job = *of->job;
+    job.scratch = scratch;
+    for (int64_t i; (i = fn_next(share)) >= 0;)
+        of->task(&job, i);
+}
+
+void fn_for_all(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t), int backwards) {
+    work of = {job, task};
+    job->team.fence = job->stream;
+    fn_parallel(&job->team, count, backwards, take_share, &of);
+}
+
 static int64_t groups_of(const fn_plan *pl) { return pl->planes / pl->cols; }
 
 /* all chunks of the reductions [i, i1) */
@@ -102,7 +121,7 @@ static int64_t domains_at_once(const fn_job *job, int64_t unit_domains) {
     const fn_plan *pl = &job->plan;
     const int64_t bytes = pl->count * (int64_t)pl->esize;
     const int small = pl->cols == 1 && pl->nseg == 1 && 0 < bytes && bytes <= BATCH_BYTES / 2;
-    if (!job->stream || job->threads > 1 || !small || pl->row->sample_statistics)
+    if (!job->stream || job->team.threads > 1 || !small || pl->row->sample_statistics)
         return unit_domains;
     const int64_t some = BATCH_BYTES / bytes, whole = fn_whole_lines(bytes);
     return some < whole ? some : some / whole * whole;
@@ -198,7 +217,7 @@ static void task_sample_grads(fn_job *job, int64_t n) { job->plan.row->sample_gr
 #define PLANES_FOR_THREADS 8192
 static void by_planes(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t)) {
     if (job->plan.planes >= PLANES_FOR_THREADS)
-        fn_parallel(job, count, task, 0);
+        fn_for_all(job, count, task, 0);
     else
         for (int64_t i = 0; i < count; i++)
             task(job, i);
@@ -266,7 +285,7 @@ static void task_apply_piece(fn_job *job, int64_t i) {
 
 /* Units to whole threads, when that keeps every thread busy. */
 static int by_units(const fn_job *job) {
-    const int64_t U = job->plan.units, T = job->threads;
+    const int64_t U = job->plan.units, T = job->team.threads;
     return !job->plan.row->channel_statistics && (U >= 4 * T || U % T == 0);
 }
 
@@ -274,16 +293,16 @@ static int64_t domain_blocks(const fn_plan *pl) { return fn_ceil_div(pl->domains
 
 void fn_run_apply(fn_job *job) {
     by_planes(job, domain_blocks(&job->plan), task_coefficients);
-    fn_parallel(job, piece_count(job), task_apply_piece, fn_needs_moments(&job->plan));
+    fn_for_all(job, piece_count(job), task_apply_piece, fn_needs_moments(&job->plan));
 }
 
 void fn_run_forward(fn_job *job) {
     fn_plan *pl = &job->plan;
     if (fn_needs_moments(pl) && by_units(job)) {
-        fn_parallel(job, pl->units, task_forward_unit, 0);
+        fn_for_all(job, pl->units, task_forward_unit, 0);
     } else {
         if (fn_needs_moments(pl))
-            fn_parallel(job, moment_tasks(pl), task_moments, 0);
+            fn_for_all(job, moment_tasks(pl), task_moments, 0);
         by_planes(job, domain_blocks(pl), task_statistics);
         if (pl->row->sample_statistics)
             by_planes(job, pl->n, task_sample_statistics);
@@ -296,7 +315,7 @@ void fn_run_forward(fn_job *job) {
 
 void fn_run_measure_grad(fn_job *job) {
     const fn_plan *pl = &job->plan;
-    fn_parallel(job, grad_tasks(pl), task_grad_moments, 0);
+    fn_for_all(job, grad_tasks(pl), task_grad_moments, 0);
     by_planes(job, fn_ceil_div(pl->planes, BLOCK), task_grad_merge);
     by_planes(job, domain_blocks(pl), task_careful_grads);
 }
@@ -314,16 +333,16 @@ void fn_grad_sums(fn_job *job) {
 
 void fn_run_apply_grad(fn_job *job) {
     by_planes(job, domain_blocks(&job->plan), task_grad_coefficients);
-    fn_parallel(job, piece_count(job), task_apply_piece, 1);
+    fn_for_all(job, piece_count(job), task_apply_piece, 1);
 }
 
 /* dx becomes dy above the floor, and then is dy */
 static void mask_all(fn_job *job) {
-    fn_parallel(job, grad_tasks(&job->plan), task_grad_moments, 0);
+    fn_for_all(job, grad_tasks(&job->plan), task_grad_moments, 0);
     by_planes(job, fn_ceil_div(job->plan.planes, BLOCK), task_grad_merge);
     keep_sums(job, 0, job->plan.planes);
     job->masking = 1;
-    fn_parallel(job, piece_count(job), task_apply_piece, 1);
+    fn_for_all(job, piece_count(job), task_apply_piece, 1);
     job->masking = 0;
     job->dy = job->out;
 }
@@ -336,12 +355,12 @@ void fn_run_backward(fn_job *job) {
         return;
     }
     if (by_units(job)) {
-        fn_parallel(job, pl->units, task_backward_unit, 0);
+        fn_for_all(job, pl->units, task_backward_unit, 0);
     } else {
         if (job->cf.floor)
             mask_all(job);
         fn_grad_sums(job);
-        fn_parallel(job, piece_count(job), task_apply_piece, 1);
+        fn_for_all(job, piece_count(job), task_apply_piece, 1);
     }
     if (!pl->elem)
         by_planes(job, channel_blocks(pl), task_param_grads);

@@ -4,6 +4,7 @@
 
 #include "core/internal.h"
 #include "core/traffic.h"
+#include "system/threads.h"
 
 typedef struct {
     fn_plan plan;
@@ -13,17 +14,15 @@ typedef struct {
     char *out;          /* y or dx */
     void *weight, *bias;
     double *mean, *m2;              /* moments, or gradient sums, of each chunk */
-    void *extra;                    /* what tasks of measure.c and columns.c need besides */
+    void *extra;                    /* what tasks of columns.c need besides */
     double *dweight, *dbias, *dtau; /* sums over the samples so far */
     int masking;        /* what is written is dy above the floor; from then on that is dy */
     int64_t elem_parts; /* where parameters belong to the elements: their sums of so many parts */
     int want_dbias;     /* of the elements; dweight, where there is a weight */
-    int threads;
-    char *team;    /* fn_team_bytes bytes of the workspace; NULL: one thread */
-    char *scratch; /* of this thread, for column kernels */
-    int64_t scratch_bytes;
-    int stream; /* y or dx is written past the cache */
-    int fetch;  /* what has to be fetched of what is read: fn_fetch */
+    fn_team team;
+    char *scratch; /* of this thread */
+    int stream;    /* y or dx is written past the cache */
+    int fetch;     /* what has to be fetched of what is read: fn_fetch */
 } fn_job;
 
 /* bytes that column kernels, and the walks that read a few columns, need of a thread's scratch */
@@ -74,11 +73,10 @@ void fn_run_apply_grad(fn_job *job);
 void fn_run_forward(fn_job *job);
 void fn_run_backward(fn_job *job);
 
-int fn_threads_for(int64_t bytes);
-/* what fn_parallel needs of the workspace; from `at` on, where a cache line begins */
-int64_t fn_team_bytes(const fn_job *job);
-void fn_place_team(fn_job *job, char *at);
-void fn_parallel(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t), int backwards);
+/* task(job, i) for all i in [0, count), on the threads of the job's team, each with a job of its
+ * own
+ */
+void fn_for_all(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t), int backwards);
 /* gradient sums and the coefficients of dx: of all domains; of domains [d, d1) of one sample */
 void fn_grad_sums(fn_job *job);
 void fn_grad_sums_of(fn_job *job, int64_t d, int64_t d1);

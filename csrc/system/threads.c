@@ -1,6 +1,8 @@
 /* Threads: how many, sharing out, and what a fork needs.  The only file with OpenMP. */
+#include "system/threads.h"
+
+#include "fastnorm.h"
 #include "system/float_mode.h"
-#include "core/run.h"
 
 #include <ctype.h>
 #include <pthread.h>
@@ -96,8 +98,8 @@ int fn_threads_for(int64_t bytes) {
 
 /* Stores past the cache are weakly ordered: a full fence before another thread may read them.  One
  * for each thread, at the end: in the kernels it would wait for memory after every few rows. */
-static void after_streaming(const fn_job *job) {
-    if (job->stream)
+static void after_streaming(const fn_team *team) {
+    if (team->fence)
         atomic_thread_fence(memory_order_seq_cst);
 }
 
@@ -108,13 +110,42 @@ typedef struct {
 
 static int64_t lines(int64_t bytes) { return fn_ceil_div(bytes, FN_LINE) * FN_LINE; }
 
-int64_t fn_team_bytes(const fn_job *job) {
-    return job->threads * ((int64_t)sizeof(taken) + lines(job->scratch_bytes));
+int64_t fn_team_bytes(const fn_team *team) {
+    return team->threads * ((int64_t)sizeof(taken) + lines(team->scratch_bytes));
 }
 
-void fn_place_team(fn_job *job, char *at) {
-    job->team = at;
-    job->scratch = at + job->threads * (int64_t)sizeof(taken);
+char *fn_team_scratch(const fn_team *team) {
+    return team->memory ? team->memory + team->threads * (int64_t)sizeof(taken) : NULL;
+}
+
+/* Each thread takes its range, then what is left of the others': cores are not all as fast, and
+ * other programs run on them. */
+struct fn_share {
+    taken *ranges; /* NULL: there is one, of this thread alone, */
+    int64_t at;    /* whose next index this is */
+    int64_t count;
+    int ranges_count, first, seen; /* this thread's own range, and how many it has gone through */
+    int backwards;
+};
+
+int64_t fn_next(fn_share *s) {
+    if (!s->ranges) {
+        if (s->at == s->count)
+            return -1;
+        const int64_t i = s->at++;
+        return s->backwards ? s->count - 1 - i : i;
+    }
+    for (const int T = s->ranges_count; s->seen < T; s->seen++) {
+        const int64_t t = (s->first + s->seen) % T;
+        const int64_t lo = s->count * t / T, hi = s->count * (t + 1) / T;
+        atomic_llong *next = &s->ranges[t].next;
+        if (atomic_load_explicit(next, memory_order_relaxed) >= hi)
+            continue;
+        const int64_t i = atomic_fetch_add_explicit(next, 1, memory_order_relaxed);
+        if (i < hi)
+            return s->backwards ? hi - 1 - (i - lo) : i;
+    }
+    return -1;
 }
 
 #ifdef _OPENMP
@@ -177,43 +208,34 @@ static int team_size(int size_wanted) {
     return size;
 }
 
-/* Each thread takes its range, then what is left of the others': cores are not all as fast, and
- * other programs run on them.  It has a job of its own, for its scratch. */
-static void take_ranges(const fn_job *shared, int64_t count, void (*task)(fn_job *, int64_t),
-                        int backwards, int T) {
-    const int first = omp_get_thread_num();
-    const fn_float_mode mode = fn_enter_float_mode();
-    fn_job job = *shared;
-    job.scratch += first * lines(job.scratch_bytes);
-    for (int k = 0; k < T; k++) {
-        const int64_t t = (first + k) % T, lo = count * t / T, hi = count * (t + 1) / T;
-        atomic_llong *next = &((taken *)job.team)[t].next;
-        while (atomic_load_explicit(next, memory_order_relaxed) < hi) {
-            const int64_t i = atomic_fetch_add_explicit(next, 1, memory_order_relaxed);
-            if (i < hi)
-                task(&job, backwards ? hi - 1 - (i - lo) : i);
-        }
-    }
-    after_streaming(&job);
-    fn_leave_float_mode(mode);
-}
 #endif
 
-/* task(job, i) for all i in [0, count): each thread a contiguous range first, taken backwards when
- * the step before went forwards over the same data (the last read is still in the cache). */
-void fn_parallel(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t), int backwards) {
+void fn_parallel(const fn_team *team, int64_t count, int backwards,
+                 void (*body)(void *, fn_share *, char *), void *context) {
 #ifdef _OPENMP
-    if (job->team && job->threads > 1 && count > 1) {
-        const int T = job->threads; /* in all steps, so that the team stays */
-        const int team = team_size(T);
+    if (team->memory && team->threads > 1 && count > 1) {
+        const int T = team->threads; /* in all steps, so that the team stays */
+        const int size = team_size(T);
+        taken *ranges = (taken *)team->memory;
         for (int t = 0; t < T; t++)
-            atomic_init(&((taken *)job->team)[t].next, count * t / T);
-#pragma omp parallel num_threads(team)
-        take_ranges(job, count, task, backwards, T);
+            atomic_init(&ranges[t].next, count * t / T);
+#pragma omp parallel num_threads(size)
+        {
+            const fn_float_mode mode = fn_enter_float_mode();
+            const int64_t own = omp_get_thread_num();
+            fn_share share = {.ranges = ranges,
+                              .count = count,
+                              .ranges_count = T,
+                              .first = (int)own,
+                              .backwards = backwards};
+            body(context, &share, fn_team_scratch(team) + own * lines(team->scratch_bytes));
+            after_streaming(team);
+            fn_leave_float_mode(mode);
+        }
         return;
     }
 #endif
-    for (int64_t i = 0; i < count; i++)
-        task(job, backwards ? count - 1 - i : i);
-    after_streaming(job);
+    fn_share share = {.count = count, .backwards = backwards};
+    body(context, &share, fn_team_scratch(team));
+    after_streaming(team);
 }
