@@ -140,6 +140,7 @@ def test_agrees_with_an_exact_oracle_on_two_million_rows(columns, dtype):
     assert abs(y.max() - 1) < tolerance
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ATTRIBUTES)
 def test_agrees_with_scikit_learn_on_two_million_rows(rng, name):
     x = rng.standard_normal((2_000_000, 10), np.float32) * 2 + 30

@@ -72,11 +72,15 @@ def test_weight_and_bias_anywhere(dtype):
 
 
 PROGRAM = """
-import hashlib, itertools, ml_dtypes, numpy as np, fastnorm
-from cases import NORMS, check_bits, everywhere, make_input, unaligned
+import hashlib, itertools, sys, ml_dtypes, numpy as np, fastnorm
+from cases import NORMS, make_input, run
 digest = hashlib.sha256()
-SHAPES = [(6, 24, 40, 40), (3, 33, 61, 31), (16, 24, 9, 7), (4, 1056, 3, 1)]
-DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
+if "many" in sys.argv:
+    SHAPES = [(6, 24, 40, 40), (3, 33, 61, 31), (16, 24, 9, 7), (4, 1056, 3, 1)]
+    DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
+else:
+    SHAPES = [(3, 12, 40, 40), (16, 24, 9, 7)]
+    DTYPES = [np.float32, ml_dtypes.bfloat16]
 for norm, shape, dtype in itertools.product(NORMS, SHAPES, DTYPES):
     for layout in ["channels_first", "channels_last"] if norm.channels else ["channels_first"]:
         rng = np.random.default_rng(5)
@@ -109,17 +113,20 @@ print(digest.hexdigest())
 """
 
 
-def test_streaming_stores_and_processes():
+@pytest.mark.parametrize("cases", ["some", pytest.param("many", marks=pytest.mark.long)])
+def test_streaming_stores_and_processes(cases):
     """The bound from which on outputs go past the cache, and inputs are fetched from memory, is
     read once, so by processes; with threads that spin, small arrays are shared among them too."""
     digests = set()
     spinning = {"OMP_WAIT_POLICY": "active", "FASTNORM_NUM_THREADS": "2"}
     for bound, threads in (("0", {}), ("200000", spinning), ("1000000000000", {})):
-        for isa in fastnorm.available_isas():
+        isas = fastnorm.available_isas()
+        for isa in isas if cases == "many" else {isas[0], isas[-1]}:
             env = {**os.environ, "FASTNORM_STREAM_BYTES": bound, "FASTNORM_ISA": isa, **threads}
             done = subprocess.run(
-                [sys.executable, "-c", PROGRAM], env=env, cwd=os.path.dirname(__file__), check=True,
+                [sys.executable, "-c", PROGRAM, cases], env=env, cwd=os.path.dirname(__file__),
                 capture_output=True, text=True, timeout=600,
             )  # fmt: skip
+            assert done.returncode == 0, done.stderr
             digests.add(done.stdout)
     assert len(digests) == 1

@@ -31,9 +31,9 @@ class ThreadCommunicator:
         self.calls += 1
         self.sent += len(message)
         self.slots[self.rank] = message
-        self.barrier.wait(20)
+        self.barrier.wait(600)
         received = list(self.slots)
-        self.barrier.wait(20)
+        self.barrier.wait(600)
         return received
 
 
@@ -45,7 +45,7 @@ class PairedThreads(ThreadCommunicator):
     def sendrecv(self, message, partner):
         self.sent += len(message)
         self.queues[self.rank, partner].put(message)
-        return self.queues[partner, self.rank].get(timeout=20)
+        return self.queues[partner, self.rank].get(timeout=600)
 
 
 def on_threads(size, function, *arguments, pairs=True):
