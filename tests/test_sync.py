@@ -140,6 +140,17 @@ def test_several_bad_ranks_are_all_named():
         assert [part[:11] for part in text.split("; ")] == [f"rank(s) [{i}]" for i in (1, 2, 4)]
 
 
+def test_the_same_mistake_on_all_ranks():
+    def call(comm):
+        return worker.failure(
+            lambda: fastnorm.sync_batch_norm(np.ones(3), comm=comm, training=True)
+        )
+
+    for kind, text in on_threads(3, call)[0]:
+        assert kind == "ValueError"
+        assert text.startswith("rank(s) [0, 1, 2]: x: expected at least 2 dimensions")
+
+
 def test_any_error_is_shared(monkeypatch):
     measure = fastnorm.sync._core.measure
 
