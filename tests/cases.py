@@ -144,6 +144,56 @@ def run(norm, x, args, kwargs, dy=None, **more):
     return y, fastnorm.backward(dy, ctx), own
 
 
+def everywhere(threads=(1, 2, 5)):
+    """Go through every instruction set with each number of threads: all must give the same bits."""
+    for isa in fastnorm.available_isas():
+        fastnorm.set_isa(isa)
+        for number in threads:
+            fastnorm.set_num_threads(number)
+            yield isa, number
+
+
+def as_bytes(y, grads, own):
+    """All that `run` returned, to be compared byte for byte."""
+    running = [own[k] for k in ("running_mean", "running_var") if k in own]
+    return [a.tobytes() for a in (y, *grads, *running) if a is not None]
+
+
+def unaligned(a, offset):
+    """A copy whose data start `offset` elements behind a cache line."""
+    raw = np.empty(a.size + 2 * 64, a.dtype)
+    start = (-raw.ctypes.data % 64) // a.itemsize + offset
+    b = raw[start : start + a.size].reshape(a.shape)
+    b[...] = a
+    return b
+
+
+def check_bits(norm, x, args, kwargs, dy, threads=(2, 5), offsets=(1, 5)):
+    """The same bytes for all threads, instruction sets, alignments, with out= and in place."""
+    fastnorm.set_num_threads(1)
+    want = as_bytes(*run(norm, x, args, kwargs, dy))
+    function = getattr(fastnorm, norm.name)
+    moved = [(n, unaligned(x, n), unaligned(dy, 7 - n)) for n in offsets]
+    for isa, number in everywhere(threads):
+        assert as_bytes(*run(norm, x, args, kwargs, dy)) == want, (isa, number)
+        if number != threads[-1]:
+            continue
+        for offset, x_moved, dy_moved in moved:
+            got = as_bytes(*run(norm, x_moved, args, kwargs, dy_moved))
+            assert got == want, (isa, "offset", offset)
+        own = copy_running(kwargs)
+        out, dx = unaligned(x, 3), unaligned(dy, 2)
+        y, ctx = function(x, *args, **own, out=out, return_ctx=True)
+        grads = fastnorm.backward(dx, ctx, out=dx)
+        assert y is out
+        assert grads.x is dx
+        assert as_bytes(y, grads, own) == want, (isa, "out")
+        x_own = unaligned(x, 6)
+        y = function(x_own, *args, **copy_running(kwargs), out=x_own)
+        assert y is x_own
+        assert y.tobytes() == want[0], (isa, "in place")
+
+
 def run_reference(norm, x, args, kwargs, dy=None):
     """The same by the oracle, with running statistics in float64."""
     own = {k: v.astype(np.float64) if k.startswith("running") else v for k, v in kwargs.items()}
@@ -166,8 +216,9 @@ TOLERANCE = {  # y, statistics, gradients
 }
 
 
-def check_against_oracle(norm, x, args, kwargs, dy):
-    """Compare forward, backward and running statistics with the oracle."""
+def check_against_oracle(norm, x, args, kwargs, dy, **where):
+    """Compare forward, backward and running statistics with the oracle, and all bits."""
+    check_bits(norm, x, args, kwargs, dy, **where)
     y_tol, stat_tol, grad_tol = TOLERANCE[x.dtype]
     y, grads, own = run(norm, x, args, kwargs, dy)
     want_y, want_grads, want_own = run_reference(norm, x, args, kwargs, dy)

@@ -174,7 +174,7 @@ def leave(comm, folder):
     Path(folder, f"{comm.rank}.pickle").write_bytes(pickle.dumps(found))
 
 
-def start_local(method, size, folder, function=work, timeout=60.0):
+def start_local(method, size, folder, function=work, timeout=600.0):
     comms = local_communicators(size, timeout=timeout, slot=128)  # messages in several rounds
     context = multiprocessing.get_context(method)
     ranks = [context.Process(target=function, args=(comm, folder)) for comm in comms]

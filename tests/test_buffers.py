@@ -136,7 +136,7 @@ def test_several_threads():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(600)
     assert not wrong
 
 

@@ -1,41 +1,72 @@
-"""The C library builds and works without Python: tests/c/test_fastnorm.c links it and runs."""
+"""The C library works without Python: tests/c are linked with it and run."""
 
+import os
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+LIBRARY = ROOT / "build/libfastnorm.a"
 COMPILERS = [c for c in ("cc", "clang", "clang-19") if shutil.which(c)]
-FLAGS = ["-std=c11", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
+FLAGS = ["-std=c11", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", f"-I{ROOT}/csrc"]
 
 
-def build_and_run(compiler, folder, *flags):
-    sources = [
-        *map(str, sorted((ROOT / "csrc").rglob("*.c"))),
-        str(ROOT / "tests/c/test_fastnorm.c"),
-    ]
-    program = str(folder / "test_fastnorm")
+def link_and_run(compiler, program, objects, folder, *flags):
+    """Link tests/c/PROGRAM.c with the objects; what it says when all is right."""
+    made = folder / program
     subprocess.run(
-        [compiler, *FLAGS, *flags, "-I", str(ROOT / "csrc"), *sources, "-lm", "-lpthread", "-o",
-         program],
-        check=True, timeout=600,
+        [compiler, *FLAGS, f"{ROOT}/tests/c/{program}.c", *objects, *flags, "-lm", "-lpthread",
+         "-o", made],
+        check=True,
     )  # fmt: skip
-    return subprocess.run([program], capture_output=True, text=True, timeout=600)
+    done = subprocess.run([made], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
+def compile_all(compiler, folder, *flags):
+    """Objects of the whole library, made by another compiler or with other flags."""
+
+    def compile_one(source):
+        made = folder / (source.relative_to(ROOT).as_posix().replace("/", "_") + ".o")
+        subprocess.run([compiler, *FLAGS, *flags, "-c", source, "-o", made], check=True)
+        return made
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(compile_one, sorted((ROOT / "csrc").rglob("*.c"))))
+
+
+@pytest.mark.parametrize("program", ["test_fastnorm", "test_kernels"])
+def test_what_the_extension_was_made_of(program, tmp_path):
+    assert LIBRARY.exists(), "expected setup.py to have built it: python setup.py build_ext -i"
+    symbols = subprocess.run(["nm", LIBRARY], capture_output=True, text=True, check=True).stdout
+    flags = os.environ.get("FASTNORM_CFLAGS", "").split()
+    if "GOMP" in symbols or "kmpc" in symbols:
+        flags.append("-fopenmp")
+    said = link_and_run("cc", program, [LIBRARY], tmp_path, *flags)
+    assert said.endswith("passed\n")
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("compiler", COMPILERS)
-def test_without_openmp(compiler, tmp_path):
-    done = build_and_run(compiler, tmp_path)
-    assert done.returncode == 0, done.stdout
-    assert "OpenMP 0, 1 threads: passed" in done.stdout
+def test_other_compilers_without_openmp(compiler, tmp_path):
+    objects = compile_all(compiler, tmp_path)
+    said = link_and_run(compiler, "test_fastnorm", objects, tmp_path)
+    assert "OpenMP 0, 1 threads: passed" in said
+    assert "passed" in link_and_run(compiler, "test_kernels", objects, tmp_path)
 
 
-def test_with_openmp(tmp_path):
-    done = build_and_run("cc", tmp_path, "-fopenmp")
-    assert done.returncode == 0, done.stdout
-    assert "OpenMP 1" in done.stdout
+@pytest.mark.long
+@pytest.mark.parametrize("cut", [["-DFASTNORM_ISAS=avx2", "-DFASTNORM_DTYPES=f32"],
+                                 ["-DFASTNORM_DTYPES=f16,f64"]])  # fmt: skip
+def test_builds_of_a_part(cut, tmp_path):
+    """Kernels of the instruction sets and dtypes that are named, and no others."""
+    objects = compile_all("cc", tmp_path, *cut)
+    if os.uname().machine == "x86_64":
+        assert "passed" in link_and_run("cc", "test_kernels", objects, tmp_path, *cut)
 
 
 def test_there_is_a_compiler():

@@ -269,6 +269,7 @@ def test_computed_in_float64_and_rounded_once(rng, dtype):
     np.testing.assert_array_equal(got.bias, want.bias.astype(dtype))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layer", [fastnorm.BatchNorm, fastnorm.BatchRenorm])
 def test_the_digits_network(monkeypatch, rng, layer):
     pytest.importorskip("sklearn")

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 SMALL = {"image": (4, 32, 6, 5), "rows": (12, 40)}
 
 
+@pytest.mark.long
 def test_the_demo_learns_in_five_epochs(tmp_path):
     for name in ("matplotlib", "rich", "sklearn", "tqdm"):
         pytest.importorskip(name)
@@ -110,6 +111,7 @@ def example(monkeypatch):
     return importlib.import_module
 
 
+@pytest.mark.long
 def test_small_batches_do_what_theory_says(example, tmp_path):
     module = example("small_batches")
     results, relu_kurtosis = module.main(["--output", str(tmp_path / "figure.png")])
@@ -140,6 +142,7 @@ def test_the_doc_of_choices_has_the_figures_of_small_batches(example):
             assert 100 * formula(int(size)) == pytest.approx(float(value), abs=0.051)
 
 
+@pytest.mark.long
 def test_batch_effects_are_removed(example, tmp_path):
     module = example("batch_effects")
     results = module.main(["--output", str(tmp_path / "figure.png")])
@@ -161,6 +164,7 @@ def test_batch_effects_are_removed(example, tmp_path):
         assert_close(y[batch == b].std(0), within, 1e-6, f"standard deviations of batch {b}")
 
 
+@pytest.mark.long
 def test_r_squared_is_that_of_scikit_learn(example):
     module = example("batch_effects")
     from sklearn.linear_model import LinearRegression

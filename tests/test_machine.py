@@ -51,6 +51,7 @@ thread.join()
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [131072, 49152])
 def test_threads_with_small_stacks(size):
     """131072 bytes are musl's default."""
@@ -83,6 +84,7 @@ print("done")
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["processes", "address space"])
 @pytest.mark.parametrize(("threads", "limit"), [(2, 1), (2, 3), (4, 2), (8, 12), (8, 40)])
 def test_threads_that_cannot_be_made(kind, threads, limit):

@@ -48,6 +48,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize(
     "name",
@@ -104,6 +105,7 @@ print(more(lambda: call(out=y)), more(lambda: fastnorm.backward(y, ctx, out=dx))
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "axis"),
     [("layer_norm", 1), ("layer_norm", 0), ("rms_norm", 1), ("rms_norm", 0), ("batch_norm", 0),
@@ -134,6 +136,7 @@ def test_more_columns_than_are_taken_at_once(shape, rng):
     np.testing.assert_allclose(fastnorm.layer_norm(x, axis=0), x_hat, atol=2e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["NCL", "NLC"])
 def test_more_groups_than_are_taken_at_once(layout, rng):
     channels = 200_000

@@ -160,6 +160,7 @@ print((status("VmHWM") - before) / block)
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "dtype", "order"),
     [("standard", "float32", "C"), ("minmax", "float32", "F"), ("standard", "int16", "F"),
@@ -194,6 +195,7 @@ def test_a_file_above_the_memory_limit(tmp_path, method, dtype, order):
     np.testing.assert_allclose(y[[0, rows // 2, rows - 1]], want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("axis", [None, (0, 2)])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -268,6 +270,7 @@ def test_dask_is_lazy_merges_as_a_tree_and_threads_agree(da):
     np.testing.assert_allclose(many, oracle(x.compute(), 0, "standard"), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_a_dask_array_above_four_chunks_is_never_in_memory(da, method):
     import dask

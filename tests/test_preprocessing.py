@@ -118,6 +118,7 @@ def test_agrees_with_scikit_learn_on_real_data(data, dtype, layout, name, argume
     np.testing.assert_allclose(back, wanted, rtol=rtol, atol=rtol * np.abs(x).max())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("columns", [10, 40])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_agrees_with_an_exact_oracle_on_two_million_rows(columns, dtype):
@@ -140,6 +141,7 @@ def test_agrees_with_an_exact_oracle_on_two_million_rows(columns, dtype):
     assert abs(y.max() - 1) < tolerance
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ATTRIBUTES)
 def test_agrees_with_scikit_learn_on_two_million_rows(rng, name):
     x = rng.standard_normal((2_000_000, 10), np.float32) * 2 + 30
@@ -346,6 +348,7 @@ def test_names_and_output_containers(rng):
     assert list(y.columns) == ["whitener0", "whitener1", "whitener2"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "scaler",

@@ -1,4 +1,7 @@
-"""Same input, same bits: threads, instruction sets, alignment, streaming stores, run to run."""
+"""Same input, same bits: threads, instruction sets, alignment, streaming stores, run to run.
+
+Here in dtypes and of kinds that test_oracle.py, which demands the same, does not have.
+"""
 
 import itertools
 import os
@@ -8,20 +11,11 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
-from cases import NORMS, make_input, run
+from cases import NORMS, check_bits, everywhere, make_input, unaligned
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastnorm
-
-# above 256 kB in float32, from where on several threads share the work
-SHAPES = [(6, 24, 40, 40), (40, 96, 9, 9), (2, 3, 250, 250), (3, 34, 61, 63)]
-
-
-def everything(norm, x, args, kwargs, dy):
-    y, grads, own = run(norm, x, args, kwargs, dy)
-    running = [own[k] for k in ("running_mean", "running_var") if k in own]
-    return [a.tobytes() for a in [y, *grads, *running] if a is not None]
 
 
 def problem(norm, shape, dtype, seed):
@@ -35,53 +29,17 @@ def problem(norm, shape, dtype, seed):
         yield x, args, kwargs, rng.standard_normal(x.shape).astype(dtype)
 
 
-def unaligned(a, offset):
-    """A copy whose data start `offset` elements behind a cache line."""
-    raw = np.empty(a.size + 2 * 64, a.dtype)
-    start = (-raw.ctypes.data % 64) // a.itemsize + offset
-    b = raw[start : start + a.size].reshape(a.shape)
-    b[...] = a
-    return b
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("norm", NORMS, ids=lambda n: n.id)
-def test_threads_instruction_sets_and_alignment(norm, shape, dtype):
-    for x, args, kwargs, dy in problem(norm, shape, dtype, 7):
-        fastnorm.set_num_threads(1)
-        fastnorm.set_isa(fastnorm.available_isas()[0])
-        want = everything(norm, x, args, kwargs, dy)
-        for isa in fastnorm.available_isas():
-            fastnorm.set_isa(isa)
-            for threads in (1, 2, 5):
-                fastnorm.set_num_threads(threads)
-                assert everything(norm, x, args, kwargs, dy) == want, (isa, threads)
-            for offset in (0, 1, 5):
-                got = everything(
-                    norm, unaligned(x, offset), args, kwargs, unaligned(dy, 7 - offset)
-                )
-                assert got == want, (isa, "offset", offset)
-
-
-@pytest.mark.parametrize("norm", NORMS, ids=lambda n: n.id)
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(
     shape=st.tuples(st.integers(1, 20), st.integers(2, 70), st.integers(2, 40), st.integers(1, 40)),
     threads=st.sampled_from([2, 3, 5, 16]),
     dtype=st.sampled_from([np.float32, np.float64, np.float16, ml_dtypes.bfloat16]),
-    offset=st.integers(0, 15),
+    offset=st.integers(0, 7),
 )
 def test_drawn_shapes(norm, shape, threads, dtype, offset):
     for x, args, kwargs, dy in problem(norm, shape, dtype, 11):
-        results = []
-        for isa in fastnorm.available_isas():
-            fastnorm.set_isa(isa)
-            for n in (1, threads):
-                fastnorm.set_num_threads(n)
-                results.append(everything(norm, x, args, kwargs, dy))
-        results.append(everything(norm, unaligned(x, offset), args, kwargs, dy))
-        assert all(r == results[0] for r in results)
+        check_bits(norm, x, args, kwargs, dy, threads=(threads,), offsets=(offset,))
 
 
 @pytest.mark.parametrize("shape", [(3, 20_000), (5, 3000), (1, 300_000)])
@@ -91,12 +49,9 @@ def test_long_rows(shape):
     x, dy = (rng.standard_normal(shape).astype(np.float32) for _ in range(2))
     weight, bias = (rng.standard_normal(shape[1]).astype(np.float32) for _ in range(2))
     results = set()
-    for isa in fastnorm.available_isas():
-        fastnorm.set_isa(isa)
-        for threads in (1, 2, 5):
-            fastnorm.set_num_threads(threads)
-            y, ctx = fastnorm.layer_norm(x, weight, bias, return_ctx=True)
-            results.add((y.tobytes(), *(g.tobytes() for g in fastnorm.backward(dy, ctx))))
+    for _ in everywhere():
+        y, ctx = fastnorm.layer_norm(x, weight, bias, return_ctx=True)
+        results.add((y.tobytes(), *(g.tobytes() for g in fastnorm.backward(dy, ctx))))
     assert len(results) == 1
 
 
@@ -117,11 +72,15 @@ def test_weight_and_bias_anywhere(dtype):
 
 
 PROGRAM = """
-import hashlib, itertools, ml_dtypes, numpy as np, fastnorm
+import hashlib, itertools, sys, ml_dtypes, numpy as np, fastnorm
 from cases import NORMS, make_input, run
 digest = hashlib.sha256()
-SHAPES = [(6, 24, 40, 40), (3, 33, 61, 31), (16, 24, 9, 7), (4, 1056, 3, 1)]
-DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
+if "many" in sys.argv:
+    SHAPES = [(6, 24, 40, 40), (3, 33, 61, 31), (16, 24, 9, 7), (4, 1056, 3, 1)]
+    DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
+else:
+    SHAPES = [(3, 12, 40, 40), (16, 24, 9, 7)]
+    DTYPES = [np.float32, ml_dtypes.bfloat16]
 for norm, shape, dtype in itertools.product(NORMS, SHAPES, DTYPES):
     for layout in ["channels_first", "channels_last"] if norm.channels else ["channels_first"]:
         rng = np.random.default_rng(5)
@@ -154,17 +113,20 @@ print(digest.hexdigest())
 """
 
 
-def test_streaming_stores_and_processes():
+@pytest.mark.parametrize("cases", ["some", pytest.param("many", marks=pytest.mark.long)])
+def test_streaming_stores_and_processes(cases):
     """The bound from which on outputs go past the cache, and inputs are fetched from memory, is
     read once, so by processes; with threads that spin, small arrays are shared among them too."""
     digests = set()
     spinning = {"OMP_WAIT_POLICY": "active", "FASTNORM_NUM_THREADS": "2"}
     for bound, threads in (("0", {}), ("200000", spinning), ("1000000000000", {})):
-        for isa in fastnorm.available_isas():
+        isas = fastnorm.available_isas()
+        for isa in isas if cases == "many" else {isas[0], isas[-1]}:
             env = {**os.environ, "FASTNORM_STREAM_BYTES": bound, "FASTNORM_ISA": isa, **threads}
             done = subprocess.run(
-                [sys.executable, "-c", PROGRAM], env=env, cwd=os.path.dirname(__file__), check=True,
+                [sys.executable, "-c", PROGRAM, cases], env=env, cwd=os.path.dirname(__file__),
                 capture_output=True, text=True, timeout=600,
             )  # fmt: skip
+            assert done.returncode == 0, done.stderr
             digests.add(done.stdout)
     assert len(digests) == 1

@@ -31,9 +31,9 @@ class ThreadCommunicator:
         self.calls += 1
         self.sent += len(message)
         self.slots[self.rank] = message
-        self.barrier.wait(20)
+        self.barrier.wait(600)
         received = list(self.slots)
-        self.barrier.wait(20)
+        self.barrier.wait(600)
         return received
 
 
@@ -45,7 +45,7 @@ class PairedThreads(ThreadCommunicator):
     def sendrecv(self, message, partner):
         self.sent += len(message)
         self.queues[self.rank, partner].put(message)
-        return self.queues[partner, self.rank].get(timeout=20)
+        return self.queues[partner, self.rank].get(timeout=600)
 
 
 def on_threads(size, function, *arguments, pairs=True):
@@ -138,6 +138,17 @@ def test_several_bad_ranks_are_all_named():
     for kind, text in on_threads(5, call)[0]:
         assert kind == "ValueError"
         assert [part[:11] for part in text.split("; ")] == [f"rank(s) [{i}]" for i in (1, 2, 4)]
+
+
+def test_the_same_mistake_on_all_ranks():
+    def call(comm):
+        return worker.failure(
+            lambda: fastnorm.sync_batch_norm(np.ones(3), comm=comm, training=True)
+        )
+
+    for kind, text in on_threads(3, call)[0]:
+        assert kind == "ValueError"
+        assert text.startswith("rank(s) [0, 1, 2]: x: expected at least 2 dimensions")
 
 
 def test_any_error_is_shared(monkeypatch):

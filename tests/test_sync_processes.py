@@ -14,7 +14,7 @@ import sync_worker as worker
 from cases import assert_close
 from sync_checks import check_like_one_process, check_misuse
 
-TIME_LIMIT = 120
+TIME_LIMIT = 600
 
 
 def start(command, folder, size):

@@ -110,6 +110,7 @@ def checker(request):
     return request.param
 
 
+@pytest.mark.long
 def test_examples_and_results(checker, tmp_path):
     files = {**dict(programs()), "good.py": GOOD}
     assert {"readme_0.py", "using_0.py", "choosing_0.py", "sync_0.py", "sync_1.py"} <= files.keys()
@@ -120,6 +121,7 @@ def test_examples_and_results(checker, tmp_path):
     assert "error" not in said.replace("0 errors", "")
 
 
+@pytest.mark.long
 def test_mistakes_are_seen(checker, tmp_path):
     path = tmp_path / "bad.py"
     path.write_text(BAD)
