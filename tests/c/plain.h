@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ELEMENTS = 40000, ROOM = 1 << 17, LARGEST = 8, AROUND = 64 };
+enum { ELEMENTS = 40000, ROOM = 1 << 18, LARGEST = 8, AROUND = 64 };
 
 /* ---- a problem: the array as kernels see it, and what they take and give --------------------*/
 
@@ -132,6 +132,8 @@ typedef enum {
     EXTREMES,
     GRADIENT_SUMS,
     APPLY,
+    FLOORED,
+    ABOVE,
     GRADIENT,
     GRADIENT_AND_SUMS,
     WIDEN,
@@ -140,7 +142,8 @@ typedef enum {
     LIMIT
 } operation;
 static int writes_elements(operation o) {
-    return o == APPLY || o == GRADIENT || o == GRADIENT_AND_SUMS || o == NARROW || o == LIMIT;
+    return o == APPLY || o == FLOORED || o == ABOVE || o == GRADIENT || o == GRADIENT_AND_SUMS ||
+           o == NARROW || o == LIMIT;
 }
 
 /* a value and the size of what it was added up of: rounding is relative to that */
@@ -197,6 +200,17 @@ static void plain_element(operation o, const shape *s, int64_t r, int64_t c, int
         y->value = xc * scale[k] * w;
         add(y, shift[k] * w);
         add(y, s->biased ? bias[j] : 0);
+        break;
+    case FLOORED:
+    case ABOVE:
+        add(y, (fabs(x) + fabs(center[k])) * fabs(scale[k]) + fabs(shift[k]));
+        y->value = xc * scale[k] + shift[k];
+        if (o == FLOORED)
+            *y = (sum){fmax(y->value, extra[k]), y->size + fabs(extra[k])};
+        else if (fabs(y->value - extra[k]) < 1e-5 * y->size)
+            y->size = INFINITY; /* rounding decides */
+        else
+            *y = y->value > extra[k] ? (sum){dy, fabs(dy)} : (sum){0, 0};
         break;
     case GRADIENT_AND_SUMS:
         add(want1 + j, dy * (xc * scale[k] + shift[k]));

@@ -17,48 +17,44 @@ enum {
     WEIGHTS = 8,
     NEEDS_ONE = 16,
     COMPUTE_SUMS = 32,
-    BLOCKS_8_16 = 64,
     OF_DOUBLES = 128,
     NO_BIAS = 256
 };
-#define RUN ((fn_run){p->s.nseg, p->s.seg_stride, p->s.cols, p->fetch})
-#define TILES ((fn_tile){p->s.nseg, p->s.seg_stride, p->s.cols / p->s.period, p->s.period})
+/* the shape as a view */
+static fn_view view_of(const problem *p) {
+    const shape *s = &p->s;
+    if (s->by == COLUMN)
+        return (fn_view){s->rows, s->ld, s->cols, s->cols, s->cols, p->fetch};
+    const int64_t run = s->by == TILE ? s->period : s->cols;
+    return (fn_view){s->nseg, s->seg_stride, s->rows * s->cols, run, s->by == BLOCK ? s->period : 1,
+                     p->fetch};
+}
+#define VIEW (&(fn_view[]){view_of(p)}[0])
 #define MATRIX p->s.rows, p->s.ld, p->s.cols
-#define CALL(name, ...)                                                                            \
-    static void call_##name(const fn_kernels *k, const problem *p) { k->name(__VA_ARGS__); }
+#define CALL(does, name, ...)                                                                      \
+    static void call_##does(const fn_kernels *k, const problem *p) { k->name(__VA_ARGS__); }
 
-CALL(row_moments, p->x, p->s.rows, RUN, p->sum1, p->sum2)
-CALL(row_squares, p->x, p->s.rows, RUN, p->sum1, p->sum2)
-CALL(row_apply, p->x, p->y, p->s.rows, RUN, p->center, p->scale, p->shift, p->hints)
-CALL(row_apply_elem, p->x, p->y, MATRIX, p->center, p->scale, p->shift, p->weight, p->bias,
-     p->hints.stream)
-CALL(row_grad_moments, p->x, p->dy, p->s.rows, RUN, p->center, p->weight, p->sum1, p->sum2)
-CALL(row_grad_apply, p->x, p->dy, p->y, p->s.rows, RUN, p->center, p->scale, p->slope, p->extra,
-     p->hints)
-CALL(row_grad_apply_elem, p->x, p->dy, p->y, MATRIX, p->center, p->scale, p->shift, p->slope,
-     p->extra, p->weight, p->weight ? p->sum1 : NULL, p->s.biased ? p->sum2 : NULL, p->hints.stream)
-CALL(col_moments, p->x, MATRIX, p->fetch, p->scratch, p->sum1, p->sum2)
-CALL(col_squares, p->x, MATRIX, p->fetch, p->scratch, p->sum1, p->sum2)
-CALL(col_extremes, p->x, MATRIX, p->fetch, p->scratch, p->sum1, p->sum2)
-CALL(col_apply, p->x, p->y, MATRIX, p->center, p->scale, p->shift, p->weight, p->bias,
-     p->hints.stream, p->scratch)
-CALL(col_grad_moments, p->x, p->dy, MATRIX, p->fetch, p->center, p->weight, p->scratch, p->sum1,
-     p->sum2)
-CALL(col_grad_apply, p->x, p->dy, p->y, MATRIX, p->center, p->scale, p->slope, p->extra,
-     p->hints.stream, p->scratch)
-CALL(col_grad_apply_elem, p->x, p->dy, p->y, MATRIX, p->center, p->scale, p->shift, p->slope,
-     p->extra, p->weight, p->sum1, p->sum2)
-CALL(block_moments, p->x, RUN, p->s.period, p->sum1, p->sum2)
-CALL(block_apply, p->x, p->y, p->s.rows, RUN, p->s.period, p->center, p->scale, p->shift, p->hints)
-CALL(block_grad_moments, p->x, p->dy, RUN, p->s.period, p->center, p->sum1, p->sum2)
-CALL(block_grad_apply, p->x, p->dy, p->y, p->s.rows, RUN, p->s.period, p->center, p->scale,
-     p->slope, p->extra, p->hints)
-CALL(tile_moments, p->x, TILES, p->fetch, p->scratch, p->sum1, p->sum2)
-CALL(tile_grad_moments, p->x, p->dy, TILES, p->fetch, p->center, p->scratch, p->sum1, p->sum2)
-CALL(widen, p->x, MATRIX, p->center, p->s.weighted ? p->scale : NULL, p->sum1)
-CALL(add_sums, p->x, MATRIX, p->center, p->sum1, p->sum2)
-CALL(narrow, p->scale, p->s.cols, p->y)
-CALL(limit, p->x, p->s.weighted ? p->dy : NULL, p->y, p->s.cols, p->hints.stream)
+CALL(moments, moments, p->x, VIEW, p->scratch, p->sum1, p->sum2)
+CALL(squares, squares, p->x, VIEW, p->scratch, p->sum2)
+CALL(extremes, extremes, p->x, VIEW, p->scratch, p->sum1, p->sum2)
+CALL(gradients, gradients, p->x, p->dy, VIEW, p->center, p->weight, p->scratch, p->sum1, p->sum2)
+CALL(apply, apply, p->x, p->y, VIEW, p->center, p->scale, p->shift, NULL, p->hints, p->scratch)
+CALL(floored, apply, p->x, p->y, VIEW, p->center, p->scale, p->shift, p->extra, p->hints,
+     p->scratch)
+CALL(above, above, p->x, p->dy, p->y, VIEW, p->center, p->scale, p->shift, p->extra, p->hints,
+     p->scratch)
+CALL(grad_apply, grad_apply, p->x, p->dy, p->y, VIEW, p->center, p->scale, p->slope, p->extra,
+     p->hints, p->scratch)
+CALL(apply_elem, apply_elem, p->x, p->y, MATRIX, p->s.by == ROW, p->center, p->scale, p->shift,
+     p->weight, p->bias, p->hints.stream)
+CALL(grad_apply_elem, grad_apply_elem, p->x, p->dy, p->y, MATRIX, p->s.by == ROW, p->center,
+     p->scale, p->shift, p->slope, p->extra, p->weight,
+     p->weight || p->s.by == COLUMN ? p->sum1 : NULL,
+     p->s.biased || p->s.by == COLUMN ? p->sum2 : NULL, p->hints.stream)
+CALL(widen, widen, p->x, MATRIX, p->center, p->s.weighted ? p->scale : NULL, p->sum1)
+CALL(add_sums, add_sums, p->x, MATRIX, p->center, p->sum1, p->sum2)
+CALL(narrow, narrow, p->scale, p->s.cols, p->y)
+CALL(limit, limit, p->x, p->s.weighted ? p->dy : NULL, p->y, p->s.cols, p->hints.stream)
 
 typedef struct {
     const char *name;
@@ -68,28 +64,26 @@ typedef struct {
     void (*call)(const fn_kernels *, const problem *);
 } kernel;
 #define KERNEL(name, does, by, flags) {#name, does, by, flags, call_##name}
+/* rows, columns, blocks and small planes side by side */
+#define OF_VIEWS(name, does)                                                                       \
+    KERNEL(name, does, ROW, DENSE), KERNEL(name, does, COLUMN, ONE_SEGMENT),                       \
+        KERNEL(name, does, BLOCK, DENSE), KERNEL(name, does, TILE, ONE_ROW)
 static const kernel kernels[] = {
-    KERNEL(row_moments, MOMENTS, ROW, DENSE),
-    KERNEL(row_squares, SQUARES, ROW, DENSE | ONE_SEGMENT),
-    KERNEL(row_apply, APPLY, ROW, DENSE),
-    KERNEL(row_apply_elem, APPLY, ROW, ONE_SEGMENT | WEIGHTS | NEEDS_ONE),
-    KERNEL(row_grad_moments, GRADIENT_SUMS, ROW, DENSE | WEIGHTS),
-    KERNEL(row_grad_apply, GRADIENT, ROW, DENSE),
-    KERNEL(row_grad_apply_elem, GRADIENT_AND_SUMS, ROW,
+    OF_VIEWS(moments, MOMENTS),
+    OF_VIEWS(squares, SQUARES),
+    KERNEL(extremes, EXTREMES, COLUMN, ONE_SEGMENT),
+    OF_VIEWS(gradients, GRADIENT_SUMS),
+    KERNEL(gradients, GRADIENT_SUMS, ROW, DENSE | ONE_SEGMENT | WEIGHTS),
+    KERNEL(gradients, GRADIENT_SUMS, COLUMN, ONE_SEGMENT | WEIGHTS),
+    OF_VIEWS(apply, APPLY),
+    OF_VIEWS(floored, FLOORED),
+    OF_VIEWS(above, ABOVE),
+    OF_VIEWS(grad_apply, GRADIENT),
+    KERNEL(apply_elem, APPLY, ROW, ONE_SEGMENT | WEIGHTS | NEEDS_ONE),
+    KERNEL(apply_elem, APPLY, COLUMN, ONE_SEGMENT | WEIGHTS),
+    KERNEL(grad_apply_elem, GRADIENT_AND_SUMS, ROW,
            ONE_SEGMENT | WEIGHTS | NEEDS_ONE | COMPUTE_SUMS),
-    KERNEL(col_moments, MOMENTS, COLUMN, ONE_SEGMENT),
-    KERNEL(col_squares, SQUARES, COLUMN, ONE_SEGMENT),
-    KERNEL(col_extremes, EXTREMES, COLUMN, ONE_SEGMENT),
-    KERNEL(col_apply, APPLY, COLUMN, ONE_SEGMENT | WEIGHTS),
-    KERNEL(col_grad_moments, GRADIENT_SUMS, COLUMN, ONE_SEGMENT | WEIGHTS),
-    KERNEL(col_grad_apply, GRADIENT, COLUMN, ONE_SEGMENT),
-    KERNEL(col_grad_apply_elem, GRADIENT_AND_SUMS, COLUMN, ONE_SEGMENT | WEIGHTS),
-    KERNEL(block_moments, MOMENTS, BLOCK, DENSE | ONE_ROW | BLOCKS_8_16),
-    KERNEL(block_apply, APPLY, BLOCK, DENSE),
-    KERNEL(block_grad_moments, GRADIENT_SUMS, BLOCK, DENSE | ONE_ROW | BLOCKS_8_16),
-    KERNEL(block_grad_apply, GRADIENT, BLOCK, DENSE),
-    KERNEL(tile_moments, MOMENTS, TILE, ONE_ROW),
-    KERNEL(tile_grad_moments, GRADIENT_SUMS, TILE, ONE_ROW),
+    KERNEL(grad_apply_elem, GRADIENT_AND_SUMS, COLUMN, ONE_SEGMENT | WEIGHTS),
     KERNEL(widen, WIDEN, COLUMN, ONE_SEGMENT | WEIGHTS | OF_DOUBLES),
     KERNEL(add_sums, ADD_SUMS, COLUMN, ONE_SEGMENT | OF_DOUBLES),
     KERNEL(narrow, NARROW, ROW, DENSE | ONE_SEGMENT | ONE_ROW | OF_DOUBLES),
@@ -112,20 +106,17 @@ static int64_t some_length(int64_t most) {
     return n < 1 ? 1 : n > most ? most : n;
 }
 
-static shape some_shape(const kernel *k, fn_dtype t) {
+static shape some_shape(const kernel *k) {
     static const int64_t segments[] = {1, 1, 2, 5, 40}, few[] = {1, 2, 3, 5},
                          many[] = {1, 2, 3, 15, 16, 17, 40, 257, 600, 3000},
                          images[] = {1, 2, 3, 7, 9, 16, 49, 81}, gaps[] = {0, 0, 1, 16};
-    const int64_t lanes = 256 / (int64_t)dtypes[t].compute;
     shape s = {.by = k->by, .nseg = 1, .rows = 1, .period = 1};
     if (!(k->flags & ONE_SEGMENT))
         s.nseg = k->by == TILE ? ONE_OF(many) : ONE_OF(segments);
     if (!(k->flags & ONE_ROW))
         s.rows = k->by == COLUMN ? ONE_OF(many) : ONE_OF(few);
     if (k->by == BLOCK)
-        s.period = k->flags & BLOCKS_8_16 ? 8 << below(2) : (int64_t)1 << below(20);
-    while (s.period > lanes)
-        s.period /= 2;
+        s.period = 8 << below(2);
     if (k->by == TILE)
         s.period = ONE_OF(images);
     int64_t most = ELEMENTS / s.nseg / s.rows;
@@ -230,15 +221,18 @@ static void fail(const kernel *k, const shape *s, fn_dtype t, const char *what, 
 /* how many of the sums there are; those behind them stay as they were */
 static void counts(const kernel *k, const shape *s, int64_t *first, int64_t *second) {
     const int64_t n = k->does == GRADIENT_AND_SUMS ? others(s) : shares(s);
-    const int both = !(k->flags & COMPUTE_SUMS);
-    *first = k->does == WIDEN                                           ? s->rows * s->cols
-             : writes_elements(k->does) && k->does != GRADIENT_AND_SUMS ? 0
-             : both || s->weighted                                      ? n
-                                                                        : 0;
-    *second = k->does == WIDEN || *first + s->biased == 0                ? 0
-              : writes_elements(k->does) && k->does != GRADIENT_AND_SUMS ? 0
-              : both || s->biased                                        ? n
-                                                                         : 0;
+    *first = *second = n;
+    if (k->does == WIDEN) {
+        *first = s->rows * s->cols;
+        *second = 0;
+    } else if (writes_elements(k->does) && k->does != GRADIENT_AND_SUMS) {
+        *first = *second = 0;
+    } else if (k->does == SQUARES) {
+        *first = 0;
+    } else if (k->flags & COMPUTE_SUMS) { /* those that are wanted alone */
+        *first = s->weighted ? n : 0;
+        *second = s->biased ? n : 0;
+    }
 }
 
 /* Runs the kernel and gathers in `to` all that it wrote; how many bytes. */
@@ -262,7 +256,7 @@ static size_t run(const kernel *k, const shape *s, fn_dtype t, const way *w, cha
         write_compute(sums, b1.at, i, before1[i]);
     for (int64_t i = 0; i < n2 + AROUND; i++)
         write_compute(sums, b2.at, i, before2[i]);
-    memset(bscratch.at, 0xFF, fn_scratch_bytes(size, dtypes[t].compute, s->cols));
+    memset(bscratch.at, 0xFF, fn_scratch_bytes(size, dtypes[t].compute, s->rows * s->cols));
     const int m = w->move_coefficients;
     const problem p = {*s,
                        w->fetch,
@@ -379,7 +373,7 @@ int main(int argc, char **argv) {
         for (int k = 0; k < KERNELS && fn_has_dtype((fn_dtype)t); k++) {
             state = (uint64_t)(t * KERNELS + k); /* a kernel's shapes do not depend on the others */
             for (int round = 0; round < rounds; round++) {
-                const shape s = some_shape(kernels + k, (fn_dtype)t);
+                const shape s = some_shape(kernels + k);
                 check(kernels + k, &s, (fn_dtype)t, first, found);
             }
         }
