@@ -31,6 +31,8 @@ CHANNEL_NORMS = [
     "group_norm",
     "switchable_norm",
     "instance_renorm",
+    "filter_response_norm",
+    "global_response_norm",
 ]
 ROW_NORMS = ["layer_norm", "rms_norm"]
 NORMS = [*CHANNEL_NORMS, *ROW_NORMS]

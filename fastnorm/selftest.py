@@ -84,6 +84,8 @@ CALLS = [
     Call("group_norm"),
     Call("switchable_norm", {"training": True}),
     Call("instance_renorm", {"blend": 0.7}),
+    Call("filter_response_norm"),
+    Call("global_response_norm"),
     Call("layer_norm", {"axis": -1}),
     Call("layer_norm", {"axis": 1}),
     Call("rms_norm", {"axis": -1}),
@@ -190,8 +192,8 @@ def _() -> tuple[bool, str]:
 def _() -> tuple[bool, str]:
     worst, rng = Worst(), np.random.default_rng(1)
     for (call, layout), power in itertools.product(cases(), (-100, -70, 64, 100)):
-        if call.running:
-            continue  # whose variances no float32 holds
+        if call.running or call.name == "global_response_norm":
+            continue  # no float32 holds its variances; its y grows with x
         z = draw_input(rng, layout, np.float32)
         dy = draw_input(rng, layout, np.float32)
         args, options = call.arguments(rng, z, layout)

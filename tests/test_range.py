@@ -23,6 +23,7 @@ CASES = [
     for layout in (["NCHW", "NHWC"] if norm.channels else ["NCHW"])
     for dtype, p in SIZES
     if norm.running == "none" or abs(p) <= MOST[dtype]
+    if norm.name != "global_response_norm"  # whose y is x and more, whatever the size of x
 ]
 TOLERANCE = {"f4": (2e-6, 1e-6, 1e-5), "f8": (1e-12, 1e-13, 1e-11)}
 
@@ -73,7 +74,9 @@ def test_every_normalizer_at_every_size(case):
 
 
 @pytest.mark.parametrize("p", [120, 64, -70, -120])
-@pytest.mark.parametrize("norm", [n for n in NORMS if n.running == "none"], ids=lambda n: n.id)
+@pytest.mark.parametrize(
+    "norm", [n for n in NORMS if n.running == "none" and n.id != "grn"], ids=lambda n: n.id
+)
 def test_bfloat16_has_the_range_of_float32(norm, p):
     x, exact, args, kwargs, scaled, dy = problem(norm, "NCHW", "f4", p)
     x = x.astype(ml_dtypes.bfloat16)
