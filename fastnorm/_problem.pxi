@@ -38,7 +38,7 @@ cdef int _set_layout(Context ctx, object layout, object weight, object bias,
     if ctx.p.block > 1:
         ctx.p.layout = FN_BLOCKED
         ctx.p.c = _arguments.blocked_channels(ctx.shape, ctx.p.block, weight, bias, running_mean,
-                                                tau)
+                                              tau)
     else:
         ctx.p.layout = FN_CHANNELS_FIRST if axis == 1 else FN_CHANNELS_LAST
         ctx.p.c = cnp.PyArray_DIM(ctx.x, 1 if axis == 1 else rank - 1)
