@@ -30,6 +30,7 @@ class Norm:
     running: str = "none"  # none, read (not updated) or update
     axis: object = None  # the axes, of a channels-first array; weight norm: that of g
     spatial: bool = False  # needs more than one spatial element
+    sized: bool = False  # whether y grows with x
 
     @property
     def channels(self):
@@ -102,7 +103,7 @@ NORMS = [
     Norm("irn-train", "instance_renorm", {"training": True, "blend": 0.7}, "update", spatial=True),
     Norm("irn-eval", "instance_renorm", {"r_max": 1.4, "d_max": 0.3}, "read", spatial=True),
     Norm("frn", "filter_response_norm", spatial=True),
-    Norm("grn", "global_response_norm", spatial=True),
+    Norm("grn", "global_response_norm", spatial=True, sized=True),
     Norm("ln", "layer_norm", axis=-1),
     Norm("ln-channel", "layer_norm", axis=1),
     Norm("ln-two", "layer_norm", axis=(-2, -1)),

@@ -84,3 +84,42 @@ def test_arguments_are_named(x):
         fn.filter_response_norm(x, tau=np.zeros(5, np.int64))
     with pytest.raises(ValueError, match="eps"):
         fn.global_response_norm(x, eps=-1)
+
+
+def test_tau_tells_how_many_channels_the_blocks_have(x, rng):
+    tau, dy = np.full(5, 0.3), rng.standard_normal(x.shape)
+    y, ctx = fn.filter_response_norm(fn.to_blocked(x, 8), tau=tau, layout="NCHW8c", return_ctx=True)
+    want, plain = fn.filter_response_norm(x, tau=tau, return_ctx=True)
+    grads, wanted = fn.backward(fn.to_blocked(dy, 8), ctx), fn.backward(dy, plain)
+    np.testing.assert_allclose(fn.from_blocked(y, 5), want, rtol=1e-13)
+    np.testing.assert_allclose(grads.tau, wanted.tau, rtol=1e-13)
+    assert not y[..., 5:].any(), "tau is not what is behind the last channel"
+    with pytest.raises(ValueError, match=r"^tau: expected 1 to 8 channels"):
+        fn.filter_response_norm(fn.to_blocked(x, 8), tau=np.zeros(9), layout="NCHW8c")
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "tau"])
+def test_backward_reads_all_parameters_where_there_is_a_threshold(x, name):
+    memory = np.zeros(x.size + 5)
+    out = memory[: x.size].reshape(x.shape)
+    params = {"weight": np.ones(5), "bias": np.zeros(5), "tau": np.zeros(5), name: memory[-10:-5]}
+    _, ctx = fn.filter_response_norm(x, **params, return_ctx=True)
+    with pytest.raises(ValueError, match=f"^out: expected an array apart from the {name} of"):
+        fn.backward(np.ones_like(x), ctx, out)
+    if name == "bias":  # which is not read without one
+        _, ctx = fn.filter_response_norm(x, **{**params, "tau": None}, return_ctx=True)
+        assert fn.backward(np.ones_like(x), ctx, out).x is out
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_other_names_of_the_parameters(dtype):
+    state = {"gamma": np.full(3, 2.0), "beta": np.full(3, 3.0), "tau": np.full(3, 4.0)}
+    layer = fn.FilterResponseNorm(3, dtype=dtype)
+    layer.load_state_dict(state)
+    for name, value in (("weight", 2), ("bias", 3), ("tau", 4)):
+        np.testing.assert_array_equal(layer.params[name], np.full(3, value, dtype))
+    del state["tau"]
+    for layer in (fn.FilterResponseNorm(3, tau=False), fn.GlobalResponseNorm(3)):
+        layer.load_state_dict(state)
+        assert layer.params.keys() == {"weight", "bias"}
+        assert layer.params["bias"][0] == 3
