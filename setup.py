@@ -41,7 +41,12 @@ FLAGS = [
 # computed of coefficients is left to the compiler's own vectors. The edge is called once a call, in
 # which each of its functions is; -Os makes it slower by a fifth of a small layer norm.
 SMALL = ["-O2", "-fno-inline-functions", "-finline-limit=40", "-fno-align-functions"]
-OPTIMIZE = {"csrc/norms/": ["-O3"], "csrc/": ["-O2"], "fastnorm/": SMALL}
+OPTIMIZE = {
+    "csrc/norms/": ["-O3"],
+    "csrc/core/": ["-O2", "-ftree-vectorize"],
+    "csrc/": ["-O2"],
+    "fastnorm/": SMALL,
+}
 VERSION = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
 CUTS = [(k, os.environ[k]) for k in ("FASTNORM_ISAS", "FASTNORM_DTYPES") if k in os.environ]
 
