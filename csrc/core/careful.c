@@ -3,8 +3,10 @@
  * double, element by element: slowly, and right.  Ordinary domains never come here.
  *
  * Dead channels are ordinary too: what is constant, or 0, is found out by a glance. */
+#include "core/careful.h"
+
+#include "core/measure.h"
 #include "norms/common.h"
-#include "core/run.h"
 
 #include <math.h>
 
@@ -164,7 +166,7 @@ void fn_careful_moments(fn_job *job, int64_t d, int64_t d1) {
             continue;
         if (isnan(job->cf.std[d]) && isnan(job->cf.mean[d]) && has_nan(job, d))
             continue;
-        fn_exact_moments(job, d, &mean, &m2, &exponent);
+        fn_exact_moments(&job->plan, job->x, job->scratch, d, &mean, &m2, &exponent);
         fn_put_moments(&job->cf, d, mean, m2, exponent);
     }
 }

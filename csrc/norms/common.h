@@ -1,8 +1,8 @@
-/* What statistics.c, coefficients.c and switchable.c share. */
-#ifndef FN_COEFS_H
-#define FN_COEFS_H
+/* What the formulas share. */
+#ifndef FN_COMMON_H
+#define FN_COMMON_H
 
-#include "core/internal.h"
+#include "norms/coefs.h"
 
 #include <math.h>
 
