@@ -20,7 +20,7 @@ static fn_status plan_of(fn_plan *plan, fn_dtype dtype, int64_t rows, int64_t co
 }
 
 /* ---- extremes ------------------------------------------------------------------------------
- * They are exact, so only the sign of a zero depends on the order in which pieces merge, which the
+ * They are exact, so only the sign of a zero depends on the order in which parts merge, which the
  * shape alone decides. */
 
 /* A part has enough rows for its extremes to be small against it. */

@@ -49,10 +49,10 @@ static int64_t chunk_of(const fn_job *job, const fn_chunks *ch, int64_t elems, i
         return k * ch->size * pl->ld;
     }
     const int64_t together = pl->block ? 1 : i1 - i, outputs = pl->block ? pl->block : 1;
-    if (ch->pieces) {
-        const int64_t at = k % ch->pieces * ch->size, len = fn_min(ch->size, elems - at);
+    if (ch->per_segment) {
+        const int64_t at = k % ch->per_segment * ch->size, len = fn_min(ch->size, elems - at);
         *view = (fn_view){1, pl->seg_stride, len, len, outputs, job->fetch};
-        return k / ch->pieces * pl->seg_stride + at;
+        return k / ch->per_segment * pl->seg_stride + at;
     }
     const int64_t g = k * ch->size;
     *view = (fn_view){fn_min(ch->size, pl->nseg - g),

@@ -55,8 +55,8 @@ static int valid(const fn_problem *p, const fn_params *q, int backward) {
 static fn_chunks row_chunks(int64_t nseg, int64_t len) {
     fn_chunks ch = {1, CHUNK_ELEMS, 0};
     if (len >= CHUNK_ELEMS) {
-        ch.pieces = fn_ceil_div(len, CHUNK_ELEMS);
-        ch.count = nseg * ch.pieces;
+        ch.per_segment = fn_ceil_div(len, CHUNK_ELEMS);
+        ch.count = nseg * ch.per_segment;
     } else {
         ch.size = fn_max(1, CHUNK_ELEMS / fn_max(len, 1));
         ch.count = fn_ceil_div(nseg, ch.size);
@@ -70,8 +70,8 @@ static fn_chunks col_chunks(int64_t rows, int64_t cols) {
     const int64_t some = fn_max(1, fn_min(most, fn_ceil_div(rows, CHUNK_ROWS)));
     /* of equal size, and an even number of them, for two threads */
     fn_chunks ch = {0, fn_max(1, fn_ceil_div(rows, some + (some > 1 && some % 2))), 0};
-    ch.pieces = fn_ceil_div(rows, ch.size);
-    ch.count = ch.pieces;
+    ch.per_segment = fn_ceil_div(rows, ch.size);
+    ch.count = ch.per_segment;
     return ch;
 }
 

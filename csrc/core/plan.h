@@ -12,14 +12,14 @@
  * plane   the smallest set of elements with common coefficients: a channel of a sample, or, when
  *         the domain spans the samples (batch norm), a channel
  * domain  planes that share a mean and a variance
- * chunk   a piece of a plane or domain: a reduction is cut in chunks, whose moments are merged in
+ * chunk   a part of a plane or domain: a reduction is cut in chunks, whose moments are merged in
  *         order.  Chunks depend on the shape alone: so do the bits of the result.
  * unit    consecutive domains that a thread takes through moments, coefficients and apply while
  *         they are in its cache
  */
 typedef struct {
-    int64_t count, size; /* size: segments, or elements of a segment (pieces > 0), or rows */
-    int64_t pieces;      /* chunks of a segment; 0: a chunk is `size` whole segments */
+    int64_t count, size; /* size: in column form rows, else elements of a segment, or segments */
+    int64_t per_segment; /* chunks of a segment; 0: a chunk is `size` whole segments */
 } fn_chunks;
 
 struct fn_plan {
@@ -86,6 +86,7 @@ static inline int fn_is_length(const fn_plan *plan) { return !!(plan->row->facts
 static inline int fn_uncentered(const fn_plan *plan) {
     return !!(plan->row->facts & FN_UNCENTERED);
 }
+
 /* ---- numbers of the compute type: coefficients, parameters ---------------------------------*/
 
 /* an element of the compute type, whose size is asize */
