@@ -19,7 +19,7 @@ demo: $(VENV)/demo ## train with each normalizer, and a short table of speed
 	$(BIN)/fastnorm bench --quick
 
 test: $(TESTS) ## minutes; PEERS=1: compares with torch and others too
-	$(BIN)/python -m pytest -m "not long" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto -m "not long" $(PYTEST_ARGS)
 
 test-long: $(TESTS) ## what is large or slow; PEERS=1 as above
 	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
@@ -33,7 +33,7 @@ coverage: $(TESTS) ## lines of Python and of C that `make test` runs; fails belo
 	rm -f $(COVERED)/fastnorm/_core.*.so
 	find $(COVERED) -name '*.gcda' -delete
 	$(COVERAGE)/python setup.py -q build_ext --inplace
-	$(COVERAGE)/python -m pytest -m "not long" --cov=fastnorm $(PYTEST_ARGS)
+	$(COVERAGE)/python -m pytest -n auto -m "not long" --cov=fastnorm $(PYTEST_ARGS)
 	$(COVERAGE)/gcovr --filter csrc/ --fail-under-line 95 build
 
 bench: $(VENV)/bench ## speed of every case, in the form of pytest-benchmark

@@ -3,6 +3,7 @@
 A case makes its arrays; each module of `peers` makes a call without arguments from them.
 """
 
+import re
 from dataclasses import dataclass
 from inspect import signature
 from math import prod
@@ -23,14 +24,12 @@ SHAPES = {
 }  # fmt: skip
 QUICK = [(32, 256, 28, 28), (8192, 768)]  # 25 MB each
 
-# What a normalizer takes is read from its signature.
+# What a normalizer takes is read from its signature: those that take a layout work on channels.
 CHANNEL_NORMS = [
-    "batch_norm",
-    "batch_renorm",
-    "instance_norm",
-    "group_norm",
-    "switchable_norm",
-    "instance_renorm",
+    name
+    for name in fastnorm.norms.__all__
+    if re.fullmatch("[a-z_]+norm", name)
+    if "layout" in signature(getattr(fastnorm, name)).parameters
 ]
 ROW_NORMS = ["layer_norm", "rms_norm"]
 NORMS = [*CHANNEL_NORMS, *ROW_NORMS]

@@ -107,6 +107,25 @@ def instance_renorm(x, weight, bias, running_mean, running_var, training, layout
     return _affine(x_hat, weight, bias, shape), cache
 
 
+def filter_response_norm(x, weight, bias, tau, layout, eps=1e-6):
+    n, space, shape = _axes(x, layout)
+    rstd = 1 / np.sqrt((x * x).mean(space, keepdims=True) + np.float32(eps))
+    x_hat = x * rstd
+    y, tau = _affine(x_hat, weight, bias, shape), tau.reshape(shape)
+    cache = (_backward_filter, x_hat, rstd, space, weight.reshape(shape), y > tau, (n, *space))
+    return np.maximum(y, tau), cache
+
+
+def global_response_norm(x, weight, bias, layout, eps=1e-6):
+    n, space, shape = _axes(x, layout)
+    channel = 1 if layout == "NCHW" else x.ndim - 1
+    length = np.sqrt((x * x).sum(space, keepdims=True))
+    mean = length.mean(channel, keepdims=True) + np.float32(eps)
+    scale, weight = length / mean, weight.reshape(shape)
+    cache = (_backward_global, x, length, mean, scale, weight, channel, space, (n, *space))
+    return weight * (x * scale) + bias.reshape(shape) + x, cache
+
+
 def group_norm(x, num_groups, weight, bias, layout, eps=1e-5):
     n, space, shape = _axes(x, layout)
     if layout == "NHWC":
@@ -172,6 +191,21 @@ def _backward_renorm(dy, z, x_hat, rstd, axis, weight, over, r):
 def _backward_group(dy, x_hat, rstd, axis, weight, over, shape):
     dx = _dx((dy * weight).reshape(x_hat.shape), x_hat, rstd, axis).reshape(shape)
     return dx, (dy * x_hat.reshape(shape)).sum(over), dy.sum(over)
+
+
+def _backward_filter(dy, x_hat, rstd, space, weight, above, over):
+    kept = np.where(above, dy, 0)
+    g = kept * weight
+    dx = (g - x_hat * (g * x_hat).mean(space, keepdims=True)) * rstd
+    return dx, (kept * x_hat).sum(over), kept.sum(over), (dy - kept).sum(over)
+
+
+def _backward_global(dy, x, length, mean, scale, weight, channel, space, over):
+    dot = (dy * x).sum(space, keepdims=True)
+    dscale = dot * weight
+    dlength = (dscale - (dscale * scale).mean(channel, keepdims=True)) / mean
+    dx = dy * (1 + weight * scale) + x * (dlength / length)
+    return dx, (dot * scale).sum(over), dy.sum(over)
 
 
 def _backward_rms(dy, x_hat, rstd, weight):

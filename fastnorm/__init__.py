@@ -16,7 +16,13 @@ from ._settings import (
     set_num_threads,
     show_config,
 )
-from ._types import DerivedContext, Gradients, SwitchableGradients, WeightGradients
+from ._types import (
+    DerivedContext,
+    FilterResponseGradients,
+    Gradients,
+    SwitchableGradients,
+    WeightGradients,
+)
 from .blocked import from_blocked, to_blocked
 from .deploy import Folded, FoldedBefore, fold_batch_norm, fold_batch_norm_before
 from .guide import Recommendation, recommend
@@ -27,6 +33,7 @@ from .sync import SyncBatchNorm, sync_batch_norm
 __all__ = [
     "Context",
     "DerivedContext",
+    "FilterResponseGradients",
     "Folded",
     "FoldedBefore",
     "Gradients",

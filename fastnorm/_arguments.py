@@ -280,14 +280,15 @@ def refuse_layout(layout: Any, shape: Shape) -> NoReturn:
     )
 
 
-def blocked_channels(shape: Shape, block: int, weight: Any, bias: Any, mean: Any) -> int:
+def blocked_channels(shape: Shape, block: int, weight: Any, bias: Any, mean: Any, tau: Any) -> int:
     """How many of the channels in the blocks are no padding: as many as there are parameters."""
     most = shape[1] * block
     if shape[-1] != block:
         raise ValueError(
             f"x: expected blocks of {block} channels along the last axis, got shape {shape}"
         )
-    for name, value in (("weight", weight), ("bias", bias), ("running_mean", mean)):
+    names = ("weight", "bias", "running_mean", "tau")
+    for name, value in zip(names, (weight, bias, mean, tau), strict=True):
         if value is not None:
             channels = array(value, name).size
             if not most - block < channels <= most:

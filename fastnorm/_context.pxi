@@ -52,7 +52,7 @@ cdef inline int _check_place(cnp.ndarray a, Place place, tuple shape, str name) 
 
 # of `Context.p["norm"]`, in the order of fastnorm.h; BLOCKED is a layout there
 NORMS = ("batch", "batch_renorm", "layer", "rms", "instance", "group", "switchable",
-         "instance_renorm", "weight", "l2")
+         "instance_renorm", "weight", "l2", "filter_response", "global_response")
 BLOCKED = FN_BLOCKED
 
 

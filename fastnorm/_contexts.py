@@ -53,6 +53,9 @@ def shown(state: tuple[Any, ...], name: str) -> Array:
             found = _mean(of)
         elif name == "var":
             found = _squared(_std(of))
+        elif of.norm == "global_response":
+            length = _std(of)
+            found = length / (length.sum(1, keepdims=True) / length.shape[1] + of.problem["eps"])
         else:
             sigma = _sigma(_std(of), of.problem["eps"])
             found = 1 / np.maximum(sigma, of.problem["sigma_min"])
@@ -112,12 +115,12 @@ def _squared(std: Array) -> Array:
 
 
 def _mean(of: State) -> Array:
-    mean, logits = _statistic(of, 0), of.params[2]
+    mean, logits = _statistic(of, 0), of.params[3]
     return mean if logits is None or not of.x.size else _mixed(of, 0, mean, logits)
 
 
 def _std(of: State) -> Array:
-    std, logits = _statistic(of, 1), of.params[3]
+    std, logits = _statistic(of, 1), of.params[4]
     if logits is None or not of.x.size:
         return std
     var = _mixed(of, 1, _squared(std), logits)
@@ -152,7 +155,7 @@ def restore(*state: Any) -> _core.Context:
     for i, (param, kind) in enumerate(zip(of.params, of.types, strict=True)):
         params.append(None if param is None else np.require(param, computed, ["C", "A"]))
         if param is not None:
-            fits = fits and np.shape(param) == (of.param_shape if i < 2 else (3,))
+            fits = fits and np.shape(param) == (of.param_shape if i < 3 else (3,))
             fits = fits and kind is not None and is_parameter_type(kind, of.x.dtype)
     ctx = _core.made_context(*of._replace(params=params)) if fits else None
     if ctx is None:

@@ -9,6 +9,7 @@ from typing_extensions import TypeVar
 from ._types import (
     Array,
     Axes,
+    FilterResponseGradients,
     Gradients,
     MaybeArray,
     Param,
@@ -21,7 +22,7 @@ __version__: str
 # what backward returns for it
 G = TypeVar(
     "G",
-    bound=Gradients | SwitchableGradients | WeightGradients,
+    bound=Gradients | FilterResponseGradients | SwitchableGradients | WeightGradients,
     covariant=True,
     default=Gradients,
 )
@@ -40,7 +41,9 @@ BLOCKED: int
 
 # All by position; the Python functions document them. The context depends on the norm.
 def axis_norm(norm: int, *arguments: Any) -> Array | tuple[Array, Context[Any]]: ...
-def channel_norm(norm: int, *arguments: Any) -> Array | tuple[Array, Context[Any]]: ...
+def channel_norm(
+    norm: int, *arguments: Any, tau: Param = None
+) -> Array | tuple[Array, Context[Any]]: ...
 def weight_norm(*arguments: Any) -> Array | tuple[Array, Context[WeightGradients]]: ...
 def backward(dy: ArrayLike, ctx: Context[G], out: MaybeArray) -> G: ...
 def as_array(value: ArrayLike, name: str) -> Array: ...

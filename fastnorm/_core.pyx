@@ -17,7 +17,12 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
 from fastnorm import _arguments
-from fastnorm._types import Gradients, SwitchableGradients, WeightGradients
+from fastnorm._types import (
+    FilterResponseGradients,
+    Gradients,
+    SwitchableGradients,
+    WeightGradients,
+)
 
 cnp.import_array()
 
@@ -59,6 +64,8 @@ cdef extern from "fastnorm.h" nogil:
         FN_INSTANCE_RENORM
         FN_WEIGHT
         FN_L2
+        FN_FILTER_RESPONSE
+        FN_GLOBAL_RESPONSE
     ctypedef enum fn_status:
         FN_OK
         FN_NO_MEMORY
@@ -76,12 +83,14 @@ cdef extern from "fastnorm.h" nogil:
         void *running_var
         const void *mean_logits
         const void *var_logits
+        const void *tau
     ctypedef struct fn_grads:
         void *x
         void *weight
         void *bias
         void *mean_logits
         void *var_logits
+        void *tau
     int64_t fn_saved_size(const fn_problem*)
     fn_status fn_forward(const fn_problem*, const fn_params*, const void*, void*, double*)
     fn_status fn_backward(const fn_problem*, const fn_params*, const double*, const void*,
@@ -119,8 +128,8 @@ include "_arguments.pxi"
 include "_sixteen_bits.pxi"
 
 # places in Context.params
-cdef enum: WEIGHT, BIAS, MEAN_LOGITS, VAR_LOGITS, PARAMS
-cdef tuple PARAM_NAMES = ("weight", "bias", "mean_logits", "var_logits")
+cdef enum: WEIGHT, BIAS, TAU, MEAN_LOGITS, VAR_LOGITS, PARAMS
+cdef tuple PARAM_NAMES = ("weight", "bias", "tau", "mean_logits", "var_logits")
 
 # what backward must find again of an array of the forward call
 ctypedef struct Place:
@@ -145,7 +154,9 @@ cdef class Context:
         (C,) for batch norm and wherever the running statistics were used, (N, C) for instance and
         switchable norm (there mixed of its three), (N, num_groups) for group norm, and for layer
         and RMS norm that of the axes that are not normalized. RMS norm has mean 0, and the mean
-        square for a variance; weight norm mean 0, and the sum of squares. NaN where x was empty.
+        square for a variance, and so has filter response norm, of shape (N, C); weight norm mean 0,
+        and the sum of squares. Global response norm, (N, C), has that too, and its N for `rstd`, as
+        ``x_hat = x * N``. NaN where x was empty.
     """
 
     cdef fn_problem p
@@ -231,6 +242,7 @@ cdef object _forward(Context ctx, object out, object return_ctx):
 cdef int _point(Context ctx) except -1:
     ctx.q.weight = _data(ctx.params[WEIGHT])
     ctx.q.bias = _data(ctx.params[BIAS])
+    ctx.q.tau = _data(ctx.params[TAU])
     ctx.q.mean_logits = _data(ctx.params[MEAN_LOGITS])
     ctx.q.var_logits = _data(ctx.params[VAR_LOGITS])
     ctx.q.running_mean = _data(ctx.mean_used)
@@ -280,13 +292,16 @@ cdef cnp.ndarray _gradient(object dy, Context c):
 
 
 cdef int _check_grad_out(object out, cnp.ndarray g, Context c) except -1:
+    cdef int i
     if out is None:
         return 0
     _check_out(out, g, c.shape)
     shared = None
     if _overlap(out, c.x):
         shared = "x"
-    for i in (WEIGHT, MEAN_LOGITS, VAR_LOGITS):  # bias is not read
+    for i in range(PARAMS):
+        if i == BIAS and c.params[TAU] is None:
+            continue  # it is not read
         if c.params[i] is not None and _overlap(out, c.params[i]):
             shared = PARAM_NAMES[i]
     if shared is not None:
@@ -324,10 +339,14 @@ def backward(dy, ctx, out):
     grads.x = cnp.PyArray_DATA(dx)
     grads.weight = _data(wide[WEIGHT])
     grads.bias = _data(wide[BIAS])
+    grads.tau = _data(wide[TAU])
     grads.mean_logits = _data(wide[MEAN_LOGITS])
     grads.var_logits = _data(wide[VAR_LOGITS])
     if c.p.norm == FN_SWITCHABLE:
-        result = SwitchableGradients(out, *own)
+        result = SwitchableGradients(out, own[WEIGHT], own[BIAS], own[MEAN_LOGITS],
+                                     own[VAR_LOGITS])
+    elif c.p.norm == FN_FILTER_RESPONSE:
+        result = FilterResponseGradients(out, own[WEIGHT], own[BIAS], own[TAU])
     elif c.p.norm == FN_WEIGHT:
         result = WeightGradients(out, own[WEIGHT])
     else:

@@ -16,14 +16,17 @@ def axis_norm(int norm, x, weight, bias, axis, eps, out, return_ctx, least=0.0):
 
 
 cdef Context _start_channels(int norm, x, weight, bias, running_mean, running_var, training,
-                             momentum, eps, ddof, layout, num_groups, mean_logits, var_logits):
+                             momentum, eps, ddof, layout, num_groups, mean_logits, var_logits,
+                             tau):
     cdef Context ctx = _start(x, _norm(norm), eps)
     cdef bint corrects = ctx.p.norm == FN_BATCH_RENORM or ctx.p.norm == FN_INSTANCE_RENORM
     cdef str flag = "use_input_stats" if ctx.p.norm == FN_INSTANCE else "training"
-    _set_layout(ctx, layout, weight, bias, running_mean)
+    _set_layout(ctx, layout, weight, bias, running_mean, tau)
     if ctx.p.norm == FN_GROUP:
         ctx.p.groups = _groups(num_groups, ctx.p.c)
     _set_affine(ctx, weight, bias)
+    if tau is not None:
+        _set_param(ctx, TAU, tau, ctx.param_shape, "tau")
     if ctx.p.norm == FN_SWITCHABLE:
         _set_param(ctx, MEAN_LOGITS, mean_logits, (3,), "mean_logits")
         _set_param(ctx, VAR_LOGITS, var_logits, (3,), "var_logits")
@@ -32,17 +35,17 @@ cdef Context _start_channels(int norm, x, weight, bias, running_mean, running_va
                  corrects or not ctx.p.training,
                  "for the corrections r and d" if corrects else
                  "when use_input_stats is False" if ctx.p.norm == FN_INSTANCE else
-                 "when training is False", (x, weight, bias, mean_logits, var_logits))
+                 "when training is False", (x, weight, bias, tau, mean_logits, var_logits))
     return ctx
 
 
 def channel_norm(int norm, x, weight, bias, running_mean, running_var, training, momentum, eps,
                  ddof, layout, out, return_ctx, num_groups=None, mean_logits=None, var_logits=None,
-                 r_max=None, d_max=None, blend=1.0):
+                 r_max=None, d_max=None, blend=1.0, tau=None):
     """Of the channels of `layout`."""
     cdef Context ctx = _start_channels(norm, x, weight, bias, running_mean, running_var, training,
                                        momentum, eps, ddof, layout, num_groups, mean_logits,
-                                       var_logits)
+                                       var_logits, tau)
     if ctx.p.norm == FN_BATCH_RENORM or ctx.p.norm == FN_INSTANCE_RENORM:
         ctx.p.r_max = _number(r_max, "r_max", 1, INFINITY)
         ctx.p.d_max = _number(d_max, "d_max", 0, INFINITY)

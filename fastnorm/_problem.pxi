@@ -23,7 +23,7 @@ cdef inline Context _start(object x, fn_norm norm, object eps):
 
 
 cdef int _set_layout(Context ctx, object layout, object weight, object bias,
-                     object running_mean=None) except -1:
+                     object running_mean=None, object tau=None) except -1:
     cdef Py_ssize_t rank = cnp.PyArray_NDIM(ctx.x), i, dimensions, axis
     cdef int64_t s = 1
     cdef tuple known = LAYOUTS.get(layout) if type(layout) is str else None
@@ -37,7 +37,8 @@ cdef int _set_layout(Context ctx, object layout, object weight, object bias,
     ctx.p.n = cnp.PyArray_DIM(ctx.x, 0)
     if ctx.p.block > 1:
         ctx.p.layout = FN_BLOCKED
-        ctx.p.c = _arguments.blocked_channels(ctx.shape, ctx.p.block, weight, bias, running_mean)
+        ctx.p.c = _arguments.blocked_channels(ctx.shape, ctx.p.block, weight, bias, running_mean,
+                                              tau)
     else:
         ctx.p.layout = FN_CHANNELS_FIRST if axis == 1 else FN_CHANNELS_LAST
         ctx.p.c = cnp.PyArray_DIM(ctx.x, 1 if axis == 1 else rank - 1)

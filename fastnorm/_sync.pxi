@@ -34,7 +34,8 @@ def start_batch_norm(x, weight, bias, running_mean, running_var, training, momen
                      layout, out, return_ctx):
     """A context with all that is checked before the ranks meet, but for the count."""
     cdef Context ctx = _start_channels(FN_BATCH, x, weight, bias, running_mean, running_var,
-                                       training, momentum, eps, ddof, layout, None, None, None)
+                                       training, momentum, eps, ddof, layout, None, None, None,
+                                       None)
     _check_forward_out(ctx, out, return_ctx)
     if out is not None:
         _detach(ctx, out)

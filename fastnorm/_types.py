@@ -19,7 +19,8 @@ Axes: TypeAlias = int | Sequence[int]
 WithContext: TypeAlias = "tuple[Array, Context]"
 PlainContext: TypeAlias = "Context | DerivedContext"
 AnyContext: TypeAlias = (
-    "Context[Gradients | SwitchableGradients | WeightGradients] | DerivedContext"
+    "Context[Gradients | FilterResponseGradients | SwitchableGradients | WeightGradients]"
+    "| DerivedContext"
 )
 
 
@@ -47,6 +48,23 @@ class Gradients(NamedTuple):
     x: Array
     weight: Array | None
     bias: Array | None
+
+
+class FilterResponseGradients(NamedTuple):
+    """Gradients of :func:`fastnorm.filter_response_norm`.
+
+    Attributes
+    ----------
+    x : ndarray
+        Gradient of the input: its shape and dtype.
+    weight, bias, tau : ndarray or None
+        Gradients of the parameters, shape (C,); None where none was given.
+    """
+
+    x: Array
+    weight: Array | None
+    bias: Array | None
+    tau: Array | None
 
 
 class WeightGradients(NamedTuple):

@@ -16,12 +16,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._types import Array, Axes, Gradients, SwitchableGradients, WeightGradients
+from ._types import (
+    Array,
+    Axes,
+    FilterResponseGradients,
+    Gradients,
+    SwitchableGradients,
+    WeightGradients,
+)
 
 __all__ = [
     "backward",
     "batch_norm",
     "batch_renorm",
+    "filter_response_norm",
+    "global_response_norm",
     "group_norm",
     "instance_norm",
     "instance_renorm",
@@ -46,6 +55,9 @@ class Cache(NamedTuple):
     to_canonical: Callable[[ArrayLike], Array]
     from_canonical: Callable[[Array], Array]
     result: type = Gradients
+    tau: Array | None = None  # of filter response norm
+    at_tau: Any = False  # where y is tau, so that dy is the gradient of tau
+    adds_x: bool = False  # whether y is what weight and bias make, plus x
 
 
 # ---- shapes ----------------------------------------------------------------------------------
@@ -264,6 +276,45 @@ def instance_renorm(x: Any, weight: Any = None, bias: Any = None, *, running_mea
     return _finish(x_hat, grad, shapes, weight, bias, (1, -1, 1), (N, S))
 
 
+def filter_response_norm(x: Any, weight: Any = None, bias: Any = None, tau: Any = None, *,
+                         eps: float = 1e-6,
+                         layout: str = "NCHW") -> tuple[Array, Cache]:  # fmt: skip
+    """Filter Response Norm."""
+    to, back = shapes = _canonical(x, layout)
+    x3 = to(x)
+    rms = np.sqrt((x3**2).mean(S, keepdims=True) + eps)
+    x_hat = x3 / rms
+
+    def grad(g: Array) -> tuple[Array]:
+        return ((g - x_hat * (g * x_hat).mean(S, keepdims=True)) / rms,)
+
+    y, cache = _finish(x_hat, grad, shapes, weight, bias, (1, -1, 1), (N, S))
+    cache = cache._replace(result=FilterResponseGradients, tau=_param(tau, (1, -1, 1)))
+    if cache.tau is None:
+        return y, cache
+    at_tau = ~(to(y) > cache.tau)
+    return back(np.maximum(to(y), cache.tau)), cache._replace(at_tau=at_tau)
+
+
+def global_response_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float = 1e-6,
+                         layout: str = "NCHW") -> tuple[Array, Cache]:  # fmt: skip
+    """Global Response Norm."""
+    shapes = _canonical(x, layout)
+    x3 = shapes[0](x)
+    length = np.sqrt((x3**2).sum(S, keepdims=True))
+    mean = length.mean(C, keepdims=True) + eps
+    response = length / mean
+
+    def grad(g: Array) -> tuple[Array]:
+        dresponse = (g * x3).sum(S, keepdims=True)
+        dlength = (dresponse - (dresponse * response).mean(C, keepdims=True)) / mean
+        unit = x3 / np.where(length > 0, length, 1)
+        return (g * response + dlength * unit,)
+
+    y, cache = _finish(x3 * response, grad, shapes, weight, bias, (1, -1, 1), (N, S))
+    return y + np.asarray(x, np.float64), cache._replace(adds_x=True)
+
+
 def _softmax(logits: ArrayLike) -> Array:
     e = np.exp(np.asarray(logits, np.float64) - np.max(logits))
     return np.asarray(e / e.sum())
@@ -328,16 +379,23 @@ def weight_norm(v: Any, g: Any, *, axis: int | None = 0,
 # ---- backward --------------------------------------------------------------------------------
 
 
-def backward(dy: Any, cache: Cache) -> Gradients | SwitchableGradients | WeightGradients:
+def backward(
+    dy: Any, cache: Cache
+) -> Gradients | FilterResponseGradients | SwitchableGradients | WeightGradients:
     """Gradients of ``sum(dy * y)``."""
-    g = cache.to_canonical(dy)
-    dweight = dbias = None
+    all_dy = cache.to_canonical(dy)
+    g = np.where(cache.at_tau, 0, all_dy)
+    dweight = dbias = dtau = None
+    if cache.tau is not None:
+        dtau = np.where(cache.at_tau, all_dy, 0).sum(cache.over)
     if cache.weight is not None:
         dweight = (g * cache.x_hat).sum(cache.over).reshape(cache.param_shape)
     if cache.bias is not None:
         dbias = g.sum(cache.over).reshape(cache.param_shape)
     dx, *logits = cache.grad_x(g if cache.weight is None else g * cache.weight)
-    dx = cache.from_canonical(dx)
+    dx = cache.from_canonical(dx + g if cache.adds_x else dx)
+    if cache.result is FilterResponseGradients:
+        return FilterResponseGradients(dx, dweight, dbias, dtau)
     if cache.result is WeightGradients:
         return WeightGradients(dx, np.asarray(dweight))
     if logits:

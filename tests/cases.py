@@ -30,11 +30,19 @@ class Norm:
     running: str = "none"  # none, read (not updated) or update
     axis: object = None  # the axes, of a channels-first array; weight norm: that of g
     spatial: bool = False  # needs more than one spatial element
+    sized: bool = False  # whether y grows with x
 
     @property
     def channels(self):
         """Whether it works on channels, in a layout (else on axes)."""
         return self.axis is None
+
+    @property
+    def centered(self):
+        """Whether the mean is subtracted."""
+        return self.name not in (
+            "rms_norm", "weight_norm", "filter_response_norm", "global_response_norm"
+        )  # fmt: skip
 
     def domain(self, shape):
         """Number of elements that share statistics, at least, of a channels-first shape."""
@@ -62,6 +70,8 @@ class Norm:
             args.insert(0, self.kwargs["num_groups"])
         if self.name == "switchable_norm":
             args += [uniform(rng, (3,), x.dtype), uniform(rng, (3,), x.dtype)]
+        if self.name == "filter_response_norm":
+            args.append(uniform(rng, (c,), x.dtype))  # tau
         kwargs = {k: v for k, v in self.kwargs.items() if k != "num_groups"}
         if self.running != "none":
             kwargs["running_mean"] = uniform(rng, (c,), x.dtype) - x.dtype.type(1)
@@ -92,6 +102,8 @@ NORMS = [
     Norm("sn-eval", "switchable_norm", {}, "read"),
     Norm("irn-train", "instance_renorm", {"training": True, "blend": 0.7}, "update", spatial=True),
     Norm("irn-eval", "instance_renorm", {"r_max": 1.4, "d_max": 0.3}, "read", spatial=True),
+    Norm("frn", "filter_response_norm", spatial=True),
+    Norm("grn", "global_response_norm", spatial=True, sized=True),
     Norm("ln", "layer_norm", axis=-1),
     Norm("ln-channel", "layer_norm", axis=1),
     Norm("ln-two", "layer_norm", axis=(-2, -1)),

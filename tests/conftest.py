@@ -2,8 +2,9 @@
 
 import os
 
-# threads that spin take part in smaller work: these tests want them to
-os.environ.setdefault("OMP_WAIT_POLICY", "active")
+# threads that spin take part in smaller work: these tests want them to, but not for long, as there
+# are several processes of them
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import numpy as np
 import pytest

@@ -212,7 +212,7 @@ def test_a_pickle_that_does_not_fit_is_refused():
         "shape": (3, 6, 5, 5),
         "param_shape": (5,),
         "x": X[1:],
-        "params": [np.ones(3), None, None, None],
+        "params": [np.ones(3), None, None, None, None],
         "stats": state[8][:-1],
     }
     assert fastnorm.backward(X, restore(*state)).x.shape == X.shape
@@ -332,6 +332,7 @@ def test_a_pickle_with_wrong_types_is_refused():
     weight = np.ones(4, "f4")
     _, ctx = fastnorm.batch_norm(np.ones((3, 4), "f4"), weight, training=True, return_ctx=True)
     restore, state = ctx.__reduce__()
-    for types in ([np.dtype("i1"), None, None, None], [np.dtype("f8"), None, None, None]):
+    for kind in ("i1", "f8"):
+        types = [np.dtype(kind), None, None, None, None]
         with pytest.raises(ValueError, match="statistics: expected those"):
             restore(*state[:7], types, *state[8:])

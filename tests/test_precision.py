@@ -92,11 +92,7 @@ def test_an_outlier_first_in_every_form(layout, shape, first, loc, seed):
     np.testing.assert_allclose(ctx.var, var.ravel(), rtol=1e-6)
 
 
-CENTERED = [
-    n
-    for n in NORMS
-    if (n.running == "none" and n.name not in ("rms_norm", "weight_norm")) or n.id == "bn-train"
-]
+CENTERED = [n for n in NORMS if (n.running == "none" and n.centered) or n.id == "bn-train"]
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
@@ -181,7 +177,7 @@ def test_nan_and_inf_stay_inside_their_domain(name, bad, layout, isa, rng):
     assert np.isnan(y[at])
     assert np.isfinite(y[~inside]).all()
     assert np.isfinite(dx[~inside]).all()
-    if norm.name != "rms_norm":  # whose other values are finite over inf: zero
+    if norm.centered:  # else the other values are finite over inf: zero
         assert not np.isfinite(y[inside]).any()
 
 
@@ -276,7 +272,7 @@ def test_gradients_that_are_zero_are_exactly_zero(norm, dtype, shape, rng):
             params = x if x.itemsize > 2 else x.astype(np.float32)
             args, kwargs = norm.arguments(rng, params, layout)
             args = [np.full_like(a, 1.7) if isinstance(a, np.ndarray) else a for a in args]
-            if norm.name == "rms_norm":
+            if norm.name in ("rms_norm", "filter_response_norm"):
                 kwargs["eps"] = 1e-5
             _, grads, _ = run(norm, x, args, kwargs, dy)
             _, want, _ = run_reference(norm, x, args, kwargs, dy)
@@ -284,7 +280,7 @@ def test_gradients_that_are_zero_are_exactly_zero(norm, dtype, shape, rng):
                 if exact is None:
                     continue
                 largest = np.abs(np.asarray(exact)).max()
-                if norm.name != "rms_norm" and largest < 1e-10 * x.size:  # the oracle rounds
+                if norm.centered and largest < 1e-10 * x.size:  # the oracle rounds
                     np.testing.assert_array_equal(got, 0, err_msg=name)
                 elif largest > 1e3 * np.finfo(dtype).smallest_normal:
                     assert_close(got, exact, 1e-5 if x.itemsize > 2 else 2e-3, name)

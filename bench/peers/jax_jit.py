@@ -27,6 +27,8 @@ def prepare(arrays):
     if case.layout == "NCHW16c":
         return None
     function = _functions(case)
+    if function is None:
+        return None
     x, *parameters = map(jnp.asarray, (arrays.x, arrays.weight, arrays.bias))
     parameters += map(jnp.asarray, (*arrays.running(), *arrays.logits()))
     if arrays.dy is None:
@@ -49,7 +51,10 @@ def _with_logits(function, x, w, b, running, p, q):
 
 
 def _functions(case):
-    """Return function(x, weight, bias, mean, var, mean_logits, var_logits) -> (y, running...)."""
+    """Return function(x, weight, bias, mean, var, mean_logits, var_logits) -> (y, running...).
+
+    None where there is none.
+    """
     layout = case.layout
     channel = 3 if layout == "NHWC" else 1
     space = (1, 2) if layout == "NHWC" else (2, 3)
@@ -64,7 +69,7 @@ def _functions(case):
         "instance_norm": lambda: population(channel, space, space, training, False),
         "instance_renorm": lambda: population(channel, space, space, True, True, training),
     }
-    return make[case.norm]()
+    return make[case.norm]() if case.norm in make else None
 
 
 def wide(x):

@@ -13,6 +13,8 @@ from .batch import (
     batch_renorm_r_max,
 )
 from .cosine import CosineNorm, cosine_norm
+from .filter_response import FilterResponseNorm, filter_response_norm
+from .global_response import GlobalResponseNorm, global_response_norm
 from .group import GroupNorm, group_norm
 from .instance import InstanceNorm, InstanceRenorm, instance_norm, instance_renorm
 from .layer import LayerNorm, RMSNorm, layer_norm, rms_norm
@@ -24,6 +26,8 @@ __all__ = [
     "BatchNorm",
     "BatchRenorm",
     "CosineNorm",
+    "FilterResponseNorm",
+    "GlobalResponseNorm",
     "GroupNorm",
     "InstanceNorm",
     "InstanceRenorm",
@@ -38,6 +42,8 @@ __all__ = [
     "batch_renorm_d_max",
     "batch_renorm_r_max",
     "cosine_norm",
+    "filter_response_norm",
+    "global_response_norm",
     "group_norm",
     "instance_norm",
     "instance_renorm",

@@ -23,8 +23,8 @@ class Layer:
     Attributes
     ----------
     params : dict of str to ndarray
-        What an optimizer updates, in place: ``weight``, ``bias`` and, in Switchable Norm, the
-        logits.
+        What an optimizer updates, in place: ``weight``, ``bias`` and what else is
+        learned.
     grads : dict of str to ndarray
         Gradients of `params` from the last `backward`.
     buffers : dict of str to ndarray
@@ -211,28 +211,35 @@ def check_channels(x: ArrayLike, channels: int, layout: str) -> None:
 
 
 class ChannelNorm(Norm):
-    """A layer over `num_features` channels, in a layout, that may track running statistics."""
+    """A layer over `num_features` channels, in a layout."""
+
+    def __init__(self, num_features: int, eps: float, layout: str, dtype: DTypeLike) -> None:
+        super().__init__(dtype)
+        self.num_features = check.count(num_features, "num_features")
+        self.eps, self.layout = check.number(eps, "eps"), check.layout(layout)
+
+    def _check_sizes(self, x: Array) -> None:
+        check_channels(x, self.num_features, self.layout)
+
+
+class RunningNorm(ChannelNorm):
+    """One that may track running statistics."""
 
     def __init__(
         self, num_features: int, eps: float, momentum: float | None, affine: bool, bias: bool,
         track: bool, ddof: int, layout: str, dtype: DTypeLike,
     ) -> None:  # fmt: skip
-        super().__init__(dtype)
-        self.num_features = check.count(num_features, "num_features")
-        self.eps = check.number(eps, "eps")
+        super().__init__(num_features, eps, layout, dtype)
         self.momentum = None if momentum is None else check.number(momentum, "momentum", 0.0, 1.0)
         self.affine, self.bias = check.flag(affine, "affine"), check.flag(bias, "bias")
         self.track_running_stats = check.flag(track, "track_running_stats")
-        self.ddof, self.layout = check.ddof(ddof), check.layout(layout)
+        self.ddof = check.ddof(ddof)
         if self.affine:
             self._affine(self.num_features, bias=self.bias)
         if self.track_running_stats:
             self.buffers["running_mean"] = np.zeros(self.num_features, self.dtype)
             self.buffers["running_var"] = np.ones(self.num_features, self.dtype)
             self.buffers["num_batches_tracked"] = np.zeros((), np.int64)
-
-    def _check_sizes(self, x: Array) -> None:
-        check_channels(x, self.num_features, self.layout)
 
     def _common(self) -> dict[str, Any]:
         """Arguments that all functions of channels with running statistics take."""

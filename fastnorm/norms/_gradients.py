@@ -11,6 +11,7 @@ from .._core import Context
 from .._types import (
     AnyContext,
     DerivedContext,
+    FilterResponseGradients,
     Gradients,
     MaybeArray,
     SwitchableGradients,
@@ -19,7 +20,9 @@ from .._types import (
 
 __all__ = ["backward"]
 
-AnyGradients: TypeAlias = Gradients | SwitchableGradients | WeightGradients
+AnyGradients: TypeAlias = (
+    Gradients | FilterResponseGradients | SwitchableGradients | WeightGradients
+)
 G = TypeVar("G", bound=AnyGradients)
 
 
@@ -39,22 +42,22 @@ def backward(dy: ArrayLike, ctx: AnyContext, out: MaybeArray = None) -> AnyGradi
         the parameters, which must be unchanged since. It can be used again.
     out : ndarray, optional
         Where to write the gradient of x. It may share memory with dy, but not with x, weight or
-        logits. Not after :func:`cosine_norm`.
+        logits, nor with bias or tau where there is a tau. Not after :func:`cosine_norm`.
 
     Returns
     -------
-    Gradients, SwitchableGradients or WeightGradients
+    Gradients, FilterResponseGradients, SwitchableGradients or WeightGradients
         Named tuple ``(x, weight, bias)``, after :func:`switchable_norm` with ``mean_logits`` and
-        ``var_logits``; weight or bias is None where there was none. ``(x, g)`` after
-        :func:`weight_norm`.
+        ``var_logits``, after :func:`filter_response_norm` with ``tau``; a parameter that was not
+        given has None. ``(x, g)`` after :func:`weight_norm`.
 
     Raises
     ------
     TypeError
         `ctx` is not a context; dy or `out` of another dtype than y.
     ValueError
-        dy or `out` of another shape than y; `out` that overlaps x, weight or logits; one of these
-        arrays, or the bias, whose memory, dtype, shape or strides have changed since the forward.
+        dy or `out` of another shape than y; `out` that overlaps what it must not; x or a parameter
+        whose memory, dtype, shape or strides have changed since the forward.
 
     Examples
     --------

@@ -12,7 +12,7 @@ from .. import _check as check
 from .. import _core
 from .._core import Context
 from .._types import AnyContext, Array, MaybeArray, Param, WithContext
-from ._base import ChannelNorm
+from ._base import RunningNorm
 
 __all__ = [
     "BatchNorm",
@@ -119,7 +119,7 @@ def batch_norm(
     )  # fmt: skip
 
 
-class BatchNorm(ChannelNorm):
+class BatchNorm(RunningNorm):
     """Batch Norm over the channels of (N, C, *) or (N, *, C).
 
     Parameters
@@ -286,7 +286,7 @@ def at_step(schedule: Schedule, step: int) -> float:
     return schedule(step) if callable(schedule) else schedule
 
 
-class BatchRenorm(ChannelNorm):
+class BatchRenorm(RunningNorm):
     """Batch Renorm: Batch Norm whose training output is what inference would give.
 
     Parameters

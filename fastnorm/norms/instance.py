@@ -20,7 +20,7 @@ from .._types import (
     Param,
     WithContext,
 )
-from ._base import ChannelNorm
+from ._base import RunningNorm
 from ._gradients import backward
 from .batch import Schedule, at_step, schedule
 
@@ -133,7 +133,7 @@ class _OneSample(DerivedContext):
         return Gradients(grads["x"][0], grads["weight"], grads["bias"])
 
 
-class _InstanceLayer(ChannelNorm):
+class _InstanceLayer(RunningNorm):
     """Statistics of each sample: x may be one alone, ``(C, L)``.
 
     In a layout of any number of dimensions only two are one sample, since ``(N, C)`` has a single

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from .. import _core
 from .._core import Context
 from .._types import Array, MaybeArray, Param, SwitchableGradients
-from ._base import ChannelNorm
+from ._base import RunningNorm
 
 __all__ = ["SwitchableNorm", "switchable_norm"]
 
@@ -113,7 +113,7 @@ def switchable_norm(
     )  # fmt: skip
 
 
-class SwitchableNorm(ChannelNorm):
+class SwitchableNorm(RunningNorm):
     """Switchable Norm: instance, layer and batch statistics mixed by learned weights.
 
     Parameters
