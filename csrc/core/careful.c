@@ -3,13 +3,15 @@
  * double, element by element: slowly, and right.  Ordinary domains never come here.
  *
  * Dead channels are ordinary too: what is constant, or 0, is found out by a glance. */
+#include "core/careful.h"
+
+#include "core/measure.h"
 #include "norms/common.h"
-#include "core/run.h"
 
 #include <math.h>
 
-#define COLUMNS 16 /* columns that are walked together */
-#define PIECE 128  /* elements in double at a time */
+#define COLUMNS 16  /* columns that are walked together */
+#define AT_ONCE 128 /* elements in double at a time */
 
 /* All forms are one here: in each segment a group of cols planes is a run of s * cols elements,
  * of which element i belongs to plane i % cols of the group, and to row i / cols. */
@@ -20,13 +22,13 @@ static int64_t run_at(const fn_plan *pl, int64_t group, int64_t g) {
 /* w elements of each of `rows` rows of `array`, from element i on, in double */
 static void load(const fn_job *job, const char *array, int64_t i, int64_t rows, int64_t w,
                  double *to) {
-    static const double zero[PIECE] = {0};
+    static const double zero[AT_ONCE] = {0};
     const fn_plan *pl = &job->plan;
     pl->k->widen(array + i * (int64_t)pl->esize, rows, pl->ld, w, zero, NULL, to);
 }
 
-/* What walks over planes: `at` is called for pieces of columns [p, p + w) of a group, w <= COLUMNS.
- * Element k of a piece belongs to column k % w, and to row `row` + k / w. */
+/* What walks over planes: a function is called for some rows at a time of columns [p, p + w) of a
+ * group, w <= COLUMNS.  Element k of them belongs to column k % w, and to row `row` + k / w. */
 typedef struct {
     const fn_job *job;
     int64_t p, w;
@@ -37,10 +39,10 @@ typedef void (*visit)(const walk *at, int64_t row, int64_t n, const double *x, c
 
 static void visit_rows(walk at, int64_t g, int64_t r, int64_t r1, visit function) {
     const fn_plan *pl = &at.job->plan;
-    double x[PIECE], dy[PIECE], out[PIECE];
+    double x[AT_ONCE], dy[AT_ONCE], out[AT_ONCE];
     for (int64_t rows; r < r1; r += rows) {
         const int64_t i = run_at(pl, at.p / pl->cols, g) + r * pl->ld + at.p % pl->cols;
-        rows = fn_min(PIECE / at.w, r1 - r);
+        rows = fn_min(AT_ONCE / at.w, r1 - r);
         load(at.job, at.job->x, i, rows, at.w, x);
         if (at.job->dy)
             load(at.job, at.job->dy, i, rows, at.w, dy);
@@ -136,13 +138,13 @@ static int same_elements(glance *at, const fn_job *job, int64_t d, int64_t p1, d
 static int has_nan(const fn_job *job, int64_t d) {
     const fn_plan *pl = &job->plan;
     const int64_t first = fn_first_plane(pl, d), planes = pl->per_domain;
-    double x[PIECE];
+    double x[AT_ONCE];
     int found = 0;
     for (int64_t i = 0; i < planes * pl->nseg && !found; i++) {
         const int64_t p = first + i % planes;
         const int64_t at = run_at(pl, p / pl->cols, i / planes) + p % pl->cols;
         for (int64_t r = 0, n; r < pl->s && !found; r += n) {
-            n = fn_min(PIECE, pl->s - r);
+            n = fn_min(AT_ONCE, pl->s - r);
             load(job, job->x, at + r * pl->ld, pl->cols == 1 ? 1 : n, pl->cols == 1 ? n : 1, x);
             for (int64_t k = 0; k < n; k++)
                 found |= x[k] != x[k];
@@ -164,7 +166,7 @@ void fn_careful_moments(fn_job *job, int64_t d, int64_t d1) {
             continue;
         if (isnan(job->cf.std[d]) && isnan(job->cf.mean[d]) && has_nan(job, d))
             continue;
-        fn_exact_moments(job, d, &mean, &m2, &exponent);
+        fn_exact_moments(&job->plan, job->x, job->scratch, d, &mean, &m2, &exponent);
         fn_put_moments(&job->cf, d, mean, m2, exponent);
     }
 }
@@ -343,7 +345,7 @@ void fn_flat_everywhere(fn_job *job) {
 
 /* ---- y and dx ------------------------------------------------------------------------------*/
 
-/* what a piece is computed with: the coefficients of its columns */
+/* what columns are computed with */
 typedef struct {
     int careful[COLUMNS];
     fn_careful in_double[COLUMNS];

@@ -7,7 +7,11 @@
  * before: sums of two doubles, the second with what rounding took from the first, around the
  * feature's first value, its `origin`.  The reference is the mean so far.  So neither a mean of 1e6
  * standard deviations, nor an outlier, nor a million merges cost digits. */
-#include "core/run.h"
+#include "core/measure.h"
+
+#include "core/workspace.h"
+#include "norms/coefs.h"
+#include "system/threads.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -432,9 +436,9 @@ fn_status fn_measure_features(const fn_plan *pl, const void *x, int threads, int
     return FN_OK;
 }
 
-void fn_exact_moments(const fn_job *job, int64_t d, double *mean, double *m2, int *exponent) {
-    const fn_plan *pl = &job->plan;
-    const view v = view_of(pl, job->x);
+void fn_exact_moments(const fn_plan *pl, const void *x, char *scratch, int64_t d, double *mean,
+                      double *m2, int *exponent) {
+    const view v = view_of(pl, x);
     const int64_t columns = pl->cols > 1 ? pl->per_domain : 1;
     const int64_t first = pl->cols > 1 ? fn_first_plane(pl, d) : d;
     const double origin = first_value(&v, first / pl->cols, first % pl->cols);
@@ -453,7 +457,7 @@ void fn_exact_moments(const fn_job *job, int64_t d, double *mean, double *m2, in
         double low = INFINITY, high = -INFINITY;
         for (int64_t c = first; c < first + columns; c++) {
             double least = 0, most = 0;
-            extremes(&v, c / pl->cols, c % pl->cols, 1, job->scratch, &least, &most);
+            extremes(&v, c / pl->cols, c % pl->cols, 1, scratch, &least, &most);
             low = least < low ? least : low;
             high = most > high ? most : high;
         }

@@ -1,5 +1,6 @@
 /* Shapes to domains, and how domains are cut for caches and threads. */
-#include "core/internal.h"
+#include "core/plan.h"
+
 #include "core/traffic.h"
 
 /* Elements of a chunk in row form; a multiple of every block, so that a chunk ends with one. */
@@ -54,8 +55,8 @@ static int valid(const fn_problem *p, const fn_params *q, int backward) {
 static fn_chunks row_chunks(int64_t nseg, int64_t len) {
     fn_chunks ch = {1, CHUNK_ELEMS, 0};
     if (len >= CHUNK_ELEMS) {
-        ch.pieces = fn_ceil_div(len, CHUNK_ELEMS);
-        ch.count = nseg * ch.pieces;
+        ch.per_segment = fn_ceil_div(len, CHUNK_ELEMS);
+        ch.count = nseg * ch.per_segment;
     } else {
         ch.size = fn_max(1, CHUNK_ELEMS / fn_max(len, 1));
         ch.count = fn_ceil_div(nseg, ch.size);
@@ -69,16 +70,15 @@ static fn_chunks col_chunks(int64_t rows, int64_t cols) {
     const int64_t some = fn_max(1, fn_min(most, fn_ceil_div(rows, CHUNK_ROWS)));
     /* of equal size, and an even number of them, for two threads */
     fn_chunks ch = {0, fn_max(1, fn_ceil_div(rows, some + (some > 1 && some % 2))), 0};
-    ch.pieces = fn_ceil_div(rows, ch.size);
-    ch.count = ch.pieces;
+    ch.per_segment = fn_ceil_div(rows, ch.size);
+    ch.count = ch.per_segment;
     return ch;
 }
-
-static int64_t l2(void) { return fn_cache_bytes(2) > 0 ? fn_cache_bytes(2) : 1 << 20; }
 
 /* Domains that are neighbours in memory and together fit the L2 with room for the output. */
 static int64_t unit_domains(const fn_plan *plan, int arrays) {
     const int64_t bytes = fn_max(1, plan->count * (int64_t)plan->esize * arrays);
+    const int64_t l2 = fn_l2_bytes();
     if (plan->block && plan->per_domain > 1) /* groups cross blocks */
         return plan->sample_domains;
     if (plan->col) {
@@ -86,23 +86,90 @@ static int64_t unit_domains(const fn_plan *plan, int arrays) {
         const int64_t whole = bytes * in_sample;
         /* a tile of columns whose rows fall on few sets of the cache would push itself out */
         const int64_t line = plan->c * (int64_t)plan->esize / 64;
-        if (whole <= l2() / 2 || line % 8 == 0 || plan->c < FN_NARROW)
+        if (whole <= l2 / 2 || line % 8 == 0 || plan->c < FN_NARROW)
             return in_sample;
         /* a tile of whole cache lines, wide enough to read memory in runs */
         int64_t lines = fn_ceil_div(64 * 4, (int64_t)plan->esize * plan->per_domain);
-        int64_t fit = l2() / 2 / bytes / lines * lines;
+        int64_t fit = l2 / 2 / bytes / lines * lines;
         return fit >= lines ? fn_min(fit, in_sample) : in_sample;
     }
     if (plan->nseg > 1 || plan->block) {
         const int64_t run = fn_max(1, plan->s * plan->cols * (int64_t)plan->esize);
-        const int64_t fit = l2() / 4 / (bytes * plan->cols), whole = fn_whole_lines(run);
+        const int64_t fit = l2 / 4 / (bytes * plan->cols), whole = fn_whole_lines(run);
         int64_t wanted = fn_ceil_div(UNIT_RUN_BYTES, run);
         if (whole <= wanted)
             wanted = fn_ceil_div(wanted, whole) * whole;
         return plan->cols * fn_max(1, fn_min(wanted, fit));
     }
     const int64_t even = bytes * plan->domains / UNITS;
-    return fn_min(l2() / 4, fn_max(LEAST_UNIT_BYTES, even)) / bytes;
+    return fn_min(l2 / 4, fn_max(LEAST_UNIT_BYTES, even)) / bytes;
+}
+
+/* in which form the array is walked */
+static void choose_form(fn_plan *plan) {
+    const fn_problem *p = &plan->p;
+    const int blocked = p->layout == FN_BLOCKED;
+    if (blocked)
+        plan->c = fn_ceil_div(p->c, p->block) * p->block;
+    if (p->s == 1 && plan->c > 1 && !plan->elem) /* one element: all layouts are the same columns */
+        plan->col = 1;
+    else if (blocked)
+        plan->block = p->block;
+    else /* one channel: both layouts are the same rows */
+        plan->col = p->layout == FN_CHANNELS_LAST && p->c != 1;
+    plan->cols = plan->block ? plan->block : plan->col ? plan->c : 1;
+    plan->ld = plan->cols;
+}
+
+static void find_domains(fn_plan *plan) {
+    const fn_problem *p = &plan->p;
+    const int groups = !!(plan->row->facts & FN_OVER_CHANNELS);
+    /* running statistics are constants for each channel, whatever the domain */
+    const int over_n = !!(plan->row->facts & FN_OVER_SAMPLES) || !fn_needs_moments(plan);
+    plan->nseg = 1;
+    if (over_n && plan->n != 1) {
+        if (plan->cols == plan->c) { /* samples lie behind one another: one long plane */
+            plan->s = p->n * p->s;
+        } else {
+            plan->nseg = p->n;
+            plan->seg_stride = plan->c * p->s;
+        }
+        plan->n = 1;
+    }
+    plan->planes = plan->n * plan->c;
+    plan->per_domain = groups ? fn_max(1, p->c / p->groups) : 1;
+    plan->sample_domains = groups ? p->groups : plan->c;
+    plan->domains = plan->n * plan->sample_domains;
+    plan->count = plan->per_domain * plan->s * plan->nseg;
+    const fn_view plane = {.rows = plan->nseg, .run = plan->s, .outputs = plan->cols};
+    plan->flat = !plan->col && fn_is_flat(&plane);
+}
+
+static void cut_chunks(fn_plan *plan) {
+    if (plan->col) {
+        plan->mchunks = plan->gchunks = col_chunks(plan->s, plan->cols);
+    } else if (plan->block) {
+        plan->mchunks = plan->gchunks = row_chunks(plan->nseg, plan->s * plan->block);
+    } else {
+        plan->mchunks = row_chunks(plan->nseg, plan->per_domain * plan->s);
+        plan->gchunks = row_chunks(plan->nseg, plan->s);
+    }
+}
+
+static void cut_units(fn_plan *plan, int arrays) {
+    const int64_t sample = plan->sample_domains;
+    plan->unit_domains = fn_max(1, unit_domains(plan, arrays));
+    if (plan->row->sample_statistics) /* the planes of a sample depend on one another */
+        plan->unit_domains = fn_max(1, plan->unit_domains / sample) * sample;
+    fn_plan_traffic(plan, arrays);
+    if (plan->row->channel_statistics) { /* all planes depend on one another: no units */
+        plan->units = 1;
+        plan->unit_domains = plan->domains;
+    } else if (plan->cols > 1) {
+        plan->units = plan->n * fn_ceil_div(sample, plan->unit_domains);
+    } else {
+        plan->units = fn_ceil_div(plan->domains, plan->unit_domains);
+    }
 }
 
 fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params *params,
@@ -120,66 +187,18 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
     plan->esize = p->dtype == FN_F64 ? 8 : p->dtype == FN_F32 ? 4 : 2;
     plan->asize = p->dtype == FN_F64 ? 8 : 4;
     plan->row = fn_row_of(p->norm);
-    const unsigned facts = plan->row->facts;
-    plan->squares = !!(facts & FN_SQUARES);
-    plan->elem = !!(facts & FN_OF_ELEMENTS);
-    const int blocked = p->layout == FN_BLOCKED;
-    if (blocked)
-        plan->c = fn_ceil_div(p->c, p->block) * p->block;
-    if (p->s == 1 && plan->c > 1 && !plan->elem) /* one element: all layouts are the same columns */
-        plan->col = 1;
-    else if (blocked)
-        plan->block = p->block;
-    else /* one channel: both layouts are the same rows */
-        plan->col = p->layout == FN_CHANNELS_LAST && p->c != 1;
-    plan->cols = plan->block ? plan->block : plan->col ? plan->c : 1;
-    plan->ld = plan->cols;
-
-    /* constants for each channel, in instance norm too */
-    const int over_n = !!(facts & FN_OVER_SAMPLES) || !fn_needs_moments(plan);
-    plan->per_domain = facts & FN_OVER_CHANNELS ? fn_max(1, p->c / p->groups) : 1;
-    plan->nseg = 1;
-    if (over_n && plan->n != 1) {
-        if (plan->cols == plan->c) { /* samples lie behind one another: one long plane */
-            plan->s = p->n * p->s;
-        } else {
-            plan->nseg = p->n;
-            plan->seg_stride = plan->c * p->s;
-        }
-        plan->n = 1;
-    }
-    plan->planes = plan->n * plan->c;
-    plan->sample_domains = facts & FN_OVER_CHANNELS ? p->groups : plan->c;
-    plan->domains = plan->n * plan->sample_domains;
-    plan->count = plan->per_domain * plan->s * plan->nseg;
-
-    const fn_view plane = {.rows = plan->nseg, .run = plan->s, .outputs = plan->cols};
-    plan->flat = !plan->col && fn_is_flat(&plane);
-    if (plan->col) {
-        plan->mchunks = plan->gchunks = col_chunks(plan->s, plan->cols);
-    } else if (plan->block) {
-        plan->mchunks = plan->gchunks = row_chunks(plan->nseg, plan->s * plan->block);
-    } else {
-        plan->mchunks = row_chunks(plan->nseg, plan->per_domain * plan->s);
-        plan->gchunks = row_chunks(plan->nseg, plan->s);
-    }
-    const int arrays = backward ? 2 : 1;
-    plan->unit_domains = fn_max(1, unit_domains(plan, arrays));
-    if (plan->row->sample_statistics) /* the planes of a sample depend on one another */
-        plan->unit_domains =
-            fn_max(1, plan->unit_domains / plan->sample_domains) * plan->sample_domains;
-    /* the next unit, where it is contiguous, is what processors fetch by themselves, and better */
-    const int64_t domain = plan->count * (int64_t)plan->esize * arrays;
-    const int64_t unit = plan->unit_domains * domain;
-    plan->prefetch = plan->nseg > 1 && unit <= l2() / 2 && fn_from_memory(plan->domains * domain);
-    plan->prefetch_out = plan->prefetch && plan->block && unit <= l2() / 4;
-    if (plan->row->channel_statistics) { /* all planes depend on one another: no units */
-        plan->units = 1;
-        plan->unit_domains = plan->domains;
-    } else if (plan->cols > 1) {
-        plan->units = plan->n * fn_ceil_div(plan->sample_domains, plan->unit_domains);
-    } else {
-        plan->units = fn_ceil_div(plan->domains, plan->unit_domains);
-    }
+    plan->squares = !!(plan->row->facts & FN_SQUARES);
+    plan->elem = !!(plan->row->facts & FN_OF_ELEMENTS);
+    choose_form(plan);
+    find_domains(plan);
+    cut_chunks(plan);
+    cut_units(plan, backward ? 2 : 1);
     return FN_OK;
+}
+
+int64_t fn_plan_scratch(const fn_plan *pl) {
+    const int64_t cols = pl->flat ? FN_STRIP : pl->cols;
+    if (cols == 1) /* rows: extremes alone */
+        return 2 * fn_table(1) * (int64_t)pl->asize;
+    return (int64_t)fn_scratch_bytes(pl->esize, pl->asize, cols);
 }

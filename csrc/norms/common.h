@@ -1,25 +1,41 @@
-/* What statistics.c, coefficients.c and switchable.c share. */
-#ifndef FN_COEFS_H
-#define FN_COEFS_H
+/* What the formulas share. */
+#ifndef FN_COMMON_H
+#define FN_COMMON_H
 
-#include "core/internal.h"
+#include "norms/coefs.h"
 
 #include <math.h>
 
-/* At most BLOCK planes of neighbouring channels that are taken together: planes [plane, plane + n)
+/* At most BUNDLE planes of neighbouring channels that are taken together: planes [plane, plane + n)
  * with channels from c on, which are domains [d, d + domains), or a part of a single one. */
-#define BLOCK 64
+#define BUNDLE 64
 typedef struct {
     int64_t plane, c, n, d, domains;
-} piece;
+} bundle;
 
-/* the piece that begins with plane i of domain d, of domains up to d1 */
-piece fn_piece_at(const fn_plan *plan, int64_t d, int64_t d1, int64_t i);
+/* the bundle that begins with plane i of domain d, of domains up to d1 */
+bundle fn_bundle_at(const fn_plan *plan, int64_t d, int64_t d1, int64_t i);
 
 /* what m2 is divided by */
 static inline double fn_divisor(const fn_coefs *cf) {
     return fn_is_length(cf->plan) ? 1 : cf->count;
 }
+
+/* v[i] for the planes of a bundle, from[k] of its domains */
+static inline void fn_spread(bundle at, const double *from, double *v) {
+    const int64_t each = at.n / at.domains;
+    if (each == 1)
+        memcpy(v, from, (size_t)at.n * sizeof *v);
+    else
+        for (int64_t k = 0; k < at.domains; k++)
+            for (int64_t i = 0; i < each; i++)
+                v[k * each + i] = from[k];
+}
+
+/* Call function(asize, ...), on coefficients of a bundle from element 0 on: with a constant, as
+ * only then compilers make vectors of it. */
+#define FN_BY_TYPE(cf, function, ...)                                                              \
+    ((cf)->plan->asize == 4 ? function(4, __VA_ARGS__) : function(8, __VA_ARGS__))
 
 /* the channels of a blocked layout that fill up the last block, and have no parameters */
 static inline int fn_is_padding(const fn_coefs *cf, int64_t channel) {
@@ -30,9 +46,9 @@ static inline int fn_is_padding(const fn_coefs *cf, int64_t channel) {
 void fn_params_of(const fn_coefs *cf, const void *param, double none, int64_t c, int64_t n,
                   double *v);
 
-/* y = ((x - mean) * scale + shift) * weight + bias of the planes of a piece, to center, scale and
+/* y = ((x - mean) * scale + shift) * weight + bias of the planes of a bundle, to center, scale and
  * shift */
-void fn_put_planes(fn_coefs *cf, piece at, const double *mean, const double *scale,
+void fn_put_planes(fn_coefs *cf, bundle at, const double *mean, const double *scale,
                    const double *shift);
 
 /* sqrt(std^2 + eps), where std^2 may be no double.  A running variance below 0, as others' rounding

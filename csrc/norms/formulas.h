@@ -4,12 +4,14 @@
 
 #include "norms/common.h"
 
-/* coefficients.c: all that have a mean and a sigma for each domain */
+/* standard.c: all that have a mean and a sigma for each domain */
 void fn_plain_coefficients(fn_coefs *cf, int64_t d0, int64_t d1);
 void fn_plain_grad_coefficients(fn_coefs *cf, int64_t d0, int64_t d1);
 fn_careful fn_plain_careful(const fn_coefs *cf, int64_t plane, int backward);
 
-/* statistics.c: batch and instance renorm */
+/* renorm.c: batch and instance renorm */
+/* whether y depends on the mean of domain d by more digits than the kernels give it */
+int fn_renorm_mean_decides(const fn_coefs *cf, int64_t d);
 void fn_renorm_statistics(fn_coefs *cf, int64_t d0, int64_t d1);
 
 /* switchable.c */

@@ -1,6 +1,6 @@
 /* What goes back to the parameters of the channels, in double: gradients of weight and bias, and
  * the running statistics. */
-#include "core/internal.h"
+#include "norms/coefs.h"
 
 /* ---- gradients -----------------------------------------------------------------------------*/
 

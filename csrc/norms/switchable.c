@@ -200,10 +200,10 @@ static void mix_plane(const fn_coefs *cf, mixture *mix, int64_t n, int64_t c) {
 
 void fn_switchable_coefficients(fn_coefs *cf, int64_t p0, int64_t p1) {
     mixture mix = mix_weights(cf);
-    piece at;
+    bundle at;
     for (int64_t p = p0; p < p1; p += at.n) {
-        double mean[BLOCK], scale[BLOCK], shift[BLOCK] = {0};
-        at = fn_piece_at(cf->plan, p, p1, 0); /* a plane is a domain */
+        double mean[BUNDLE], scale[BUNDLE], shift[BUNDLE] = {0};
+        at = fn_bundle_at(cf->plan, p, p1, 0); /* a plane is a domain */
         const int64_t n = p / cf->plan->c;
         for (int64_t i = 0; i < at.n; i++) {
             mix_plane(cf, &mix, n, at.c + i);

@@ -1,5 +1,8 @@
-/* One step on one part of the arrays: where the part lies, and which kernel takes it. */
-#include "core/run.h"
+/* See place.h: where a part of the arrays lies, and which kernel takes it. */
+#include "core/place.h"
+
+#include "core/careful.h"
+#include "kernels/moments.h"
 
 #include <string.h>
 
@@ -22,16 +25,15 @@ static int64_t row_at(const fn_plan *pl, int64_t p, int64_t r) {
 static int64_t chunk_rows(const fn_plan *pl, int64_t k) {
     return fn_min(pl->mchunks.size, pl->s - k * pl->mchunks.size);
 }
-static int64_t chunk_at(const fn_plan *pl, int64_t p, int64_t k) {
-    return row_at(pl, p, k * pl->mchunks.size);
-}
-
+/* Not in column form: segment g of plane p. */
 static int64_t plane_at(const fn_plan *pl, int64_t p, int64_t g) {
     return g * pl->seg_stride + p * pl->s;
 }
 
-/* Where the moments of chunk k of reduction i (a domain in row form, else a plane) go.
- * With one chunk that is where those of the domain, or the sums of the plane, are wanted. */
+/* Where the moments of chunk k of reduction i go: a domain in row form, else a plane.  The chunks
+ * of a group lie behind one another, each a row of cols numbers: with 2 chunks of matrices of 3
+ * columns chunk 1 of plane 4, which is column 1 of the second matrix, is number (1 * 2 + 1) * 3 + 1
+ * = 10. */
 static int64_t slot(const fn_plan *pl, int64_t chunks, int64_t i, int64_t k) {
     return (i / pl->cols * chunks + k) * pl->cols + i % pl->cols;
 }
@@ -47,10 +49,10 @@ static int64_t chunk_of(const fn_job *job, const fn_chunks *ch, int64_t elems, i
         return k * ch->size * pl->ld;
     }
     const int64_t together = pl->block ? 1 : i1 - i, outputs = pl->block ? pl->block : 1;
-    if (ch->pieces) {
-        const int64_t at = k % ch->pieces * ch->size, len = fn_min(ch->size, elems - at);
+    if (ch->per_segment) {
+        const int64_t at = k % ch->per_segment * ch->size, len = fn_min(ch->size, elems - at);
         *view = (fn_view){1, pl->seg_stride, len, len, outputs, job->fetch};
-        return k / ch->pieces * pl->seg_stride + at;
+        return k / ch->per_segment * pl->seg_stride + at;
     }
     const int64_t g = k * ch->size;
     *view = (fn_view){fn_min(ch->size, pl->nseg - g),
@@ -179,8 +181,8 @@ static void apply(fn_job *job, int64_t i, int64_t p, const fn_view *view, fn_hin
                            fn_at(job, cf->shift, p), floor, hints, job->scratch);
 }
 
-void fn_row_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, int64_t off,
-                 int64_t len, fn_hints hints) {
+void fn_place_rows(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, int64_t off,
+                   int64_t len, fn_hints hints) {
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
     const int64_t i = plane_at(pl, p, g) + off;
@@ -200,7 +202,7 @@ void fn_row_part(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, int6
     apply(job, i, p, &view, hints);
 }
 
-void fn_col_part(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1) {
+void fn_place_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1) {
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
     const int64_t i = row_at(pl, p, r);
@@ -217,4 +219,39 @@ void fn_col_part(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1) {
     }
     const fn_view view = {r1 - r, pl->ld, p1 - p, p1 - p, p1 - p, 0};
     apply(job, i, p, &view, (fn_hints){0, 0, job->stream});
+}
+
+/* ---- parameters of the elements ------------------------------------------------------------*/
+
+void fn_place_elem_rows(fn_job *job, int64_t p, int64_t p1, int64_t off, int64_t len, char *block,
+                        double *sums) {
+    const fn_plan *pl = &job->plan;
+    const fn_coefs *cf = &job->cf;
+    const int64_t i = p * pl->s + off;
+    if (fn_any_careful(cf, p, p1)) {
+        fn_careful_part(job, p, p1, 0, 1, off, off + len, sums, sums + pl->s);
+        return;
+    }
+    pl->k->grad_apply_elem(x_at(job, i), dy_at(job, i), out_at(job, i), p1 - p, pl->s, len, 1,
+                           fn_at(job, cf->center, p), fn_at(job, cf->scale, p),
+                           fn_at(job, cf->shift, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
+                           job->weight ? fn_at(job, job->weight, off) : NULL,
+                           job->weight ? block : NULL,
+                           job->want_dbias ? fn_at(job, block, len) : NULL, job->stream);
+}
+
+void fn_place_elem_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1,
+                           double *sums) {
+    const fn_plan *pl = &job->plan;
+    const fn_coefs *cf = &job->cf;
+    const int64_t i = row_at(pl, p, r);
+    if (fn_any_careful(cf, p, p1)) {
+        fn_careful_part(job, p, p1, 0, 1, r * pl->cols, r1 * pl->cols, sums, sums + pl->s);
+        return;
+    }
+    pl->k->grad_apply_elem(x_at(job, i), dy_at(job, i), out_at(job, i), r1 - r, pl->ld, p1 - p, 0,
+                           fn_at(job, cf->center, p), fn_at(job, cf->scale, p),
+                           fn_at(job, cf->shift, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
+                           job->weight ? fn_at(job, job->weight, r) : NULL, sums + r,
+                           sums + pl->s + r, 0);
 }

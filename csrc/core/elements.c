@@ -3,7 +3,11 @@
  *
  * The domains are cut, by the shape alone, into parts.  A part sums dweight and dbias of its
  * domains in order; the parts are added in order.  So the bits do not depend on the threads. */
-#include "core/run.h"
+#include "core/elements.h"
+
+#include "core/place.h"
+#include "core/steps.h"
+#include "core/workspace.h"
 
 #include <string.h>
 
@@ -21,21 +25,21 @@
 #define TWO_PARTS_ROWS 32
 
 /* Column form: columns of a unit, and what is too tall to keep a sum for each row and part */
-#define TILE_COLS 256
+#define UNIT_COLS 256
 #define TALL_ROWS 8192
 #define COL_PARTS 16
 
 typedef struct {
     int64_t parts, pieces, piece; /* row form: parts of the rows x pieces of a row */
-    int64_t units, tiles;         /* column form: units = samples * tiles */
+    int64_t units, sample_units;  /* column form: all units, and those of a sample */
     int tall;                     /* column form: rows are shared out, not units */
 } elem_grid;
 
 static elem_grid grid_of(const fn_plan *pl) {
     elem_grid g = {1, 1, pl->s, 0, 0, 0};
     if (pl->col) {
-        g.tiles = fn_ceil_div(pl->c, TILE_COLS);
-        g.units = pl->n * g.tiles;
+        g.sample_units = fn_ceil_div(pl->c, UNIT_COLS);
+        g.units = pl->n * g.sample_units;
         g.tall = pl->s > TALL_ROWS || (g.units < COL_PARTS && pl->s >= 1024);
         g.parts = g.tall ? 1 : fn_min(COL_PARTS, g.units);
     } else if (pl->s > WHOLE_ROW) {
@@ -52,7 +56,8 @@ static elem_grid grid_of(const fn_plan *pl) {
     return g;
 }
 
-/* sums in double, dweight and dbias of each part; behind them the block sums of each task */
+/* sums in double, dweight and dbias of each part; behind them, for each task, those of
+ * some rows in the compute type */
 static double *part_sums(const fn_job *job, int64_t part) {
     return job->dweight + part * 2 * job->plan.s;
 }
@@ -89,7 +94,6 @@ static void flush(const fn_plan *pl, char *block, double *sums, int64_t len) {
 
 static void task_rows(fn_job *job, int64_t task) {
     const fn_plan *pl = &job->plan;
-    const fn_coefs *cf = &job->cf;
     const elem_grid g = grid_of(pl);
     const int64_t part = task / g.pieces, off = task % g.pieces * g.piece;
     const int64_t len = fn_min(g.piece, pl->s - off);
@@ -98,25 +102,17 @@ static void task_rows(fn_job *job, int64_t task) {
     /* rows of a block stay in the L2 between their sums and their apply */
     int64_t step = 131072 / (fn_max(len, 1) * (int64_t)pl->asize) / 4 * 4;
     step = step < 4 ? 4 : step > FLUSH_ROWS ? FLUSH_ROWS : step;
-    double *sums = part_sums(job, part) + off;
+    double *sums = part_sums(job, part);
     char *block = block_sums(job, &g, task);
     int64_t since_flush = 0;
     for (int64_t r = part * each; r < r1; r += step) {
-        const int64_t rows = fn_min(step, r1 - r), i = (r * pl->s + off) * (int64_t)pl->esize;
+        const int64_t rows = fn_min(step, r1 - r);
         if (g.pieces == 1)
-            fn_grad_sums_of(job, r, r + rows);
-        if (fn_any_careful(cf, r, r + rows))
-            fn_careful_part(job, r, r + rows, 0, 1, off, off + len, sums - off, sums - off + pl->s);
-        else
-            pl->k->grad_apply_elem(
-                job->x + i, job->dy + i, job->out + i, rows, pl->s, len, 1,
-                fn_at(job, cf->center, r), fn_at(job, cf->scale, r), fn_at(job, cf->shift, r),
-                fn_at(job, cf->b, r), fn_at(job, cf->e, r),
-                job->weight ? fn_at(job, job->weight, off) : NULL, job->weight ? block : NULL,
-                job->want_dbias ? fn_at(job, block, len) : NULL, job->stream);
+            fn_grad_coefficients_of(job, r, r + rows);
+        fn_place_elem_rows(job, r, r + rows, off, len, block, sums);
         since_flush += rows;
         if (since_flush + step > FLUSH_ROWS || r + rows == r1) {
-            flush(pl, block, sums, len);
+            flush(pl, block, sums + off, len);
             since_flush = 0;
         }
     }
@@ -124,30 +120,14 @@ static void task_rows(fn_job *job, int64_t task) {
 
 /* ---- column form ---------------------------------------------------------------------------*/
 
-/* rows [r, r1) of planes [p, p1) of one sample */
-static void apply_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1, double *sums) {
-    const fn_plan *pl = &job->plan;
-    const fn_coefs *cf = &job->cf;
-    const int64_t i = ((p / pl->c * pl->s + r) * pl->ld + p % pl->c) * (int64_t)pl->esize;
-    if (fn_any_careful(cf, p, p1)) {
-        fn_careful_part(job, p, p1, 0, 1, r * pl->c, r1 * pl->c, sums, sums + pl->s);
-        return;
-    }
-    pl->k->grad_apply_elem(job->x + i, job->dy + i, job->out + i, r1 - r, pl->ld, p1 - p, 0,
-                           fn_at(job, cf->center, p), fn_at(job, cf->scale, p),
-                           fn_at(job, cf->shift, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
-                           job->weight ? fn_at(job, job->weight, r) : NULL, sums + r,
-                           sums + pl->s + r, 0);
-}
-
 static void task_units(fn_job *job, int64_t part) {
     const fn_plan *pl = &job->plan;
     const elem_grid g = grid_of(pl);
     for (int64_t u = g.units * part / g.parts; u < g.units * (part + 1) / g.parts; u++) {
-        const int64_t c = u % g.tiles * TILE_COLS, p = u / g.tiles * pl->c + c;
-        const int64_t p1 = p + fn_min(TILE_COLS, pl->c - c);
-        fn_grad_sums_of(job, p, p1);
-        apply_columns(job, p, p1, 0, pl->s, part_sums(job, part));
+        const int64_t c = u % g.sample_units * UNIT_COLS, p = u / g.sample_units * pl->c + c;
+        const int64_t p1 = p + fn_min(UNIT_COLS, pl->c - c);
+        fn_grad_coefficients_of(job, p, p1);
+        fn_place_elem_columns(job, p, p1, 0, pl->s, part_sums(job, part));
     }
 }
 
@@ -155,8 +135,8 @@ static void task_tall(fn_job *job, int64_t i) {
     const fn_plan *pl = &job->plan;
     const int64_t r = i * pl->gchunks.size;
     for (int64_t n = 0; n < pl->n; n++)
-        apply_columns(job, n * pl->c, (n + 1) * pl->c, r, fn_min(r + pl->gchunks.size, pl->s),
-                      part_sums(job, 0));
+        fn_place_elem_columns(job, n * pl->c, (n + 1) * pl->c, r,
+                              fn_min(r + pl->gchunks.size, pl->s), part_sums(job, 0));
 }
 
 /* ---- both ----------------------------------------------------------------------------------*/
@@ -164,8 +144,10 @@ static void task_tall(fn_job *job, int64_t i) {
 void fn_backward_elem(fn_job *job) {
     const fn_plan *pl = &job->plan;
     const elem_grid g = grid_of(pl);
-    if (pl->col ? g.tall : g.pieces > 1)
-        fn_grad_sums(job);
+    if (pl->col ? g.tall : g.pieces > 1) {
+        fn_all_grad_sums(job);
+        fn_all_grad_coefficients(job);
+    }
     if (!pl->col)
         fn_for_all(job, g.parts * g.pieces, task_rows, 0);
     else if (g.tall)

@@ -1,0 +1,51 @@
+/* See job.h and workspace.h. */
+#include "core/job.h"
+
+#include "core/traffic.h"
+#include "core/workspace.h"
+
+#include <stdlib.h>
+
+void *fn_allocate(int64_t bytes) {
+    if (bytes < 0 || bytes > PTRDIFF_MAX - FN_LINE)
+        return NULL;
+    return malloc((size_t)bytes + FN_LINE);
+}
+
+void fn_job_start(fn_job *job, const fn_params *params, const void *x, const void *dy, void *out,
+                  int64_t bytes) {
+    job->params = *params;
+    job->cf = (fn_coefs){.plan = &job->plan, .params = &job->params};
+    job->cf.count = (double)job->plan.count;
+    job->x = x;
+    job->dy = dy;
+    job->out = out;
+    job->weight = (void *)params->weight;
+    job->bias = dy ? NULL : (void *)params->bias;
+    job->mean = job->m2 = job->dweight = job->dbias = job->dtau = NULL;
+    job->elem_parts = job->want_dbias = job->masking = 0;
+    job->scratch = NULL;
+    job->team =
+        (fn_team){.threads = fn_threads_for(bytes), .scratch_bytes = fn_plan_scratch(&job->plan)};
+    job->stream = out && fn_past_cache(&job->plan, bytes, dy != NULL);
+    job->fetch = fn_fetch((dy ? 2 : 1) * bytes);
+}
+
+typedef struct {
+    fn_job *job;
+    void (*task)(fn_job *, int64_t);
+} work;
+
+static void take_share(void *context, fn_share *share, char *scratch) {
+    const work *of = context;
+    fn_job job = *of->job;
+    job.scratch = scratch;
+    for (int64_t i; (i = fn_next(share)) >= 0;)
+        of->task(&job, i);
+}
+
+void fn_for_all(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t), int backwards) {
+    work of = {job, task};
+    job->team.fence = job->stream;
+    fn_parallel(&job->team, count, backwards, take_share, &of);
+}

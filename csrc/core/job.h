@@ -1,0 +1,45 @@
+/* A slice of a call in progress: its plan, its arrays and its memory, for all who walk over them.
+ */
+#ifndef FN_JOB_H
+#define FN_JOB_H
+
+#include "norms/coefs.h"
+#include "system/threads.h"
+
+typedef struct {
+    fn_plan plan;
+    fn_params params; /* from its first channel on */
+    fn_coefs cf;
+    const char *x, *dy; /* dy NULL: forward */
+    char *out;          /* y or dx */
+    void *weight, *bias;
+    double *mean, *m2; /* moments, or gradient sums, of each chunk */
+
+    /* Sums over the samples so far, of each channel.  Where parameters belong to the elements:
+     * dweight and dbias of elem_parts parts of the domains (elements.h). */
+    double *dweight, *dbias, *dtau;
+    int64_t elem_parts; /* 0: they do not, or their gradients are not wanted */
+    int want_dbias;     /* of the elements; dweight, where there is a weight */
+
+    int masking; /* what is written is dy above the floor; from then on that is dy */
+    fn_team team;
+    char *scratch; /* of this thread */
+    int stream;    /* out is written past the cache: traffic.h */
+    int fetch;     /* what has to be fetched of what is read: fn_fetch */
+} fn_job;
+
+/* A job that reads x (and dy), `bytes` each, and writes out.  What needs memory is left to the
+ * caller: workspace.h. */
+void fn_job_start(fn_job *job, const fn_params *params, const void *x, const void *dy, void *out,
+                  int64_t bytes);
+
+/* element i of coefficients or parameters */
+static inline char *fn_at(const fn_job *job, void *p, int64_t i) {
+    return fn_element(&job->plan, p, i);
+}
+
+/* task(job, i) for all i in [0, count), on the threads of the job's team, each with a copy of the
+ * job */
+void fn_for_all(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t), int backwards);
+
+#endif
