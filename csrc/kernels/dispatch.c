@@ -39,8 +39,8 @@ static int always(void) { return 1; }
 #define FN_BASE_NAME "generic"
 #endif
 
-/* Worst first; a processor that has one has those before it.  A new instruction set is a line here,
- * one in built.h, its targets/, and a branch of vec.h where it has wider registers. */
+/* Worst first; a processor that has one has those before it.  CONTRIBUTING.md lists what a new one
+ * needs. */
 static const struct {
     const char *name;
     const fn_kernels *kernels[FN_DTYPE_COUNT];

@@ -8,9 +8,10 @@
 
 #include <stddef.h>
 
-/* What a kernel walks.  There are `rows` rows, `stride` elements apart, of len elements each.  A
- * row consists of runs of `run` elements, each with `outputs` outputs of its own, to which its
- * elements belong in turn: element i of a run to output i % outputs.
+/* A view: what a kernel walks, and which element belongs to which result.  There are `rows` rows,
+ * `stride` elements apart, of len elements each.  A row consists of runs of `run` elements, each
+ * with `outputs` outputs of its own, to which its elements belong in turn: element i of a run to
+ * output i % outputs.
  *
  *     what                                     rows  stride  len        run    outputs
  *     a plane of x[c][s]                       1     -       s          s      1
@@ -18,41 +19,46 @@
  *     a block of x[n][c / 8][s][8]             n     c * s   8 * s      8 * s  8
  *     a matrix x[s][c], its columns            s     c       c          c      c
  *
- * fetch: it comes from memory, and what is ahead is fetched where that helps; FN_FAR: all of it. */
+ * fetch: 0 where the array is in the caches; else it comes from memory, some of it (1) or all of it
+ * (FN_FAR), and what lies ahead is fetched where that helps. */
 typedef struct {
     int64_t rows, stride, len, run, outputs;
     int fetch;
 } fn_view;
 enum { FN_FAR = 2 };
 
-/* Short runs of one output in many rows are read as columns, whose sums are added: memory is walked
- * in long lines, and no run has a tail of its own. */
+/* Whether a view is flat: short runs of one output in many rows, such as the planes of 7 x 7 images
+ * of a batch.  They are read as columns, of which those of a run are then added: memory is walked
+ * in order, and no run has a rest that fills no vector. */
 static inline int fn_is_flat(const fn_view *view) {
     return view->outputs == 1 && view->rows >= 8 && view->run <= 128;
 }
 
-/* Fewer columns than this are read several rows at a time; then a unit has all columns, because the
- * sums depend on it. */
+/* A matrix of fewer columns than this is narrow: several of its rows are read as one (fold_of in
+ * columns.inc).  How many, and so the order of the additions, depends on the number of columns;
+ * core/plan.c therefore never cuts a narrow matrix between columns. */
 #define FN_NARROW 64
-/* Columns that column kernels keep the state of in the L1; those of a tile are taken so many at a
- * time. */
+/* Columns of a strip: what column kernels take at a time, so that the state of the columns stays in
+ * the L1. */
 #define FN_STRIP 1024
-/* A narrow matrix is read as one of at most so many columns (kernels_col.inc). */
+/* A narrow matrix is read as one of at most so many columns (fold_of in columns.inc). */
 #define FN_FOLD 256
-/* Elements of the period of a matrix that is written by whole lines (kernels_col.inc). */
+/* A matrix without gaps is written as one whose rows are whole cache lines (rotate_by in map.inc).
+ * Such a row, the period, has FN_LEAST_PERIOD elements or more where there are rows enough; where
+ * it would need more than FN_PERIOD, the matrix is written as it is. */
 #define FN_PERIOD 4096
 #define FN_LEAST_PERIOD 256
 
-/* Kernels that keep a table of columns have it in `scratch`, memory of the thread: a thread may
- * have a small stack (musl: 128 KiB), and a table of 1024 doubles fills 8 KiB of it.  A table has
- * this many elements, for a matrix of `cols` columns; the vectors of the last columns may be whole.
- */
+/* Column kernels need arrays with a number for each column, tables.  They lie in `scratch`, memory
+ * that the thread brings: its stack may be small (musl: 128 KiB), and a table of 1024 doubles takes
+ * 8 KiB.  fn_table: elements of a table for `cols` columns, more than columns, so that the last of
+ * them can be loaded and stored as whole vectors. */
 static inline int64_t fn_table(int64_t cols) {
     const int64_t most = cols < FN_STRIP ? cols : FN_STRIP;
     return ((most < FN_FOLD ? FN_FOLD : most) + 127) / 64 * 64;
 }
-/* Bytes of scratch that column kernels need: the tables of moments, or for narrow rows those of the
- * coefficients of a period. */
+/* Bytes of scratch that column kernels need: for moments two tables of doubles and six of the
+ * compute type, or for what is written four coefficients of each element of a period. */
 static inline size_t fn_scratch_bytes(size_t esize, size_t asize, int64_t cols) {
     const int64_t line = (int64_t)(64 / esize);
     int64_t period = cols < 1 || cols > FN_PERIOD ? 0 : cols;
@@ -65,9 +71,10 @@ static inline size_t fn_scratch_bytes(size_t esize, size_t asize, int64_t cols) 
     return moments > coefficients ? moments : coefficients;
 }
 
-/* How a kernel writes: `prefetch` bytes ahead of the element of x that is read, the input of the
- * next unit is fetched (0: none), and in blocks `prefetch_out` bytes ahead the lines of
- * the output that it writes; `stream` writes past the cache. */
+/* How a kernel writes, as core/traffic.c decides.  While it does, it fetches the input of the
+ * domains that come next, which lies `prefetch` bytes ahead (0: it fetches nothing); in blocks also
+ * the lines that these will write, `prefetch_out` bytes ahead.  stream: it writes past the cache.
+ */
 typedef struct {
     int64_t prefetch, prefetch_out;
     int stream;
@@ -79,8 +86,8 @@ typedef struct {
  *
  *     moments          mean = sum x / n,  m2 = sum (x - mean)^2
  *     squares          sum = sum x^2
- *     extremes         low = min x,  high = max x, NaN passed over; inf, -inf of nothing else;
- *                      of at most FN_STRIP columns
+ *     extremes         low = min x,  high = max x, NaN passed over: inf and -inf where there is
+ *                      nothing else; of at most FN_STRIP columns
  *     gradients        sum_dy = sum g,  sum_dy_xc = sum g * (x - center),  g = dy * weight; weight
  *                      (NULL: 1): one for each element of a run, of columns one for each row
  *     apply            y = (x - center) * scale + shift, with a floor max(that, floor)

@@ -1,4 +1,4 @@
-/* The moments of a union. */
+/* The moments of two sets of numbers taken together. */
 #ifndef FN_MOMENTS_H
 #define FN_MOMENTS_H
 
@@ -8,7 +8,7 @@ typedef struct {
     double n, mean, m2; /* count, mean, sum of squared deviations */
 } fn_moments;
 
-/* Chan, Golub & LeVeque (1979): the moments of the union. */
+/* Chan, Golub & LeVeque (1979): n numbers with these moments join those of *a. */
 static inline void fn_merge(fn_moments *a, double n, double mean, double m2) {
     double total = a->n + n;
     if (n == 0)
@@ -23,7 +23,7 @@ static inline void fn_merge(fn_moments *a, double n, double mean, double m2) {
     a->n = total;
 }
 
-/* The same for `count` of them side by side: n elements each before, n_k more. */
+/* The same for `count` pairs of sets: each has n elements in the first, n_k in the second. */
 static inline void fn_merge_each(double *restrict mean, double *restrict m2, double n,
                                  const double *restrict mean_k, const double *restrict m2_k,
                                  double n_k, int64_t count) {

@@ -18,11 +18,11 @@
 #include <immintrin.h>
 #endif
 
-/* what is long and not in a loop that counts: compiled once, and called */
+/* for what is long and not in a loop whose speed matters: compiled once and called, not inlined */
 #define FN_CALLED static __attribute__((noinline, unused))
 
-/* a virtual vector has the bytes of a cache line, FN_LINE */
-/* vectors of a wide tile, with three registers each: 8 where there are 32 registers */
+/* Vectors of a wide tile, each with three registers (reference and two sums): 8 where there are 32
+ * registers, 4 where there are 16. */
 #if FN_VEC_BYTES == 64 || defined(__aarch64__)
 #define FN_WIDE 8
 #else
@@ -39,8 +39,10 @@ FN_INLINE fn_vec_f64 fn_load_f64(const double *p) { return *(const fn_vec_f64_an
 FN_INLINE void fn_store_f32(float *p, fn_vec_f32 v) { *(fn_vec_f32_any *)p = v; }
 FN_INLINE void fn_store_f64(double *p, fn_vec_f64 v) { *(fn_vec_f64_any *)p = v; }
 
-/* a - b by the multiplier: the product by one is exact, so it rounds as the adder does.  Sums of
- * squares are three additions and a product; so they are two operations for each of the units. */
+/* a - b as a * 1 - b, in one instruction: the product by 1 is exact, so the bits are those of a -
+ * b. Why: many processors have adders and multipliers side by side, and this is done by a
+ * multiplier. `d = x - r; s += d; q += d * d` is three additions and a product; so it is two and
+ * two. */
 #if FN_VEC_BYTES == 64
 FN_INLINE fn_vec_f32 fn_minus_f32(fn_vec_f32 a, fn_vec_f32 b) {
     return (fn_vec_f32)_mm512_fmsub_ps((__m512)a, _mm512_set1_ps(1), (__m512)b);
@@ -60,7 +62,7 @@ FN_INLINE fn_vec_f32 fn_minus_f32(fn_vec_f32 a, fn_vec_f32 b) { return a - b; }
 FN_INLINE fn_vec_f64 fn_minus_f64(fn_vec_f64 a, fn_vec_f64 b) { return a - b; }
 #endif
 
-/* lanes of the compute type as doubles, one vector of doubles at a time */
+/* the next numbers of the compute type, as many as a vector of doubles has, as doubles */
 FN_INLINE fn_vec_f64 fn_widen_f64(const double *p) { return fn_load_f64(p); }
 #if FN_VEC_BYTES == 64
 FN_INLINE fn_vec_f64 fn_widen_f32(const float *p) {
