@@ -44,6 +44,7 @@ SMALL = ["-O2", "-fno-inline-functions", "-finline-limit=40", "-fno-align-functi
 OPTIMIZE = {
     "csrc/norms/": ["-O3"],
     "csrc/core/": ["-O2", "-ftree-vectorize"],
+    "csrc/kernels/": ["-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic"],
     "csrc/": ["-O2"],
     "fastnorm/": SMALL,
 }

@@ -287,10 +287,10 @@ def blocked_channels(shape: Shape, block: int, weight: Any, bias: Any, mean: Any
         raise ValueError(
             f"x: expected blocks of {block} channels along the last axis, got shape {shape}"
         )
-    names = ("weight", "bias", "running_mean", "tau")
-    for name, value in zip(names, (weight, bias, mean, tau), strict=True):
+    named = (("weight", weight), ("bias", bias), ("running_mean", mean), ("tau", tau))
+    for name, value in named:
         if value is not None:
-            channels = array(value, name).size
+            channels = value.size if type(value) is np.ndarray else array(value, name).size
             if not most - block < channels <= most:
                 raise ValueError(
                     f"{name}: expected {most - block + 1} to {most} channels for x of shape "
