@@ -49,7 +49,7 @@ OPTIMIZE = {
     "fastnorm/": SMALL,
 }
 VERSION = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
-CUTS = [(k, os.environ[k]) for k in ("FASTNORM_ISAS", "FASTNORM_DTYPES") if k in os.environ]
+CUTS = [(k, os.environ[k]) for k in ("FASTNORM_ISAS", "FASTNORM_DTYPES") if os.environ.get(k)]
 
 
 def c_sources():

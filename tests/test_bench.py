@@ -324,7 +324,7 @@ def test_without_click_one_line_says_what_to_install():
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["torch", "onednn", "jax"])
-def test_otherscompute_what_fastnorm_computes(name):
+def test_others_compute_what_fastnorm_computes(name):
     pytest.importorskip({"onednn": "ctypes"}.get(name, name))
     modules, _, notes = peers.find(["fastnorm", name])
     if notes:

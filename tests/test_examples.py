@@ -76,6 +76,7 @@ def test_the_named_sets_have_every_combination():
     assert np.prod(every[0].shape) * 4 == every[0].bytes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [4, 8])
 def test_batch_renorm_mends_what_batches_of_two_classes_break(example, size):
     module = example("train_digits")
