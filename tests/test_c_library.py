@@ -69,8 +69,8 @@ def test_builds_of_a_part(cut, tmp_path):
         assert "passed" in link_and_run("cc", "test_kernels", objects, tmp_path, *cut)
 
 
-@pytest.mark.parametrize("cut", ["FASTNORM_ISAS=sse9", "FASTNORM_ISAS=avx2,vsx", "FASTNORM_DTYPES=f8",
-                                 "FASTNORM_DTYPES=f32,f63"])  # fmt: skip
+@pytest.mark.parametrize("cut", ["FASTNORM_ISAS=sse9", "FASTNORM_ISAS=avx2,vsx",
+                                 "FASTNORM_DTYPES=f8", "FASTNORM_DTYPES=f32,f63"])  # fmt: skip
 def test_a_part_that_there_is_not(cut):
     command = ["cc", "-E", f"-D{cut}", "-x", "c", ROOT / "csrc" / "kernels" / "built.h"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
