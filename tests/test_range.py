@@ -63,8 +63,6 @@ def test_every_normalizer_at_every_size(case):
     y_tol, stat_tol, grad_tol = TOLERANCE[dtype]
     size = p if norm.sized else 0
     gradients = (0, -66, 50) if dtype == "f4" else (0, -200, 150)  # small and large ones
-    if norm.sized and abs(p) > 900:
-        gradients = (0,)  # others: test_global_response_of_long_input_and_gradient
     for q in gradients:
         dyq = np.ldexp(dy, q)
         y, grads, own = run(norm, x, args, kwargs, dyq)
@@ -78,16 +76,6 @@ def test_every_normalizer_at_every_size(case):
     if norm.running == "update":
         compare(own["running_mean"], want_own["running_mean"], dtype, p, stat_tol, "mean")
         compare(own["running_var"], want_own["running_var"], dtype, 2 * p, stat_tol, "var")
-
-
-@pytest.mark.xfail(strict=True, reason="a factor of dx leaves the range of double")
-@pytest.mark.parametrize(("p", "q"), [(996, -200), (996, 150), (-963, -200)])
-def test_global_response_of_long_input_and_gradient(p, q):
-    (norm,) = (n for n in NORMS if n.sized)
-    x, exact, args, kwargs, scaled, dy = problem(norm, "NCHW", "f8", p)
-    _, grads, _ = run(norm, x, args, kwargs, np.ldexp(dy, q))
-    _, want, _ = run_reference(norm, exact, args, scaled, dy)
-    compare(grads.x, want.x, "f8", q, 1e-11, "dx")
 
 
 @pytest.mark.parametrize("p", [120, 64, -70, -120])

@@ -385,7 +385,7 @@ static void visit_apply(const walk *at, int64_t row, int64_t n, const double *x,
             const fn_careful *w = &c->in_double[j];
             const double xhat = (x[k] - w->mean) / w->sigma;
             normalized = xhat;
-            out[k] = backward ? dy[k] * weight * w->scale / w->sigma + (xhat * w->b + w->e)
+            out[k] = backward ? dy[k] * weight * w->scale / w->over + (xhat * w->b + w->e)
                               : (xhat * w->scale + w->shift) * weight + bias;
         } else if (pl->asize == 4) {
             ORDINARY(float);

@@ -41,10 +41,11 @@ static inline fn_range fn_range_of(size_t asize) {
 
 /* The coefficients of a plane in double, in a form whose numbers stay in range:
  *     y = (x - mean) / sigma * scale + shift
- *     dx = dy * scale / sigma + (x - mean) / sigma * b + e
- * (where the elements have weights, scale is without them, and dy is dy * weight) */
+ *     dx = dy * scale / over + (x - mean) / sigma * b + e
+ * (where the elements have weights, scale is without them, and dy is dy * weight; over is sigma, or
+ * 1 where y grows with x) */
 struct fn_careful {
-    double mean, sigma, scale, shift, b, e;
+    double mean, sigma, scale, shift, over, b, e;
 };
 
 /* domains [d0, d1): `std` holds m2, and becomes the standard deviation.  Returns whether there are

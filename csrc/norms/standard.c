@@ -263,6 +263,7 @@ static fn_careful plain_backward(const fn_coefs *cf, int64_t plane) {
     }
     const domain_grad grad = grad_of(cf, d, r / w.sigma, 1 / w.sigma, s1, s2);
     w.scale *= grad.keep;
+    w.over = w.sigma;
     w.b = grad.b;
     w.e = grad.e;
     return w;

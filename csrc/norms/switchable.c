@@ -290,7 +290,8 @@ static fn_careful careful_of(const fn_coefs *cf, const mixture *mix, int64_t n, 
     const double dmu[3] = {mix->o.dmu[plane], mix->o.dlmean[n], mix->o.dbmean[c]};
     const double dvar[3] = {mix->o.dvar[plane] * squared_ratio(cf->std[plane], mix->sigma),
                             mix->o.dlvar[n], mix->o.dbvar[c]};
-    fn_careful w = {.mean = center, .sigma = mix->sigma, .scale = weight_of(cf, c)};
+    fn_careful w = {
+        .mean = center, .sigma = mix->sigma, .scale = weight_of(cf, c), .over = mix->sigma};
     /* Where dy is constant over the plane, dy * scale / sigma is -dmu / s, and goes into e with the
      * rest: equal ones leave exactly 0. */
     const double s = (double)plan->s;
