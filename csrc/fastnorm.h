@@ -171,6 +171,25 @@ int fn_has_openmp(void);
 int64_t fn_cache_bytes(int level);
 const char *fn_isas_built(void);
 
+/* What the library has learned of its choices, whose bits are the same (core/choice.h): calls of
+ * one kind, on arrays and domains of about the same size, the best way, and what they take so.
+ * Those of index i, 0 <= i < fn_choice_count(); 0 where there are none. */
+typedef struct {
+    fn_norm norm;
+    fn_dtype dtype;
+    int backward, training;
+    int64_t bytes; /* of x, in half powers of two */
+    int64_t calls;
+    int threads, stream, fetch;
+    double ticks;
+} fn_learned_choice;
+int fn_choice_count(void);
+int fn_choice_at(int i, fn_learned_choice *choice);
+double fn_tick_seconds(void);
+void fn_forget_choices(void);
+/* for tests: what every call takes from now on, where it is not -1 */
+void fn_force_choice(int threads, int stream, int fetch);
+
 /* The weights of switchable norm, of its logits: exp(logits) / sum exp(logits), with the same bits
  * on every processor. */
 void fn_softmax3(const double logits[3], double w[3]);

@@ -14,6 +14,7 @@ from ._settings import (
     set_buffer_cache,
     set_isa,
     set_num_threads,
+    show_choices,
     show_config,
 )
 from ._types import (
@@ -55,6 +56,7 @@ __all__ = [
     "set_buffer_cache",
     "set_isa",
     "set_num_threads",
+    "show_choices",
     "show_config",
     "sync_batch_norm",
     "to_blocked",

@@ -106,6 +106,18 @@ cdef extern from "fastnorm.h" nogil:
                         const double*, const double*, void*, int*)
     void fn_set_num_threads(int)
     int fn_get_num_threads()
+    ctypedef struct fn_learned_choice:
+        fn_norm norm
+        fn_dtype dtype
+        int backward, training
+        int64_t bytes, calls
+        int threads, stream, fetch
+        double ticks
+    double fn_tick_seconds()
+    int fn_choice_count()
+    int fn_choice_at(int, fn_learned_choice*)
+    void fn_forget_choices()
+    void fn_force_choice(int, int, int)
     int fn_isa_count()
     const char* fn_isa_name(int)
     int fn_set_isa(const char*)

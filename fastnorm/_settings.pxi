@@ -53,6 +53,29 @@ def build_facts():
             (fn_cache_bytes(1), fn_cache_bytes(2), fn_cache_bytes(3)))
 
 
+def learned_choices():
+    """What was learned of calls of each kind: norm, dtype, backward, training, bytes of x, calls,
+    threads, stream, fetch, seconds."""
+    cdef fn_learned_choice of
+    cdef double tick = fn_tick_seconds()
+    found = []
+    for i in range(fn_choice_count()):
+        if fn_choice_at(i, &of):
+            found.append((NORMS[of.norm], ("float32", "float64", "float16", "bfloat16")[of.dtype], of.backward != 0, of.training != 0,
+                          of.bytes, of.calls, of.threads, of.stream != 0, of.fetch,
+                          of.ticks * tick))
+    return found
+
+
+def forget_choices():
+    fn_forget_choices()
+
+
+def force_choice(threads=-1, stream=-1, fetch=-1):
+    """For tests: what every call takes from now on; -1: what it would."""
+    fn_force_choice(threads, stream, fetch)
+
+
 def memory_limit(x, dy, out, stream):
     """For benchmarks: out = x, or x + dy where dy is given, float32 and dense; see fastnorm.h."""
     cdef cnp.ndarray a = _dense_input(x, "x"), y = out

@@ -18,13 +18,22 @@ int64_t fn_saved_size(const fn_problem *problem) {
     return status == FN_OK && elements ? fn_saved_doubles(&plan) : 0;
 }
 
+/* A call that may choose how. */
+static fn_status run_slices(fn_call *of, void (*run)(fn_job *)) {
+    fn_trial trial;
+    of->use = fn_choose(&trial, &of->whole, of->elements * (int64_t)of->whole.esize, !!of->dy);
+    const fn_status status = fn_for_slices(of, run);
+    fn_chosen(&trial);
+    return status;
+}
+
 fn_status fn_forward(const fn_problem *problem, const fn_params *params, const void *x, void *y,
                      double *saved) {
     fn_call of;
     const fn_float_mode mode = fn_enter_float_mode();
     fn_status status = fn_make_call(&of, problem, params, x, NULL, y, saved);
     if (status == FN_OK && of.elements)
-        status = fn_for_slices(&of, fn_run_forward);
+        status = run_slices(&of, fn_run_forward);
     fn_leave_float_mode(mode);
     return status;
 }
@@ -57,7 +66,7 @@ fn_status fn_backward(const fn_problem *problem, const fn_params *params, const 
         status = dx ? FN_OK : FN_NO_MEMORY;
     }
     if (status == FN_OK && of.elements)
-        status = fn_for_slices(&of, fn_run_backward);
+        status = run_slices(&of, fn_run_backward);
     if (status == FN_OK && dx && grads->x)
         memcpy(grads->x, dx, (size_t)bytes);
     free(dx);

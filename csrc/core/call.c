@@ -126,8 +126,10 @@ fn_status fn_make_call(fn_call *of, const fn_problem *problem, const fn_params *
     *of = (fn_call){.problem = problem, .params = params, .x = x, .dy = dy, .out = out};
     of->saved = saved;
     fn_status status = fn_plan_make(&of->whole, problem, params, dy != NULL, &of->elements);
-    if (status == FN_OK && of->elements)
+    if (status == FN_OK && of->elements) {
         cut(of);
+        of->use = fn_usual_choice(&of->whole, of->elements * (int64_t)of->whole.esize, dy != NULL);
+    }
     return status;
 }
 
@@ -172,7 +174,7 @@ static void make_job(const fn_call *of, fn_job *job, slice at) {
     const int64_t start = (at.n * whole->c * part.s + at.c) * (int64_t)whole->esize;
     const fn_params params = params_from(of, at.c);
     fn_job_start(job, &params, of->x + start, of->dy ? of->dy + start : NULL,
-                 of->out ? of->out + start : NULL, of->elements * (int64_t)whole->esize);
+                 of->out ? of->out + start : NULL, of->use);
     job->want_dbias = of->grads && of->grads->bias;
 }
 static void place_job(const fn_call *of, fn_job *job, slice at, fn_workspace *from) {

@@ -12,8 +12,9 @@ typedef struct {
     const char *x, *dy;
     char *out;
     double *saved;
-    fn_plan whole;            /* of the problem without slices */
-    int64_t elements;         /* of the problem; 0: there is no plan */
+    fn_plan whole;    /* of the problem without slices */
+    int64_t elements; /* of the problem; 0: there is no plan */
+    fn_choice use;
     int64_t samples, columns; /* of a slice */
 } fn_call;
 

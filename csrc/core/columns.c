@@ -73,8 +73,9 @@ fn_status fn_extremes(fn_dtype dtype, int64_t rows, int64_t cols, const void *x,
     extremes of = {.k = plan.k, .x = x, .esize = (int64_t)plan.esize, .rows = rows, .cols = cols};
     of.part_rows = fn_max(LEAST_ROWS, PART_ELEMS / cols);
     of.strips = fn_ceil_div(cols, FN_STRIP);
-    of.fetch = fn_fetch(bytes);
-    fn_team team = {.threads = fn_threads_for(bytes), .scratch_bytes = fn_plan_scratch(&plan)};
+    const fn_choice use = fn_usual_choice(&plan, bytes, 0);
+    of.fetch = use.fetch;
+    fn_team team = {.threads = use.threads, .scratch_bytes = fn_plan_scratch(&plan)};
     const int64_t parts = fn_ceil_div(rows, of.part_rows), team_bytes = fn_team_bytes(&team);
     char *w = fn_allocate(team_bytes + 2 * parts * cols * (int64_t)sizeof(double));
     if (!w)
@@ -131,7 +132,7 @@ static void affine_part(affine *of, fn_job *job, int64_t i) {
     if (pl->col)
         fn_place_columns(job, 0, pl->cols, first, end);
     else
-        fn_place_rows(job, first, end, 0, 1, off, len, (fn_hints){0, 0, job->stream});
+        fn_place_rows(job, first, end, 0, 1, off, len, (fn_hints){0, 0, job->use.stream});
     if (!in_place)
         look_for_infinity(of, job, at, count);
 }
@@ -190,7 +191,8 @@ fn_status fn_affine(fn_dtype dtype, int64_t rows, int64_t cols, int by_row, cons
     fn_status status = plan_of(&job->plan, dtype, rows, cols, by_row, &elements);
     if (status != FN_OK || elements == 0)
         return status;
-    fn_job_start(job, &none, x, NULL, y, elements * (int64_t)job->plan.esize);
+    const int64_t bytes = elements * (int64_t)job->plan.esize;
+    fn_job_start(job, &none, x, NULL, y, fn_usual_choice(&job->plan, bytes, 0));
     place_affine(job, &from); /* only counts */
     char *w = fn_allocate(from.used);
     if (!w)
@@ -200,7 +202,7 @@ fn_status fn_affine(fn_dtype dtype, int64_t rows, int64_t cols, int by_row, cons
     place_affine(job, &from);
     put_map(job, center, factor, shift);
     const int64_t parts = fn_ceil_div(line_count(&job->plan), lines_at_once(&job->plan));
-    job->team.fence = job->stream;
+    job->team.fence = job->use.stream;
     fn_parallel(&job->team, parts * parts_of_line(&job->plan), 0, take_affine, &of);
     *infinite = atomic_load(&of.infinite);
     free(w);

@@ -1,7 +1,6 @@
 /* See job.h and workspace.h. */
 #include "core/job.h"
 
-#include "core/traffic.h"
 #include "core/workspace.h"
 
 #include <stdlib.h>
@@ -13,7 +12,7 @@ void *fn_allocate(int64_t bytes) {
 }
 
 void fn_job_start(fn_job *job, const fn_params *params, const void *x, const void *dy, void *out,
-                  int64_t bytes) {
+                  fn_choice use) {
     job->params = *params;
     job->cf = (fn_coefs){.plan = &job->plan, .params = &job->params};
     job->cf.count = (double)job->plan.count;
@@ -25,10 +24,9 @@ void fn_job_start(fn_job *job, const fn_params *params, const void *x, const voi
     job->mean = job->m2 = job->dweight = job->dbias = job->dtau = NULL;
     job->elem_parts = job->want_dbias = job->masking = 0;
     job->scratch = NULL;
-    job->team =
-        (fn_team){.threads = fn_threads_for(bytes), .scratch_bytes = fn_plan_scratch(&job->plan)};
-    job->stream = out && fn_past_cache(&job->plan, bytes, dy != NULL);
-    job->fetch = fn_fetch((dy ? 2 : 1) * bytes);
+    job->use = use;
+    job->use.stream = out && use.stream;
+    job->team = (fn_team){.threads = use.threads, .scratch_bytes = fn_plan_scratch(&job->plan)};
 }
 
 typedef struct {
@@ -46,6 +44,6 @@ static void take_share(void *context, fn_share *share, char *scratch) {
 
 void fn_for_all(fn_job *job, int64_t count, void (*task)(fn_job *, int64_t), int backwards) {
     work of = {job, task};
-    job->team.fence = job->stream;
+    job->team.fence = job->use.stream;
     fn_parallel(&job->team, count, backwards, take_share, &of);
 }

@@ -3,6 +3,7 @@
 #ifndef FN_JOB_H
 #define FN_JOB_H
 
+#include "core/choice.h"
 #include "norms/coefs.h"
 #include "system/threads.h"
 
@@ -24,14 +25,13 @@ typedef struct {
     int masking; /* what is written is dy above the floor; from then on that is dy */
     fn_team team;
     char *scratch; /* of this thread */
-    int stream;    /* out is written past the cache: traffic.h */
-    int fetch;     /* what has to be fetched of what is read: fn_fetch */
+    fn_choice use;
 } fn_job;
 
-/* A job that reads x (and dy), `bytes` each, and writes out.  What needs memory is left to the
- * caller: workspace.h. */
+/* A job that reads x (and dy), and writes out.  What needs memory is left to the caller:
+ * workspace.h. */
 void fn_job_start(fn_job *job, const fn_params *params, const void *x, const void *dy, void *out,
-                  int64_t bytes);
+                  fn_choice use);
 
 /* element i of coefficients or parameters */
 static inline char *fn_at(const fn_job *job, void *p, int64_t i) {

@@ -45,13 +45,13 @@ static int64_t chunk_of(const fn_job *job, const fn_chunks *ch, int64_t elems, i
     const fn_plan *pl = &job->plan;
     if (pl->col) {
         const int64_t cols = i1 - i;
-        *view = (fn_view){chunk_rows(pl, k), pl->ld, cols, cols, cols, job->fetch};
+        *view = (fn_view){chunk_rows(pl, k), pl->ld, cols, cols, cols, job->use.fetch};
         return k * ch->size * pl->ld;
     }
     const int64_t together = pl->block ? 1 : i1 - i, outputs = pl->block ? pl->block : 1;
     if (ch->per_segment) {
         const int64_t at = k % ch->per_segment * ch->size, len = fn_min(ch->size, elems - at);
-        *view = (fn_view){1, pl->seg_stride, len, len, outputs, job->fetch};
+        *view = (fn_view){1, pl->seg_stride, len, len, outputs, job->use.fetch};
         return k / ch->per_segment * pl->seg_stride + at;
     }
     const int64_t g = k * ch->size;
@@ -60,7 +60,7 @@ static int64_t chunk_of(const fn_job *job, const fn_chunks *ch, int64_t elems, i
                       together * elems,
                       elems,
                       outputs,
-                      job->fetch};
+                      job->use.fetch};
     return g * pl->seg_stride;
 }
 
@@ -214,11 +214,11 @@ void fn_place_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1)
         pl->k->apply_elem(x_at(job, i), out_at(job, i), r1 - r, pl->ld, p1 - p, 0,
                           fn_at(job, cf->center, p), fn_at(job, cf->scale, p),
                           fn_at(job, cf->shift, p), job->weight ? fn_at(job, job->weight, r) : NULL,
-                          job->bias ? fn_at(job, job->bias, r) : NULL, job->stream);
+                          job->bias ? fn_at(job, job->bias, r) : NULL, job->use.stream);
         return;
     }
     const fn_view view = {r1 - r, pl->ld, p1 - p, p1 - p, p1 - p, 0};
-    apply(job, i, p, &view, (fn_hints){0, 0, job->stream});
+    apply(job, i, p, &view, (fn_hints){0, 0, job->use.stream});
 }
 
 /* ---- parameters of the elements ------------------------------------------------------------*/
@@ -237,7 +237,7 @@ void fn_place_elem_rows(fn_job *job, int64_t p, int64_t p1, int64_t off, int64_t
                            fn_at(job, cf->shift, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
                            job->weight ? fn_at(job, job->weight, off) : NULL,
                            job->weight ? block : NULL,
-                           job->want_dbias ? fn_at(job, block, len) : NULL, job->stream);
+                           job->want_dbias ? fn_at(job, block, len) : NULL, job->use.stream);
 }
 
 void fn_place_elem_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1,

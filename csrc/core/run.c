@@ -43,10 +43,10 @@ static void apply_unit(fn_job *job, int64_t p, int64_t p1, fn_hints hints) {
 
 static void task_forward_unit(fn_job *job, int64_t u) {
     const fn_plan *pl = &job->plan;
-    const fn_hints hints = fn_unit_hints(pl, job->stream, u);
+    const fn_hints hints = fn_unit_hints(pl, job->use, u);
     int64_t d0, d1;
     unit_domains(pl, u, &d0, &d1);
-    const int64_t some = fn_domains_at_once(pl, job->stream, job->team.threads, d1 - d0);
+    const int64_t some = fn_domains_at_once(pl, job->use, d1 - d0);
     for (int64_t d = d0, end; d < d1; d = end) {
         end = fn_min(d + some, d1);
         fn_coefficients_of(job, d, end);
@@ -75,7 +75,7 @@ static void task_backward_unit(fn_job *job, int64_t u) {
     if (job->cf.floor)
         mask_unit(job, p, p1);
     fn_grad_coefficients_of(job, d0, d1);
-    apply_unit(job, p, p1, fn_unit_hints(pl, job->stream, u));
+    apply_unit(job, p, p1, fn_unit_hints(pl, job->use, u));
     job->dy = dy;
 }
 

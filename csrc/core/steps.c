@@ -159,7 +159,7 @@ static int64_t out_tasks(const fn_job *job) {
 }
 static void task_out(fn_job *job, int64_t i) {
     const fn_plan *pl = &job->plan;
-    const fn_hints hints = {0, 0, job->stream};
+    const fn_hints hints = {0, 0, job->use.stream};
     const int64_t len = pl->s * pl->cols, runs = groups_of(pl);
     if (pl->col) {
         const int64_t rows = fn_max(1, OUT_ELEMS / pl->cols), in_matrix = fn_ceil_div(pl->s, rows);

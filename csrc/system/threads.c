@@ -90,11 +90,12 @@ int fn_has_openmp(void) { return 0; }
 
 #endif
 
-int fn_threads_for(int64_t bytes) {
-    if (bytes < 2 * bytes_per_thread)
-        return 1;
-    return (int)fn_min(fn_min(fn_get_num_threads(), MOST_THREADS), bytes / bytes_per_thread);
+static int threads_of(int64_t bytes, int64_t each) {
+    return bytes < 2 * each ? 1
+                            : (int)fn_min(fn_min(fn_get_num_threads(), MOST_THREADS), bytes / each);
 }
+int fn_threads_for(int64_t bytes) { return threads_of(bytes, bytes_per_thread); }
+int fn_most_threads_for(int64_t bytes) { return threads_of(bytes, BYTES_PER_SPINNER); }
 
 /* Stores past the cache are weakly ordered: a full fence before another thread may read them.  One
  * for each thread, at the end: in the kernels it would wait for memory after every few rows. */

@@ -6,8 +6,10 @@
 
 #include <stddef.h>
 
-/* threads that so many bytes of work are worth */
+/* Threads that so many bytes of work are worth, as a rule; and the most that may be, which have
+ * enough to do that waking them is less. */
 int fn_threads_for(int64_t bytes);
+int fn_most_threads_for(int64_t bytes);
 
 typedef struct {
     int threads;           /* that are asked for; there may be fewer */

@@ -1,6 +1,9 @@
 /* The C library without Python: forward and backward of batch, layer and weight norm against plain
- * loops in double, running statistics, error codes, and that nothing is written on an error. */
+ * loops in double, running statistics, error codes, that nothing is written on an error, and
+ * choices by measurement.
+ */
 #include "fastnorm.h"
+#include "system/tune.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -220,6 +223,53 @@ static void test_errors(void) {
     check(fn_set_isa("none") == -1, "unknown instruction set");
 }
 
+/* ---- choices by measurement ----------------------------------------------------------------*/
+
+/* what a call takes: 1 by the way (1, 1, 2), and each place that it is off on an axis adds to it */
+static double time_of(fn_way way, const double *axes) {
+    return 1 + axes[0] * (way.at[0] != 1) + axes[1] * (way.at[1] != 1) + axes[2] * (way.at[2] != 2);
+}
+
+/* `calls` calls, each with up to 3% of noise, every 16th with an interruption; how many took the
+ * best way among the last `last` */
+static int learn(uint64_t key, int calls, int last, const double *axes, double *time) {
+    static unsigned state = 7;
+    const fn_way places = {{3, 2, 3}}, usual = {{0, 0, 0}};
+    int best = 0;
+    for (int i = 0; i < calls; i++) {
+        const fn_trial trial = fn_tune_begin(key, &places, usual, 1000);
+        state = state * 1664525u + 1013904223u;
+        const double noise = state / 4294967296.0 * 0.03;
+        const double took = 1e6 * time_of(trial.way, axes) * (1 + noise) * (i % 16 == 9 ? 3 : 1);
+        fn_tune_learn(&trial, took);
+        best += i >= calls - last && time_of(trial.way, axes) < 1.1;
+        *time += took / (i % 16 == 9 ? 3 : 1);
+    }
+    return best;
+}
+
+static void test_choices(void) {
+    const double slow[3] = {0.5, 0.3, 0.2}, other[3] = {8, 0.3, 0.2}, none[3] = {0, 0, 0};
+    double time = 0, later = 0;
+    fn_tune_forget();
+    learn(1, 30, 0, slow, &time);
+    check(learn(1, 100, 100, slow, &later) >= 90, "the best way is found, and kept");
+    /* another way becomes good: it is found again; while it is bad it costs little */
+    time = 0;
+    learn(2, 30, 0, other, &time);
+    time = 0;
+    learn(2, 2000, 0, other, &time);
+    check(time < 2000 * 1e6 * 1.12, "what is bad is tried rarely");
+    fn_tune_forget();
+    for (uint64_t key = 1; key < 2000; key++)
+        learn(key, 1, 0, none, &time);
+    int known = 0;
+    for (int i = 0; i < fn_tune_most(); i++)
+        known += fn_tune_learned(i).key != 0;
+    check(known > fn_tune_most() / 2, "more kinds than there is room for");
+    fn_tune_forget();
+}
+
 int main(void) {
     fill(x, SIZE, 3);
     fill(dy, SIZE, -0.5);
@@ -234,6 +284,7 @@ int main(void) {
         test_running_statistics();
     }
     test_errors();
+    test_choices();
     printf("%s, %s, OpenMP %d, %d threads: %s\n", fn_compiler(), fn_isas_built(), fn_has_openmp(),
            fn_get_num_threads(), failures ? "failed" : "passed");
     return failures != 0;

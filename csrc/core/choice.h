@@ -1,0 +1,23 @@
+/* What a call may choose, as the bits of its result do not depend on it: how many threads, output
+ * past the cache or through it, what is fetched ahead. */
+#ifndef FN_CHOICE_H
+#define FN_CHOICE_H
+
+#include "core/plan.h"
+#include "system/tune.h"
+
+typedef struct {
+    int threads;
+    int stream; /* y, or dx, is written past the cache */
+    int fetch;  /* what kernels fetch of what they read: nothing (0), some (1), all, which is far
+                   (FN_FAR) */
+} fn_choice;
+
+/* by the size of x, `bytes`, alone */
+fn_choice fn_usual_choice(const fn_plan *plan, int64_t bytes, int backward);
+
+/* By measurement.  What lies between the two calls is measured. */
+fn_choice fn_choose(fn_trial *trial, const fn_plan *plan, int64_t bytes, int backward);
+void fn_chosen(const fn_trial *trial);
+
+#endif
