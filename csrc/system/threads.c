@@ -3,6 +3,7 @@
 
 #include "fastnorm.h"
 #include "system/float_mode.h"
+#include "system/quota.h"
 
 #include <ctype.h>
 #include <pthread.h>
@@ -30,16 +31,21 @@ void fn_set_num_threads(int num_threads) {
 
 #ifdef _OPENMP
 
+/* What the environment says; else OpenMP's number, in a container with a quota at most that. */
 static int default_threads(void) {
-    static atomic_int from_environment = -1;
+    static atomic_int from_environment = -1, quota = MOST_THREADS;
     int n = atomic_load_explicit(&from_environment, memory_order_relaxed);
     if (n < 0) {
         const char *text = getenv("FASTNORM_NUM_THREADS");
         n = text ? atoi(text) : 0;
         n = n < 0 ? 0 : n;
+        const int allowed = getenv("OMP_NUM_THREADS") ? 0 : fn_cpu_quota("");
+        atomic_store_explicit(&quota, allowed ? allowed : MOST_THREADS, memory_order_relaxed);
         atomic_store_explicit(&from_environment, n, memory_order_relaxed);
     }
-    return n ? n : omp_get_max_threads();
+    return n ? n
+             : (int)fn_min(omp_get_max_threads(),
+                           atomic_load_explicit(&quota, memory_order_relaxed));
 }
 
 int fn_get_num_threads(void) {

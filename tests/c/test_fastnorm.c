@@ -2,13 +2,16 @@
  * loops in double, running statistics, error codes, that nothing is written on an error, and
  * choices by measurement.
  */
+#define _DEFAULT_SOURCE /* mkdtemp */
 #include "fastnorm.h"
+#include "system/quota.h"
 #include "system/tune.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 static int failures;
 
@@ -270,6 +273,48 @@ static void test_choices(void) {
     fn_tune_forget();
 }
 
+/* ---- the quota of a container --------------------------------------------------------------*/
+
+static void put(const char *root, const char *path, const char *text) {
+    char name[512];
+    snprintf(name, sizeof name, "%s/%s", root, path);
+    for (char *at = name + strlen(root) + 1; (at = strchr(at, '/')); *at++ = '/') {
+        *at = 0;
+        mkdir(name, 0700);
+    }
+    FILE *f = fopen(name, "w");
+    check(f != NULL, name);
+    if (f) {
+        fputs(text, f);
+        fclose(f);
+    }
+}
+
+static void test_quota(void) {
+    char root[] = "/tmp/fastnorm-quota-XXXXXX";
+    check(mkdtemp(root) != NULL, "a folder");
+    check(fn_cpu_quota(root) == 0, "no control groups");
+    put(root, "proc/self/cgroup", "0::/a/b\n");
+    check(fn_cpu_quota(root) == 0, "no quota");
+    put(root, "sys/fs/cgroup/a/b/cpu.max", "max 100000\n");
+    check(fn_cpu_quota(root) == 0, "a quota of all");
+    put(root, "sys/fs/cgroup/a/b/cpu.max", "450000 100000\n");
+    check(fn_cpu_quota(root) == 5, "a quota of 4.5");
+    put(root, "sys/fs/cgroup/a/cpu.max", "200000 100000\n");
+    check(fn_cpu_quota(root) == 2, "the least of the group and those above it");
+    put(root, "sys/fs/cgroup/a/cpu.max", "nonsense\n");
+    check(fn_cpu_quota(root) == 5, "what cannot be read is none");
+    put(root, "proc/self/cgroup", "12:cpuset:/x\n4:cpu,cpuacct:/c\n0::/\n");
+    put(root, "sys/fs/cgroup/cpu,cpuacct/c/cpu.cfs_quota_us", "50000\n");
+    put(root, "sys/fs/cgroup/cpu,cpuacct/c/cpu.cfs_period_us", "100000\n");
+    check(fn_cpu_quota(root) == 1, "version 1, half a processor");
+    put(root, "sys/fs/cgroup/cpu,cpuacct/c/cpu.cfs_quota_us", "-1\n");
+    check(fn_cpu_quota(root) == 0, "version 1, none");
+    char command[64];
+    snprintf(command, sizeof command, "rm -r %s", root);
+    check(system(command) == 0, "the folder is removed");
+}
+
 int main(void) {
     fill(x, SIZE, 3);
     fill(dy, SIZE, -0.5);
@@ -285,6 +330,7 @@ int main(void) {
     }
     test_errors();
     test_choices();
+    test_quota();
     printf("%s, %s, OpenMP %d, %d threads: %s\n", fn_compiler(), fn_isas_built(), fn_has_openmp(),
            fn_get_num_threads(), failures ? "failed" : "passed");
     return failures != 0;
