@@ -61,9 +61,9 @@ def learned_choices():
     found = []
     for i in range(fn_choice_count()):
         if fn_choice_at(i, &of):
-            found.append((NORMS[of.norm], ("float32", "float64", "float16", "bfloat16")[of.dtype], of.backward != 0, of.training != 0,
-                          of.bytes, of.calls, of.threads, of.stream != 0, of.fetch,
-                          of.ticks * tick))
+            dtype = ("float32", "float64", "float16", "bfloat16")[of.dtype]
+            found.append((NORMS[of.norm], dtype, of.backward != 0, of.training != 0, of.bytes,
+                          of.calls, of.threads, of.stream != 0, of.fetch, of.ticks * tick))
     return found
 
 
