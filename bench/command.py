@@ -12,10 +12,10 @@ from rich.console import Console
 from tqdm import tqdm
 
 import fastnorm
+from fastnorm.bench import measure, processes
 from fastnorm.bench import peers as contestants
 from fastnorm.bench.cases import DTYPES, LAYOUTS, NORMS, PASSES, QUICK, SHAPES, cases
 from fastnorm.bench.conditions import conditions
-from fastnorm.bench.measure import run
 from fastnorm.bench.report import Report, print_report, to_json, to_markdown
 
 WHICH = ("norms", "passes", "layouts", "dtypes")  # options that `cases` takes
@@ -109,12 +109,24 @@ def file_option(flag, text):
     help="Channels first and rows, one shape of each, NumPy, 3 rounds, where not told otherwise; "
     "prints a row for each normalizer.",
 )  # fmt: skip
+@click.option(
+    "--as-installed", is_flag=True,
+    help="Each contestant in a process of its own, with its own defaults: as a user gets it. Else "
+    "all are in one process, with as many threads, which spin while they wait.",
+)  # fmt: skip
+@click.option(
+    "--network", is_flag=True,
+    help="With --as-installed: each call behind a matrix product of NumPy, timed together.",
+)  # fmt: skip
+@click.option("--busy", type=click.IntRange(0), default=0, help="So many processes compute too.")
 @file_option("--json", "Write all numbers.")
 @file_option("--plot", "Write a picture, GB/s against bytes (.png, .svg, .pdf).")
 @file_option("--html", "Write a page with table and plots.")
 @file_option("--markdown", "Write a page with the summary, as docs/benchmarks.md.")
 @file_option("--picture", "Write a picture of the summary, as docs/speed.svg (.png, .svg, .pdf).")
-def command(sets, shapes, threads, isas, peers, rounds, quick, **options):
+def command(
+    sets, shapes, threads, isas, peers, rounds, quick, as_installed, network, busy, **options
+):  # fmt: skip
     """Compare fastnorm with the memory limit and with other libraries, in turns, in one run."""
     shapes = [*(shape for name in sets or () for shape in SHAPES[name]), *shapes]
     if quick:
@@ -125,16 +137,23 @@ def command(sets, shapes, threads, isas, peers, rounds, quick, **options):
     selected = cases(dict.fromkeys(shapes), **{"layouts": LAYOUTS, **usual, **which})
     if not selected:
         raise click.UsageError(NO_CASE)
+    if as_installed and (threads or isas):
+        raise click.UsageError("--as-installed takes the defaults of threads and instruction sets")
+    if network and not as_installed:
+        raise click.UsageError("--network needs --as-installed")
     writers = _writers(options)
-    modules, versions, notes = contestants.find(["fastnorm", *(peers or contestants.PEERS)])
-    report = Report([p for p in modules if p != "fastnorm"], {}, notes)
-    report.conditions = conditions(versions, rounds)
+    names = ["fastnorm", *(peers or contestants.PEERS)]
+    loaded = os.getloadavg()[0] > 1
+    with processes.busy(busy):
+        if as_installed:
+            report = _as_installed(selected, names, network, rounds)
+        else:
+            report = _in_one_process(selected, names, threads, isas, rounds)
+    if busy:
+        report.conditions["other work"] = f"{busy} processes that compute"
     report.conditions["command"] = shlex.join(["fastnorm", *sys.argv[1:]])
-    settings = threads or [fastnorm.get_num_threads()], isas or [fastnorm.get_isa()]
-    if os.getloadavg()[0] > 1:
+    if loaded:
         report.notes.append(BUSY)
-    with _settings_kept():
-        report.results = _measure_all(selected, modules, *settings, rounds)
     console = Console()
     print_report(report, console if console.is_terminal else Console(width=200), quick)
     for path, contents in writers.items():
@@ -151,15 +170,40 @@ def _settings_kept():
         fastnorm.set_num_threads(0)
 
 
-def _measure_all(selected, modules, threads, isas, rounds):
+def _in_one_process(selected, names, threads, isas, rounds):
+    modules, versions, notes = contestants.find(names)
+    report = Report([p for p in modules if p != "fastnorm"], {}, notes)
+    report.conditions = conditions(versions, rounds)
     # threads outermost: JAX starts anew for another number
-    todo = [(case, n, isa) for n in threads for isa in isas for case in selected]
-    results = []
+    settings = threads or [fastnorm.get_num_threads()], isas or [fastnorm.get_isa()]
+    todo = [(case, n, isa) for n in settings[0] for isa in settings[1] for case in selected]
+    with _settings_kept():
+        for case, n, isa in _progress(todo):
+            report.results.append(measure.run(case, modules, n, isa, rounds))
+    return report
+
+
+def _as_installed(selected, names, network, rounds):
+    with processes.started(names, network) as (connections, versions, notes):
+        report = Report([p for p in versions if p != "fastnorm"], {}, notes)
+        report.conditions = conditions(versions, rounds)
+        report.conditions["waiting threads"] = "each contestant in its own process, as it waits"
+        report.conditions["memory"] = "each contestant as it gets its memory"
+        if network:
+            size = processes.PRODUCT
+            report.conditions["network"] = (
+                f"each call behind NumPy's product of two matrices of {size}x{size}, timed together"
+            )
+        for (case,) in _progress([(case,) for case in selected]):
+            report.results.append(processes.run(case, connections, rounds))
+    return report
+
+
+def _progress(todo):
     # disable=None: no bar where stderr is no terminal
-    for case, n, isa in (bar := tqdm(todo, unit="case", leave=False, disable=None)):
-        bar.set_description(case.id)
-        results.append(run(case, modules, n, isa, rounds))
-    return results
+    for some in (bar := tqdm(todo, unit="case", leave=False, disable=None)):
+        bar.set_description(some[0].id)
+        yield some
 
 
 def _writers(options):

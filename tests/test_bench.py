@@ -180,7 +180,7 @@ def test_bad_names_are_told_the_choices(option, choices):
     ],
 )
 def test_bad_input_is_refused_before_the_run(arguments, message, monkeypatch):
-    monkeypatch.setattr(command, "run", lambda *args: pytest.fail("it ran"))
+    monkeypatch.setattr(command, "_in_one_process", lambda *args: pytest.fail("it ran"))
     done = bench(*arguments)
     assert done.exit_code == 2
     assert message in done.output
@@ -347,3 +347,33 @@ def first_array(result, case):
         result = result.detach()
         result = result.permute(0, 2, 3, 1) if case.layout == "NHWC" else result
     return np.asarray(result)
+
+
+@pytest.mark.usefixtures("fast")
+def test_as_installed_each_has_a_process_of_its_own(tmp_path):
+    files = {kind: tmp_path / f"report.{kind}" for kind in ("json", "md")}
+    done = bench(*ONE, "--as-installed", "--network", "--busy", "1", "--json", files["json"],
+                 "--markdown", files["md"])  # fmt: skip
+    assert done.exit_code == 0, done.output
+    data = json.loads(files["json"].read_text())
+    (result,) = data["results"]
+    assert result["seconds"].keys() == {"fastnorm", "limit", "numpy"}
+    assert (
+        data["conditions"]["waiting threads"] == "each contestant in its own process, as it waits"
+    )
+    assert "384x384" in data["conditions"]["network"]
+    assert data["conditions"]["other work"] == "1 processes that compute"
+    # a product of two such matrices takes longer than a batch norm of 2 kB
+    assert result["seconds"]["fastnorm"] > 2e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--as-installed", "--threads", "1"], "--as-installed takes the defaults of threads"),
+     (["--network"], "--network needs --as-installed"),
+     (["--busy", "-1"], "-1 is not in the range")],
+)  # fmt: skip
+def test_options_that_do_not_go_together(options, said):
+    done = bench(*ONE, *options)
+    assert done.exit_code == 2
+    assert said in done.output

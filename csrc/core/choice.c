@@ -49,7 +49,7 @@ fn_choice fn_usual_choice(const fn_plan *plan, int64_t bytes, int backward) {
 #define LEAST_BYTES (256 << 10)
 
 /* The axes of tune.h. */
-enum { THREADS, STREAM, FETCH };
+enum { THREADS, FETCH, STREAM };
 
 /* The places on the axis of threads: all, half of them, a quarter, and one. */
 static int threads_at(int most, int place, int places) {
@@ -107,12 +107,14 @@ fn_choice fn_choose(fn_trial *trial, const fn_plan *plan, int64_t bytes, int bac
     if (bytes < LEAST_BYTES || !fn_tunes())
         return use;
     const int most = fn_most_threads_for(bytes), places = places_of(most);
-    fn_way usual = {{(unsigned char)(use.threads == 1 ? places - 1 : 0), (unsigned char)use.stream,
-                     (unsigned char)use.fetch}};
+    fn_way usual = {{0}};
+    usual.at[THREADS] = use.threads == 1 ? (unsigned char)(places - 1) : 0;
+    usual.at[FETCH] = (unsigned char)use.fetch;
+    usual.at[STREAM] = (unsigned char)use.stream;
     for (; usual.at[THREADS] + 1 < places; usual.at[THREADS]++)
         if (threads_at(most, usual.at[THREADS], places) <= use.threads)
             break;
-    const fn_way all = {{(unsigned char)places, 2, 3}};
+    const fn_way all = {{(unsigned char)places, 3, 2}};
     *trial = fn_tune_begin(key_of(plan, bytes, backward, most), &all, usual, bytes);
     return (fn_choice){threads_at(most, trial->way.at[THREADS], places), trial->way.at[STREAM],
                        trial->way.at[FETCH]};

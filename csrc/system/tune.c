@@ -1,12 +1,16 @@
-/* See tune.h.  For each kind of call: what each way cost, in time for each unit of work, recent
- * calls counting more.  The best way is taken.  A way beside it, which differs on one axis, is
- * tried now and then: in every second one of the first calls, until each has been tried twice; then
- * when the others have saved the time for it, and after a pause that doubles when the way loses. So
- * tries cost a 32nd of the time, however bad they are, and a way that becomes good again, as the
- * second of two threads does when another program ends, is found.
+/* See tune.h.  For each kind of call: what each way cost, in time for each unit of work.  The best
+ * way is taken.  A way beside it, which differs on one axis, is tried when the calls so far have
+ * saved the time for it, and after a pause that doubles when the way loses.  So tries cost a 12th
+ * of the time at first, a 32nd later, however bad they are, and a way that becomes good again, as
+ * the second of two threads does when another program ends, is found.
  *
- * A call may be interrupted, whatever its way: it counts twice what is known of the way at most.
- * Three in a row make another way the best one, one in a while does not.
+ * Calls are interrupted, and the first one after a pause finds its data in no cache.  So the best
+ * way's cost is about the median of its calls: each moves it by a tenth at most; only a call of
+ * more than four times the cost, as of a thread that had to wait for a processor, moves it by four
+ * tenths.  Another way must be better twice to become the best.
+ *
+ * Each try is two calls, of which the second counts: where the first one leaves its arrays, past
+ * the cache or in it, is part of a way.
  *
  * Nothing is locked.  Threads that meet here may lose a measurement, which costs time and never
  * bits. */
@@ -23,25 +27,28 @@
 
 #define KINDS 256 /* a power of two */
 #define PROBES 4  /* places of the table in which a kind may be */
-#define FIRST 24  /* calls of which every second tries something */
-#define TRIES 2   /* of each way in them */
-#define LOOK 8    /* after them, every so many a way is looked for, */
-#define PAUSE 4   /* which was not tried in so many, doubled up to so often, */
+#define FIRST 128 /* calls in which a way to try is looked for each time, and that saves so much   \
+                   */
+#define FIRST_SHARE 12
+#define LOOK 8 /* later every so many calls, and so much */
+#define SHARE 32
+#define TRIES 2 /* of which the least time counts */
+#define PAUSE 4 /* calls until a way is tried again, doubled up to so often */
 #define DOUBLED 7
-#define SHARE 32 /* when the time for it has been saved, a 32nd of all */
-#define CALM 16  /* calls after which the best way's pause is halved */
+#define CALM 16 /* calls after which the best way's pause is halved */
 #define BETTER 0.95f
-#define WORSE 1.2f
-#define OUTLIER 2
-#define RECENT 0.25f /* of the best way; of another, which is old: half */
-#define NEW 0.5f
+#define STEP 0.1f
+#define FAR_STEP 0.4f
+#define IS_FAR 4
 
 typedef struct fn_kind {
     _Atomic uint64_t key;
     atomic_uint calls;
     atomic_uchar best;
-    _Atomic float saved; /* time that may be spent on tries */
-    _Atomic float cost[FN_WAYS];
+    atomic_uchar second;         /* 1 + the way that the next call tries once more; 0: none */
+    _Atomic float saved;         /* time that may be spent on tries */
+    _Atomic float cost[FN_WAYS]; /* what is known, and of the last call */
+    _Atomic float last[FN_WAYS];
     atomic_uint when[FN_WAYS]; /* the call that tried it last */
     atomic_uchar tries[FN_WAYS];
     atomic_uchar pause[FN_WAYS]; /* doubled so often */
@@ -101,8 +108,10 @@ static void clear(kind *k, int best) {
     SET(k->calls, 0);
     SET(k->saved, 0);
     SET(k->best, (unsigned char)best);
+    SET(k->second, 0);
     for (int w = 0; w < FN_WAYS; w++) {
         SET(k->cost[w], 0);
+        SET(k->last[w], 0);
         SET(k->when[w], 0);
         SET(k->tries[w], 0);
         SET(k->pause[w], 0);
@@ -140,7 +149,7 @@ static int choose_best(kind *k) {
     float least = BETTER * GET(k->cost[best]);
     for (int w = 0; w < FN_WAYS; w++) {
         const float cost = GET(k->cost[w]);
-        if (cost > 0 && cost < least) {
+        if (GET(k->tries[w]) >= TRIES && cost < least) {
             least = cost;
             best = w;
         }
@@ -151,23 +160,21 @@ static int choose_best(kind *k) {
     return best;
 }
 
-/* a way beside the best one to be tried now, or the best one */
+/* A way beside the best one to be tried now, or the best one.  What is not known yet is expected to
+ * cost half as much again. */
 static int to_try(const kind *k, const fn_way *places, unsigned call, int best, int64_t work) {
-    const int first = call < FIRST;
     const float least = GET(k->cost[best]), saved = GET(k->saved) / (float)work;
     unsigned oldest = UINT32_MAX;
     int found = best;
-    for (int a = 0; a < FN_AXES; a++) {
+    for (int a = FN_AXES; a-- > 0;) {
         fn_way way = way_of(best);
         for (unsigned char p = 0; p < places->at[a]; p++) {
             way.at[a] = p;
             const int w = number_of(way);
-            const unsigned when = GET(k->when[w]), age = call - when;
-            const float cost = GET(k->cost[w]), more = cost > 0 ? cost - least : least;
-            const int wanted = first ? GET(k->tries[w]) < TRIES
-                                     : age >= (unsigned)PAUSE << GET(k->pause[w]) &&
-                                           saved >= (more > least / 8 ? more : least / 8);
-            if (w != best && wanted && when < oldest) {
+            const unsigned when = GET(k->when[w]);
+            const float cost = GET(k->last[w]), more = fmaxf(cost - least, least / 8);
+            const int rested = cost == 0 || call - when >= (unsigned)PAUSE << GET(k->pause[w]);
+            if (w != best && rested && saved >= (cost > 0 ? more : least / 2) && when < oldest) {
                 oldest = when;
                 found = w;
             }
@@ -179,12 +186,27 @@ static int to_try(const kind *k, const fn_way *places, unsigned call, int best, 
 fn_trial fn_tune_begin(uint64_t key, const fn_way *places, fn_way usual, int64_t work) {
     kind *k = find(key, number_of(usual));
     const unsigned call = GET(k->calls);
-    int w = GET(k->best);
+    const int second = GET(k->second);
+    int w = GET(k->best), settles = 0;
     SET(k->calls, call + 1);
-    if (call < FIRST ? call % 2 == 1 : call % LOOK == 0)
-        w = to_try(k, places, call, choose_best(k), work);
+    if (second) {
+        SET(k->second, 0);
+        w = second - 1;
+    } else if (GET(k->saved) > 0 && (call < FIRST || call % LOOK == 0)) {
+        const int best = choose_best(k);
+        w = to_try(k, places, call, best, work);
+        settles = w != best;
+        SET(k->second, settles ? (unsigned char)(w + 1) : 0);
+    }
     SET(k->when[w], call);
-    return (fn_trial){k, way_of(w), work, ticks()};
+    return (fn_trial){k, way_of(w), work, ticks(), settles};
+}
+
+/* what is known of the best way, after one more call */
+static float stepped(float known, float cost) {
+    if (cost > IS_FAR * known)
+        return known * (1 + FAR_STEP);
+    return fmaxf(fminf(cost, known * (1 + STEP)), known * (1 - STEP));
 }
 
 void fn_tune_learn(const fn_trial *trial, double time) {
@@ -192,28 +214,33 @@ void fn_tune_learn(const fn_trial *trial, double time) {
     const float cost = (float)(time / (double)trial->work);
     const int w = number_of(trial->way), best = GET(k->best);
     const unsigned char tries = GET(k->tries[w]);
-    const float old = GET(k->cost[w]), least = GET(k->cost[best]);
-    /* the first calls may have had pages to make, and threads to start */
-    float known = tries == 0 || cost < old ? cost : old;
-    if (tries >= TRIES)
-        known = old + (fminf(cost, OUTLIER * old) - old) * (w == best ? RECENT : NEW);
-    else
+    const float known = GET(k->cost[w]), last = GET(k->last[w]), least = GET(k->cost[best]);
+    if (w != best) {
+        const double more = time - least * (double)trial->work;
+        SET(k->saved, GET(k->saved) - (float)fmax(more, 0));
+    }
+    if (trial->settles)
+        return;
+    if (tries < TRIES)
         SET(k->tries[w], tries + 1);
-    SET(k->cost[w], known);
+    SET(k->last[w], cost);
     if (w == best) {
-        SET(k->saved, GET(k->saved) + (float)(time / SHARE));
+        /* the first call may have had pages to make, and threads to start */
+        SET(k->cost[w],
+            tries < TRIES ? (tries && known < cost ? known : cost) : stepped(known, cost));
+        const int share = GET(k->calls) < FIRST ? FIRST_SHARE : SHARE;
+        SET(k->saved, GET(k->saved) + (float)(time / share));
         if (GET(k->calls) % CALM == 0 && GET(k->pause[w]))
             SET(k->pause[w], GET(k->pause[w]) - 1);
-        if (known > WORSE * old)
+        if (cost > known)
             choose_best(k);
         return;
     }
-    const double more = time - least * (double)trial->work;
-    SET(k->saved, GET(k->saved) - (float)fmax(more, 0));
-    if (known < BETTER * least)
-        choose_best(k);
-    else
+    SET(k->cost[w], fmaxf(cost, last));
+    if (cost >= BETTER * least)
         lengthen_pause(k, w);
+    else if (last >= BETTER * least || choose_best(k) != w)
+        SET(k->pause[w], 0); /* again, soon */
 }
 
 void fn_tune_end(const fn_trial *trial) {

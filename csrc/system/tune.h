@@ -7,7 +7,7 @@
 
 /* A way is a place on each of so many axes: how many threads, say, and whether to stream. */
 #define FN_AXES 3
-#define FN_PLACES {4, 2, 3} /* on each axis, at most */
+#define FN_PLACES {4, 3, 2} /* on each axis, at most; the last axis is tried first */
 #define FN_WAYS 24
 typedef struct {
     unsigned char at[FN_AXES];
@@ -19,6 +19,7 @@ typedef struct {
     fn_way way;
     int64_t work;
     uint64_t start;
+    int settles; /* the first of two that try a way: its time does not count */
 } fn_trial;
 
 /* The way that a call takes: the best one known for its kind, or one beside it that has to be tried
