@@ -27,8 +27,9 @@
 
 #define KINDS 256 /* a power of two */
 #define PROBES 4  /* places of the table in which a kind may be */
-#define FIRST 128 /* calls in which a way to try is looked for each time, and that saves so much   \
-                   */
+#define FIRST                                                                                      \
+    128 /* calls in which a way to try is looked for each time, and that saves so much             \
+         */
 #define FIRST_SHARE 12
 #define LOOK 8 /* later every so many calls, and so much */
 #define SHARE 32
