@@ -218,7 +218,7 @@ static doubt doubt_of(const fn_plan *pl) {
 FN_INLINE double is_doubtful(doubt of, double dy, double dy_xc, double std) {
     const double least = (std == 0) & of.measured ? 0 : of.least;
     const double small = fabs(dy) * std < of.small ? least : 0, nan = std == std ? 0 : 1;
-    return fn_outside(dy, -of.high, of.high) + fn_outside(fabs(dy_xc), small, of.high) > 2 * nan;
+    return fn_outside(dy, -of.high, of.high) + fn_outside(fabs(dy_xc), small, of.high) > 4 * nan;
 }
 
 /* whether dy * weight is constant over domain d, whose planes end before p1; not where it is 0, as

@@ -123,6 +123,22 @@ static void merge_chunks(fn_job *job, int64_t i, int64_t i1) {
     }
 }
 
+/* Planes side by side of n elements each, taken together.  The mean is counted from the first's. */
+static void merge_planes(const double *mean, const double *m2, int64_t planes, double n,
+                         double *to_mean, double *to_m2) {
+    enum { L = 4 }; /* sums that do not wait for one another */
+    double sum[L] = {0}, square[L] = {0};
+    for (int64_t i = 0; i < planes; i++)
+        sum[i % L] += mean[i] - mean[0];
+    const double rest = ((sum[0] + sum[1]) + (sum[2] + sum[3])) / (double)planes;
+    for (int64_t i = 0; i < planes; i++) {
+        const double d = (mean[i] - mean[0]) - rest;
+        square[i % L] += m2[i] + d * d * n;
+    }
+    *to_mean = mean[0] + rest;
+    *to_m2 = (square[0] + square[1]) + (square[2] + square[3]);
+}
+
 void fn_merge_domains(fn_job *job, int64_t d, int64_t d1) {
     const fn_plan *pl = &job->plan;
     if (job->mean == job->cf.mean || !fn_needs_moments(pl))
@@ -132,10 +148,14 @@ void fn_merge_domains(fn_job *job, int64_t d, int64_t d1) {
     merge_chunks(job, planes ? fn_first_plane(pl, d) : d, planes ? fn_first_plane(pl, d1) : d1);
     for (; d < d1; d++) {
         const int64_t first = planes ? fn_first_plane(pl, d) : d;
+        const double n = (double)(pl->count / per);
         fn_moments m = {0, 0, 0};
-        for (int64_t i = first; i < first + per; i++) {
+        for (int64_t i = first, end; i < first + per; i = end) {
+            end = fn_group_end(pl, i, first + per);
             const int64_t from = slot(pl, pl->mchunks.count, i, 0);
-            fn_merge(&m, (double)(pl->count / per), job->mean[from], job->m2[from]);
+            double mean, m2;
+            merge_planes(job->mean + from, job->m2 + from, end - i, n, &mean, &m2);
+            fn_merge(&m, n * (double)(end - i), mean, m2);
         }
         job->cf.mean[d] = m.mean;
         job->cf.std[d] = m.m2;

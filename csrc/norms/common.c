@@ -58,8 +58,10 @@ FN_INLINE double put_typed(size_t asize, int64_t n, const double *restrict mean,
         fn_put_as(asize, center_to, i, center);
         fn_put_as(asize, scale_to, i, a);
         fn_put_as(asize, shift_to, i, shift[i] * weight[i] + bias[i] - low * a);
-        outside += plane_outside(mean[i], scale[i], shift[i], weight[i], bias[i], range);
     }
+    for (int64_t i = 0; i < n;
+         i++) /* apart: gcc makes vectors of the two, but not of both in one */
+        outside += plane_outside(mean[i], scale[i], shift[i], weight[i], bias[i], range);
     return outside;
 }
 

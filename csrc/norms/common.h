@@ -61,10 +61,12 @@ static inline double fn_sigma(double std, double eps) {
     return most == 0 ? 0 : most * sqrt(1 + (least / most) * (least / most));
 }
 
-/* 1 where v is outside of [low, high], or NaN.  Loops add these: a count in double is what
- * compilers make vectors of, together with the numbers that are looked at. */
+/* Not 0 where v is outside of [low, high]: 1, for NaN 2.  Loops add these: a count in double, of
+ * one comparison each, is what compilers make vectors of, together with the numbers that are looked
+ * at.
+ */
 FN_INLINE double fn_outside(double v, double low, double high) {
-    return (low <= v) & (v <= high) ? 0 : 1;
+    return (low <= v ? 0 : 1.0) + (v <= high ? 0 : 1.0);
 }
 /* likewise of a product in magnitude, which may be 0 where a factor is */
 FN_INLINE double fn_product_outside(double v, double factor, fn_range range) {
