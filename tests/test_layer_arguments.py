@@ -22,6 +22,8 @@ LAYERS = {
     fastnorm.GroupNorm: {"num_groups": 3, "num_channels": 6},
     fastnorm.LayerNorm: {"normalized_shape": (6, 5)},
     fastnorm.RMSNorm: {"normalized_shape": (6, 5)},
+    fastnorm.FilterResponseNorm: {"num_features": 6},
+    fastnorm.GlobalResponseNorm: {"num_features": 6},
 }
 
 THINGS = [[1.0], {}, object(), 1j, np.ones(2), RAGGED]  # that stand for no number, flag or name
@@ -49,6 +51,7 @@ WRONG = {
         "foo": "one of .*NCHW.*, got 'foo'", "": "one of", "nchw": "one of", "NHWC16c": "one of",
     }),
     "affine": (NO_FLAG, "a bool", {}),
+    "tau": (NO_FLAG, "a bool", {}),
     "track_running_stats": (NO_FLAG, "a bool", {}),
     "elementwise_affine": (NO_FLAG, "a bool", {}),
     "bias": (NO_FLAG, "a bool", {}),

@@ -21,6 +21,8 @@ LAYERS = {
     "ln": lambda **k: fastnorm.LayerNorm((5, 4), **k),
     "ln-channel": lambda **k: fastnorm.LayerNorm(6, axis=1, **k),
     "rms": lambda **k: fastnorm.RMSNorm(4, eps=1e-6, **k),
+    "frn": lambda **k: fastnorm.FilterResponseNorm(6, **k),
+    "grn": lambda **k: fastnorm.GlobalResponseNorm(6, **k),
 }
 REFERENCE = {
     "bn": lambda x, p, r, t: reference.batch_norm(x, **p, **r, training=t),
@@ -32,6 +34,8 @@ REFERENCE = {
     "ln": lambda x, p, r, t: reference.layer_norm(x, **p, axis=(2, 3)),
     "ln-channel": lambda x, p, r, t: reference.layer_norm(x, **p, axis=1),
     "rms": lambda x, p, r, t: reference.rms_norm(x, **p, eps=1e-6),
+    "frn": lambda x, p, r, t: reference.filter_response_norm(x, **p),
+    "grn": lambda x, p, r, t: reference.global_response_norm(x, **p),
 }
 
 
