@@ -98,6 +98,7 @@ def test_right_arguments(layer):
         "num_features": np.int64(6), "num_channels": np.int32(6), "num_groups": np.int8(2),
         "eps": np.float32(0.5), "momentum": 0, "ddof": np.int64(0), "layout": "channels_first",
         "affine": np.True_, "track_running_stats": 1, "elementwise_affine": np.True_, "bias": 1,
+        "tau": 1,
         "dtype": "float64", "r_max": INF, "d_max": np.float64(0), "blend": 1,
         "normalized_shape": [np.int64(6), 5], "axis": [np.int64(1), -1], "comm": None,
     }  # fmt: skip
