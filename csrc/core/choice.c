@@ -59,9 +59,7 @@ static int places_of(int most) { return most > 4 ? 4 : most > 2 ? 3 : most; }
 
 /* Sizes in half powers of two: 4, 6, 8, 12, 16... */
 static unsigned size_class(int64_t size) {
-    unsigned power = 0;
-    while (size >> power > 3)
-        power++;
+    const unsigned power = size < 4 ? 0 : 62 - (unsigned)__builtin_clzll((uint64_t)size);
     return 2 * power + (unsigned)(size >> power & 1);
 }
 static int64_t size_of(unsigned class) { return (int64_t)(2 + class % 2) << class / 2; }

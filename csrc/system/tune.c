@@ -27,30 +27,36 @@
 
 #define KINDS 256 /* a power of two */
 #define PROBES 4  /* places of the table in which a kind may be */
-#define FIRST                                                                                      \
-    128 /* calls in which a way to try is looked for each time, and that saves so much             \
-         */
+/* In the first calls each looks for a way to try, and a 12th of their time is saved for that; later
+ * one in LOOK calls, and a 32nd. */
+#define FIRST 128
 #define FIRST_SHARE 12
-#define LOOK 8 /* later every so many calls, and so much */
+#define LOOK 8
 #define SHARE 32
-#define TRIES 2 /* of which the least time counts */
-#define PAUSE 4 /* calls until a way is tried again, doubled up to so often */
-#define DOUBLED 7
-#define CALM 16 /* calls after which the best way's pause is halved */
+/* A way is known after two calls: the best one by the faster, as the first may have had pages to
+ * make, another by the slower. */
+#define TRIES 2
+#define PAUSE 4   /* calls until a way is tried again, */
+#define DOUBLED 7 /* doubled so often at most; the best way's is halved every CALM calls */
+#define CALM 16
 #define BETTER 0.95f
 #define STEP 0.1f
 #define FAR_STEP 0.4f
 #define IS_FAR 4
+/* A call counts so many times the best way's cost at most: a program may be stopped for an hour in
+ * it, and what that seems to cost would be saved, or owed. */
+#define MOST_TIMES 64
 
 typedef struct fn_kind {
     _Atomic uint64_t key;
     atomic_uint calls;
     atomic_uchar best;
-    atomic_uchar second;         /* 1 + the way that the next call tries once more; 0: none */
-    _Atomic float saved;         /* time that may be spent on tries */
-    _Atomic float cost[FN_WAYS]; /* what is known, and of the last call */
-    _Atomic float last[FN_WAYS];
-    atomic_uint when[FN_WAYS]; /* the call that tried it last */
+    atomic_uchar second;          /* 1 + the way that the next call tries once more; 0: none */
+    _Atomic float saved;          /* time that may be spent on tries */
+    _Atomic float cost[FN_WAYS];  /* what is known */
+    _Atomic float price[FN_WAYS]; /* what a try is expected to cost; 0: none was made */
+    _Atomic float last[FN_WAYS];  /* of the last try; of the best way what is known */
+    atomic_uint when[FN_WAYS];    /* the call that tried it last */
     atomic_uchar tries[FN_WAYS];
     atomic_uchar pause[FN_WAYS]; /* doubled so often */
 } kind;
@@ -112,6 +118,7 @@ static void clear(kind *k, int best) {
     SET(k->second, 0);
     for (int w = 0; w < FN_WAYS; w++) {
         SET(k->cost[w], 0);
+        SET(k->price[w], 0);
         SET(k->last[w], 0);
         SET(k->when[w], 0);
         SET(k->tries[w], 0);
@@ -173,9 +180,9 @@ static int to_try(const kind *k, const fn_way *places, unsigned call, int best, 
             way.at[a] = p;
             const int w = number_of(way);
             const unsigned when = GET(k->when[w]);
-            const float cost = GET(k->last[w]), more = fmaxf(cost - least, least / 8);
-            const int rested = cost == 0 || call - when >= (unsigned)PAUSE << GET(k->pause[w]);
-            if (w != best && rested && saved >= (cost > 0 ? more : least / 2) && when < oldest) {
+            const float price = GET(k->price[w]), more = fmaxf(price - least, least / 8);
+            const int rested = price == 0 || call - when >= (unsigned)PAUSE << GET(k->pause[w]);
+            if (w != best && rested && saved >= (price > 0 ? more : least / 2) && when < oldest) {
                 oldest = when;
                 found = w;
             }
@@ -212,32 +219,35 @@ static float stepped(float known, float cost) {
 
 void fn_tune_learn(const fn_trial *trial, double time) {
     kind *k = trial->kind;
-    const float cost = (float)(time / (double)trial->work);
     const int w = number_of(trial->way), best = GET(k->best);
     const unsigned char tries = GET(k->tries[w]);
     const float known = GET(k->cost[w]), last = GET(k->last[w]), least = GET(k->cost[best]);
-    if (w != best) {
-        const double more = time - least * (double)trial->work;
-        SET(k->saved, GET(k->saved) - (float)fmax(more, 0));
-    }
+    const float took = (float)(time / (double)trial->work);
+    const float cost = least > 0 ? fminf(took, MOST_TIMES * least) : took;
+    if (w != best)
+        SET(k->saved, GET(k->saved) - fmaxf(cost - least, 0) * (float)trial->work);
     if (trial->settles)
         return;
     if (tries < TRIES)
         SET(k->tries[w], tries + 1);
-    SET(k->last[w], cost);
     if (w == best) {
-        /* the first call may have had pages to make, and threads to start */
-        SET(k->cost[w],
-            tries < TRIES ? (tries && known < cost ? known : cost) : stepped(known, cost));
-        const int share = GET(k->calls) < FIRST ? FIRST_SHARE : SHARE;
-        SET(k->saved, GET(k->saved) + (float)(time / share));
+        const float faster = tries == 0 || cost < known ? cost : known;
+        const float now = tries < TRIES ? faster : stepped(known, cost);
+        SET(k->cost[w], now);
+        SET(k->price[w], now);
+        SET(k->last[w], now);
+        const float share = GET(k->calls) < FIRST ? FIRST_SHARE : SHARE;
+        SET(k->saved, GET(k->saved) + cost * (float)trial->work / share);
         if (GET(k->calls) % CALM == 0 && GET(k->pause[w]))
             SET(k->pause[w], GET(k->pause[w]) - 1);
         if (cost > known)
             choose_best(k);
         return;
     }
+    /* one of the two may have been interrupted: it is not known as good, nor given up as bad */
     SET(k->cost[w], fmaxf(cost, last));
+    SET(k->price[w], last > 0 ? fminf(cost, last) : cost);
+    SET(k->last[w], cost);
     if (cost >= BETTER * least)
         lengthen_pause(k, w);
     else if (last >= BETTER * least || choose_best(k) != w)

@@ -263,6 +263,17 @@ static void test_choices(void) {
     time = 0;
     learn(2, 2000, 0, other, &time);
     check(time < 2000 * 1e6 * 1.12, "what is bad is tried rarely");
+    /* stopped for an hour in a call, whichever it was: tries stay as rare, and go on */
+    const fn_way places = {{3, 3, 2}}, usual = {{0, 0, 0}};
+    for (int i = 0; i < 3; i++) {
+        const fn_trial trial = fn_tune_begin(2, &places, usual, 1000);
+        fn_tune_learn(&trial, 1e13);
+    }
+    time = 0;
+    learn(2, 300, 0, other, &time);
+    time = 0;
+    check(learn(2, 2000, 2000, other, &time) > 1700, "the best way is the best again");
+    check(time < 2000 * 1e6 * 1.12, "what is bad is tried as rarely");
     fn_tune_forget();
     for (uint64_t key = 1; key < 2000; key++)
         learn(key, 1, 0, none, &time);
