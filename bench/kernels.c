@@ -1,6 +1,7 @@
 /* Nanoseconds that each kernel takes for a cache line of x, on rows that lie in the cache: what the
- * arithmetic costs where memory is no limit.  `make kernels`, or build/kernels LEN ROWS [ISA]. */
-#include "kernels/list.h"
+ * arithmetic costs where memory is no limit; and those that a call takes to choose its way.
+ * `make kernels`, or build/kernels LEN ROWS [ISA]. */
+#include "core/choice.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,6 +38,27 @@ static float *array(int64_t len, float value) {
         printf("  %-24s %6.2f\n", what, best * 1e9 * LINE_FLOATS / (double)len / (double)rows);    \
     } while (0)
 
+/* what core/choice.h costs a layer norm of 8 MB */
+static void time_choosing(void) {
+    const fn_problem problem = {.norm = FN_LAYER, .n = 2048, .c = 1, .s = 1024, .eps = 1e-5};
+    const fn_params none = {.weight = NULL};
+    int64_t elements;
+    fn_plan plan;
+    fn_plan_make(&plan, &problem, &none, 0, &elements);
+    double best = 1;
+    for (int round = 0; round < ROUNDS; round++) {
+        const double start = now();
+        for (int i = 0; i < 100 * CALLS; i++) {
+            fn_trial trial;
+            fn_choose(&trial, &plan, elements * 4, 0);
+            fn_chosen(&trial);
+        }
+        const double each = (now() - start) / (100 * CALLS);
+        best = each < best ? each : best;
+    }
+    printf("ns a call\n  %-24s %6.1f\n", "choosing", best * 1e9);
+}
+
 int main(int argc, char **argv) {
     const int64_t len = argc > 1 ? atoll(argv[1]) : 768, rows = argc > 2 ? atoll(argv[2]) : 64;
     if (len < 1 || rows < 1 || (argc > 3 && fn_set_isa(argv[3]) != 0)) {
@@ -72,5 +94,6 @@ int main(int argc, char **argv) {
     TIME("apply_elem", k->apply_elem(x, y, rows, len, len, 1, c, a, b, w, w, 0));
     TIME("grad_apply_elem",
          k->grad_apply_elem(x, dy, y, rows, len, len, 1, c, a, b, e, e, w, dw, db, 0));
+    time_choosing();
     return 0;
 }

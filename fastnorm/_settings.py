@@ -112,10 +112,11 @@ def show_choices() -> None:
     rows = _core.learned_choices()
     for norm, dtype, backward, training, size, calls, threads, stream, fetch, seconds in rows:
         step = "backward" if backward else "forward" if training else "inference"
-        ways = [f"{threads} thread{'s' * (threads > 1)}"]
-        ways += ["past the cache"] * stream + [["some is fetched", "all is fetched"][fetch - 1]] * (
-            fetch > 0
-        )
+        ways = ["1 thread" if threads == 1 else f"{threads} threads"]
+        if stream:
+            ways.append("past the cache")
+        if fetch:
+            ways.append("some is fetched" if fetch == 1 else "all is fetched")
         print(
             f"{norm} norm {step}, {dtype}, {size / 1e6:.2g} MB: {', '.join(ways)}, "
             f"{1e3 * seconds:.3g} ms ({calls} calls)"

@@ -1,8 +1,6 @@
 """Threads, streaming and fetching are chosen by what calls cost; the bits never depend on it."""
 
 import itertools
-import subprocess
-import sys
 
 import ml_dtypes
 import numpy as np
@@ -77,32 +75,3 @@ def test_calls_learn_and_tell(capsys, rng):
         "rms norm forward, float32, 0.52 MB",
     ]
     assert all("(30 calls)" in line for line in said)
-
-
-@pytest.mark.parametrize(("value", "kinds", "warns"), [("0", 0, 0), ("1", 1, 0), ("fast", 1, 1)])
-def test_the_environment_decides(value, kinds, warns):
-    program = (
-        "import numpy as np, fastnorm\n"
-        "for _ in range(3): fastnorm.layer_norm(np.ones((1000, 300), 'f4'))\n"
-        "print(len(fastnorm._core.learned_choices()))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], env={"FASTNORM_TUNE": value, "PYTHONPATH": "."},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert int(done.stdout) == kinds
-    assert done.stderr.count("FASTNORM_TUNE: expected 0 or 1, got 'fast'; using 1") == warns
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("FASTNORM_STREAM_BYTES", "8MB"), ("FASTNORM_STREAM_BYTES", "-1"), ("OMP_NUM_THREADS", "all"),
-     ("OMP_NUM_THREADS", "0"), ("FASTNORM_NUM_THREADS", "2.5"), ("FASTNORM_ISA", "")],
-)  # fmt: skip
-def test_garbage_in_the_environment(name, value):
-    done = subprocess.run(
-        [sys.executable, "-c", "import fastnorm; fastnorm.layer_norm([[1.0, 2.0]])"],
-        env={name: value, "PYTHONPATH": "."}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stderr.count(f"{name}: expected ") == 1
-    assert f", got {value!r}; using " in done.stderr

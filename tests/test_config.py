@@ -79,6 +79,28 @@ def test_instruction_set_from_the_environment():
     assert "FASTNORM_ISA: expected one of" in err
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("FASTNORM_STREAM_BYTES", "8MB"), ("FASTNORM_STREAM_BYTES", "-1"), ("OMP_NUM_THREADS", "all"),
+     ("OMP_NUM_THREADS", "0"), ("FASTNORM_NUM_THREADS", "2.5"), ("FASTNORM_ISA", ""),
+     ("FASTNORM_TUNE", "fast")],
+)  # fmt: skip
+def test_garbage_in_the_environment(name, value):
+    _, err = in_process("import fastnorm; fastnorm.layer_norm([[1.0, 2.0]])", **{name: value})
+    assert err.count(f"{name}: expected ") == 1
+    assert f", got {value!r}; using " in err
+
+
+@pytest.mark.parametrize(("value", "kinds"), [("0", "0"), ("1", "1"), ("fast", "1")])
+def test_choices_from_the_environment(value, kinds):
+    program = (
+        "import numpy as np, fastnorm\n"
+        "for _ in range(3): fastnorm.layer_norm(np.ones((1000, 300), 'f4'))\n"
+        "print(len(fastnorm._core.learned_choices()))"
+    )
+    assert in_process(program, FASTNORM_TUNE=value)[0] == kinds
+
+
 def test_show_config(capsys):
     fastnorm.show_config()
     text = capsys.readouterr().out
