@@ -37,11 +37,11 @@ FLAGS = [
     "-fvisibility=hidden",
     "-MMD",  # a .d file beside each object: what it was made of
 ]
-# Loops over arrays are written with vectors: more than -O2 makes them longer, not faster. Loops over
-# tables, of statistics and coefficients, are left to the compiler's vectors, which gcc 12 makes at
-# -O2 only where it knows the count: 7x7 images took 1.7 times as long without the dynamic model. The
-# edge is called once a call, in which each of its functions is; -Os makes it slower by a fifth of a
-# small layer norm.
+# Loops over arrays are written with vectors: more than -O2 makes them longer, not faster. Loops
+# over tables, of statistics and coefficients, are left to the compiler's vectors. At -O2 gcc 12
+# makes them only where it knows the count: 7x7 images took 1.7 times as long without the dynamic
+# model. The edge is called once a call, in which each of its functions is; -Os makes it slower by
+# a fifth of a small layer norm.
 SMALL = ["-O2", "-fno-inline-functions", "-finline-limit=40", "-fno-align-functions"]
 OPTIMIZE = {
     "csrc/norms/": ["-O3"],

@@ -377,3 +377,21 @@ def test_options_that_do_not_go_together(options, said):
     done = bench(*ONE, *options)
     assert done.exit_code == 2
     assert said in done.output
+
+
+def test_beside_other_work_prints_a_row_for_each_scene(monkeypatch, capsys):
+    from fastnorm.bench import beside
+
+    monkeypatch.setattr(beside, "BESIDE", {"nothing": (0, None), "products": (1, "numpy")})
+    monkeypatch.setattr(beside, "in_process", beside.percentiles)
+    monkeypatch.setattr(beside, "CASES", cases([(8, 16)], ["rms_norm"], passes=["forward"]))
+    monkeypatch.setattr(beside, "CALLS", 3)
+    try:
+        beside.main()
+    finally:
+        fastnorm.set_num_threads(0)
+    header, _, *rows = capsys.readouterr().out.splitlines()
+    assert header == "| beside | rms_norm forward 8x16 |"
+    assert [re.sub(r"[\d.]+", "0", row) for row in rows] == [
+        "| nothing | 0, 0 |", "| products | 0, 0 |"
+    ]  # fmt: skip
