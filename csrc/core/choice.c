@@ -79,6 +79,7 @@ static uint64_t key_of(const fn_plan *plan, int64_t bytes, int backward, int mos
                                      size_class(plan->count),
                                      size_class(plan->col ? plan->cols : plan->s)};
     uint64_t key = 0;
+#pragma GCC unroll 16
     for (int i = 0; i < FIELDS; i++)
         key = key << bits[i] | fields[i];
     return key; /* not 0, as there is a thread */
@@ -105,17 +106,17 @@ fn_choice fn_choose(fn_trial *trial, const fn_plan *plan, int64_t bytes, int bac
     if (bytes < LEAST_BYTES || !fn_tunes())
         return use;
     const int most = fn_most_threads_for(bytes), places = places_of(most);
-    fn_way usual = {{0}};
-    usual.at[THREADS] = use.threads == 1 ? (unsigned char)(places - 1) : 0;
-    usual.at[FETCH] = (unsigned char)use.fetch;
-    usual.at[STREAM] = (unsigned char)use.stream;
-    for (; usual.at[THREADS] + 1 < places; usual.at[THREADS]++)
-        if (threads_at(most, usual.at[THREADS], places) <= use.threads)
-            break;
-    const fn_way all = {{(unsigned char)places, 3, 2}};
-    *trial = fn_tune_begin(key_of(plan, bytes, backward, most), &all, usual, bytes);
-    return (fn_choice){threads_at(most, trial->way.at[THREADS], places), trial->way.at[STREAM],
-                       trial->way.at[FETCH]};
+    const int all[FN_AXES] = {places, 3, 2};
+    int place = use.threads == 1 ? places - 1 : 0;
+    while (place + 1 < places && threads_at(most, place, places) > use.threads)
+        place++;
+    const int usual =
+        fn_placed(fn_placed(fn_placed(0, THREADS, place), FETCH, use.fetch), STREAM, use.stream);
+    fn_tune_begin(trial, key_of(plan, bytes, backward, most), all, usual, bytes);
+    use.threads = threads_at(most, fn_place(trial->way, THREADS), places);
+    use.fetch = fn_place(trial->way, FETCH);
+    use.stream = fn_place(trial->way, STREAM);
+    return use;
 }
 
 void fn_chosen(const fn_trial *trial) { fn_tune_end(trial); }
@@ -136,9 +137,10 @@ int fn_choice_at(int i, fn_learned_choice *choice) {
                                   .training = (int)f[TRAINING],
                                   .bytes = size_of((unsigned)bytes),
                                   .calls = of.calls,
-                                  .threads = threads_at(most, of.best.at[THREADS], places_of(most)),
-                                  .stream = of.best.at[STREAM],
-                                  .fetch = of.best.at[FETCH]};
+                                  .threads =
+                                      threads_at(most, fn_place(of.best, THREADS), places_of(most)),
+                                  .stream = fn_place(of.best, STREAM),
+                                  .fetch = fn_place(of.best, FETCH)};
     choice->ticks = of.cost * (double)choice->bytes;
     return 1;
 }

@@ -5,27 +5,28 @@
 
 #include "system/basics.h"
 
-/* A way is a place on each of so many axes: how many threads, say, and whether to stream. */
+/* A way is a place on each of so many axes: how many threads, say, and whether to stream.  Two bits
+ * of it for each axis: at most 4 places, on the last one 2.  The last axis is tried first. */
 #define FN_AXES 3
-#define FN_PLACES {4, 3, 2} /* on each axis, at most; the last axis is tried first */
-#define FN_WAYS 24
-typedef struct {
-    unsigned char at[FN_AXES];
-} fn_way;
+#define FN_WAYS 32
+static inline int fn_place(int way, int axis) { return way >> 2 * axis & 3; }
+static inline int fn_placed(int way, int axis, int place) {
+    return (way & ~(3 << 2 * axis)) | place << 2 * axis;
+}
 
 /* a call that is being measured; kind NULL: it is not */
 typedef struct {
     struct fn_kind *kind;
-    fn_way way;
+    int way;
     int64_t work;
     uint64_t start;
     int settles; /* the first of two that try a way: its time does not count */
 } fn_trial;
 
 /* The way that a call takes: the best one known for its kind, or one beside it that has to be tried
- * again.  key tells calls of one kind, and is not 0; there are `places` on each axis; `usual` is
- * what is taken before anything is known; work is what the time of a call is in proportion to. */
-fn_trial fn_tune_begin(uint64_t key, const fn_way *places, fn_way usual, int64_t work);
+ * again.  key tells calls of one kind, and is not 0; there are places[i] on axis i; `usual` is what
+ * is taken before anything is known; work is what the time of a call is in proportion to. */
+void fn_tune_begin(fn_trial *trial, uint64_t key, const int *places, int usual, int64_t work);
 /* the call is over; or, in a test, took so long */
 void fn_tune_end(const fn_trial *trial);
 void fn_tune_learn(const fn_trial *trial, double time);
@@ -38,7 +39,7 @@ int fn_tunes(void);
 typedef struct {
     uint64_t key;
     int64_t calls;
-    fn_way best;
+    int best;
     double cost;
 } fn_learned;
 int fn_tune_most(void);
