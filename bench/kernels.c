@@ -91,9 +91,9 @@ int main(int argc, char **argv) {
         TIME("grad_apply", k->grad_apply(x, dy, y, v, c, a, b, e, none, scratch));
     }
     TIME("extremes", k->extremes(x, &columns, scratch, s1, s2));
-    TIME("apply_elem", k->apply_elem(x, y, rows, len, len, 1, c, a, b, w, w, 0));
+    TIME("apply_elem", k->apply_elem(x, y, rows, len, len, 1, c, a, b, w, w, none));
     TIME("grad_apply_elem",
-         k->grad_apply_elem(x, dy, y, rows, len, len, 1, c, a, b, e, e, w, dw, db, 0));
+         k->grad_apply_elem(x, dy, y, rows, len, len, 1, c, a, b, e, e, w, dw, db, none));
     time_choosing();
     return 0;
 }

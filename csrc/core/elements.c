@@ -105,11 +105,13 @@ static void task_rows(fn_job *job, int64_t task) {
     double *sums = part_sums(job, part);
     char *block = block_sums(job, &g, task);
     int64_t since_flush = 0;
+    const fn_hints hints = {job->use.fetch ? step * len * (int64_t)pl->esize : 0, 0,
+                            job->use.stream};
     for (int64_t r = part * each; r < r1; r += step) {
         const int64_t rows = fn_min(step, r1 - r);
         if (g.pieces == 1)
             fn_grad_coefficients_of(job, r, r + rows);
-        fn_place_elem_rows(job, r, r + rows, off, len, block, sums);
+        fn_place_elem_rows(job, r, r + rows, off, len, hints, block, sums);
         since_flush += rows;
         if (since_flush + step > FLUSH_ROWS || r + rows == r1) {
             flush(pl, block, sums + off, len);

@@ -215,7 +215,7 @@ void fn_place_rows(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, in
                           fn_at(job, cf->center, p), fn_at(job, cf->scale, p),
                           fn_at(job, cf->shift, p),
                           job->weight ? fn_at(job, job->weight, off) : NULL,
-                          job->bias ? fn_at(job, job->bias, off) : NULL, hints.stream);
+                          job->bias ? fn_at(job, job->bias, off) : NULL, hints);
         return;
     }
     const fn_view view = {g1 - g, pl->seg_stride, (p1 - p) / pl->cols * len, len, pl->cols, 0};
@@ -234,7 +234,8 @@ void fn_place_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1)
         pl->k->apply_elem(x_at(job, i), out_at(job, i), r1 - r, pl->ld, p1 - p, 0,
                           fn_at(job, cf->center, p), fn_at(job, cf->scale, p),
                           fn_at(job, cf->shift, p), job->weight ? fn_at(job, job->weight, r) : NULL,
-                          job->bias ? fn_at(job, job->bias, r) : NULL, job->use.stream);
+                          job->bias ? fn_at(job, job->bias, r) : NULL,
+                          (fn_hints){0, 0, job->use.stream});
         return;
     }
     const fn_view view = {r1 - r, pl->ld, p1 - p, p1 - p, p1 - p, 0};
@@ -243,8 +244,8 @@ void fn_place_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1)
 
 /* ---- parameters of the elements ------------------------------------------------------------*/
 
-void fn_place_elem_rows(fn_job *job, int64_t p, int64_t p1, int64_t off, int64_t len, char *block,
-                        double *sums) {
+void fn_place_elem_rows(fn_job *job, int64_t p, int64_t p1, int64_t off, int64_t len,
+                        fn_hints hints, char *block, double *sums) {
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
     const int64_t i = p * pl->s + off;
@@ -257,7 +258,7 @@ void fn_place_elem_rows(fn_job *job, int64_t p, int64_t p1, int64_t off, int64_t
                            fn_at(job, cf->shift, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
                            job->weight ? fn_at(job, job->weight, off) : NULL,
                            job->weight ? block : NULL,
-                           job->want_dbias ? fn_at(job, block, len) : NULL, job->use.stream);
+                           job->want_dbias ? fn_at(job, block, len) : NULL, hints);
 }
 
 void fn_place_elem_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1,
@@ -273,5 +274,5 @@ void fn_place_elem_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_
                            fn_at(job, cf->center, p), fn_at(job, cf->scale, p),
                            fn_at(job, cf->shift, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
                            job->weight ? fn_at(job, job->weight, r) : NULL, sums + r,
-                           sums + pl->s + r, 0);
+                           sums + pl->s + r, (fn_hints){0, 0, 0});
 }

@@ -22,8 +22,8 @@ void fn_place_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1)
 /* dx likewise, of planes whose elements have parameters, and what it adds to dweight and dbias of
  * the elements: rows, to `block`, len of each in the compute type, or where a plane is careful to
  * `sums`; columns, to `sums`.  sums: s doubles of dweight, then of dbias. */
-void fn_place_elem_rows(fn_job *job, int64_t p, int64_t p1, int64_t off, int64_t len, char *block,
-                        double *sums);
+void fn_place_elem_rows(fn_job *job, int64_t p, int64_t p1, int64_t off, int64_t len,
+                        fn_hints hints, char *block, double *sums);
 void fn_place_elem_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1, double *sums);
 
 #endif

@@ -41,17 +41,10 @@ static void apply_unit(fn_job *job, int64_t p, int64_t p1, fn_hints hints) {
     }
 }
 
-static void task_forward_unit(fn_job *job, int64_t u) {
+static void forward_turn(fn_job *job, int64_t d, int64_t d1, fn_hints hints) {
     const fn_plan *pl = &job->plan;
-    const fn_hints hints = fn_unit_hints(pl, job->use, u);
-    int64_t d0, d1;
-    unit_domains(pl, u, &d0, &d1);
-    const int64_t some = fn_domains_at_once(pl, job->use, d1 - d0);
-    for (int64_t d = d0, end; d < d1; d = end) {
-        end = fn_min(d + some, d1);
-        fn_coefficients_of(job, d, end);
-        apply_unit(job, fn_first_plane(pl, d), fn_first_plane(pl, end), hints);
-    }
+    fn_coefficients_of(job, d, d1);
+    apply_unit(job, fn_first_plane(pl, d), fn_first_plane(pl, d1), hints);
 }
 
 /* dx of planes [p, p1) becomes dy where y is above the floor, else 0: it is what backward takes for
@@ -66,23 +59,32 @@ static void mask_unit(fn_job *job, int64_t p, int64_t p1) {
     job->dy = job->out;
 }
 
-static void task_backward_unit(fn_job *job, int64_t u) {
-    const fn_plan *pl = &job->plan;
+static void backward_turn(fn_job *job, int64_t d, int64_t d1, fn_hints hints) {
     const char *dy = job->dy;
-    int64_t d0, d1;
-    unit_domains(pl, u, &d0, &d1);
-    const int64_t p = fn_first_plane(pl, d0), p1 = fn_first_plane(pl, d1);
+    const int64_t p = fn_first_plane(&job->plan, d), p1 = fn_first_plane(&job->plan, d1);
     if (job->cf.floor)
         mask_unit(job, p, p1);
-    fn_grad_coefficients_of(job, d0, d1);
-    apply_unit(job, p, p1, fn_unit_hints(pl, job->use, u));
+    fn_grad_coefficients_of(job, d, d1);
+    apply_unit(job, p, p1, hints);
     job->dy = dy;
+}
+
+static void task_unit(fn_job *job, int64_t u) {
+    const fn_plan *pl = &job->plan;
+    const fn_hints hints = fn_unit_hints(pl, job->use, u);
+    int64_t d, d1;
+    unit_domains(pl, u, &d, &d1);
+    const int64_t turn = fn_turn_domains(pl, job->use), some = turn ? turn : d1 - d;
+    for (int64_t end; d < d1; d = end) {
+        end = fn_min(d + some, d1);
+        (job->dy ? backward_turn : forward_turn)(job, d, end, hints);
+    }
 }
 
 void fn_run_forward(fn_job *job) {
     const fn_plan *pl = &job->plan;
     if (fn_needs_moments(pl) && by_units(job)) {
-        fn_for_all(job, pl->units, task_forward_unit, 0);
+        fn_for_all(job, pl->units, task_unit, 0);
     } else {
         fn_all_statistics(job);
         fn_all_coefficients(job);
@@ -99,7 +101,7 @@ void fn_run_backward(fn_job *job) {
         return;
     }
     if (by_units(job)) {
-        fn_for_all(job, pl->units, task_backward_unit, 0);
+        fn_for_all(job, pl->units, task_unit, 0);
     } else {
         if (job->cf.floor)
             fn_all_masked(job);

@@ -12,8 +12,8 @@ int64_t fn_l2_bytes(void);
 void fn_plan_traffic(fn_plan *plan, int arrays);
 /* how unit u is written, while the next one of the same shape is fetched */
 fn_hints fn_unit_hints(const fn_plan *plan, fn_choice use, int64_t u);
-/* domains of a unit of so many that a thread reads and writes in turns */
-int64_t fn_domains_at_once(const fn_plan *plan, fn_choice use, int64_t domains);
+/* domains of a unit that a thread reads, then writes, before it goes on; 0: all of them */
+int64_t fn_turn_domains(const fn_plan *plan, fn_choice use);
 
 /* how many runs of so many bytes, behind one another, are whole cache lines */
 static inline int64_t fn_whole_lines(int64_t bytes) {

@@ -112,11 +112,11 @@ typedef struct {
        const void *a, const void *b, const void *e, fn_hints hints, void *scratch))                \
     X(apply_elem, (const void *x, void *y, int64_t rows, int64_t stride, int64_t len, int by_row,  \
                    const void *center, const void *scale, const void *shift, const void *weight,   \
-                   const void *bias, int stream))                                                  \
+                   const void *bias, fn_hints hints))                                              \
     X(grad_apply_elem,                                                                             \
       (const void *x, const void *dy, void *dx, int64_t rows, int64_t stride, int64_t len,         \
        int by_row, const void *center, const void *scale, const void *shift, const void *b,        \
-       const void *e, const void *weight, void *dweight, void *dbias, int stream))                 \
+       const void *e, const void *weight, void *dweight, void *dbias, fn_hints hints))             \
     X(widen, (const void *x, int64_t rows, int64_t ld, int64_t cols, const double *origin,         \
               const double *unit, double *to))                                                     \
     X(add_sums, (const void *x, int64_t rows, int64_t ld, int64_t cols, const double *reference,   \

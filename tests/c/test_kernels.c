@@ -46,11 +46,11 @@ CALL(above, above, p->x, p->dy, p->y, VIEW, p->center, p->scale, p->shift, p->ex
 CALL(grad_apply, grad_apply, p->x, p->dy, p->y, VIEW, p->center, p->scale, p->slope, p->extra,
      p->hints, p->scratch)
 CALL(apply_elem, apply_elem, p->x, p->y, MATRIX, p->s.by == ROW, p->center, p->scale, p->shift,
-     p->weight, p->bias, p->hints.stream)
+     p->weight, p->bias, p->hints)
 CALL(grad_apply_elem, grad_apply_elem, p->x, p->dy, p->y, MATRIX, p->s.by == ROW, p->center,
      p->scale, p->shift, p->slope, p->extra, p->weight,
      p->weight || p->s.by == COLUMN ? p->sum1 : NULL,
-     p->s.biased || p->s.by == COLUMN ? p->sum2 : NULL, p->hints.stream)
+     p->s.biased || p->s.by == COLUMN ? p->sum2 : NULL, p->hints)
 CALL(widen, widen, p->x, MATRIX, p->center, p->s.weighted ? p->scale : NULL, p->sum1)
 CALL(add_sums, add_sums, p->x, MATRIX, p->center, p->sum1, p->sum2)
 CALL(narrow, narrow, p->scale, p->s.cols, p->y)
