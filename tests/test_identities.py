@@ -55,6 +55,40 @@ def test_group_norm_of_all_channels_is_instance_norm(layout, data):
     )
 
 
+# x, by what it is made of: kernels take it, or are to leave it to doubles (csrc/core/careful.c)
+ROWS = {
+    "ordinary": lambda x: x,
+    "huge": lambda x: x * 1e37,
+    "tiny": lambda x: x * 1e-36,
+    "with constant groups": lambda x: np.where(np.arange(len(x))[:, None] % 3, x, 2),
+    "with NaN": lambda x: np.where(np.arange(x.size).reshape(x.shape) % 97, x, np.nan),
+}
+
+
+@pytest.mark.parametrize("values", ROWS)
+@pytest.mark.parametrize("groups", [1, 3, 16])
+@pytest.mark.parametrize("given", ["both", "weight", "bias", "none"])
+def test_group_norm_of_vectors_is_layer_norm_of_their_groups(given, groups, values, rng):
+    x = ROWS[values](rng.standard_normal((70, 96))).astype(np.float32)
+    dy = np.ones_like(x) if values == "with constant groups" else uniform(rng, x.shape, np.float32)
+    weight = uniform(rng, (96,), np.float32) if given in ("both", "weight") else None
+    bias = uniform(rng, (96,), np.float32) if given in ("both", "bias") else None
+    if weight is not None:
+        weight[:48] = 1.25  # where x and dy are constant too, dx is 0
+    y, grads = both(fastnorm.group_norm, x, dy, groups, weight, bias)
+    for i in range(groups):
+        own = slice(96 // groups * i, 96 // groups * (i + 1))
+        parameters = [None if p is None else p[own] for p in (weight, bias)]
+        want_y, want = both(fastnorm.layer_norm, x[:, own].copy(), dy[:, own].copy(), *parameters)
+        np.testing.assert_array_equal(y[:, own], want_y)
+        np.testing.assert_array_equal(grads.x[:, own], want.x)
+        for name, got, wanted in zip(("dweight", "dbias"), grads[1:3], want[1:3], strict=True):
+            if wanted is not None:
+                np.testing.assert_allclose(
+                    got[own], wanted, 2e-5, 1e-4, equal_nan=True, err_msg=name
+                )
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_batch_renorm_without_corrections_is_batch_norm(layout, data):
     x, weight, bias, running, dy = data(layout)

@@ -39,16 +39,18 @@ static void take_copies(fn_job *job, fn_workspace *from) {
     for (int i = 0; i < 2 && wants_copies(pl); i++) {
         if (!*params[i])
             continue;
-        char *to = fn_take(from, pl->s + FN_LINE, pl->asize);
+        char *to = fn_take(from, fn_elem_count(pl) + FN_LINE, pl->asize);
         if (to && ((uintptr_t)*params[i] + head) % FN_LINE)
-            *params[i] = memcpy(fn_line(to + head) - head, *params[i], (size_t)pl->s * pl->asize);
+            *params[i] = memcpy(fn_line(to + head) - head, *params[i],
+                                (size_t)fn_elem_count(pl) * pl->asize);
     }
 }
 
 /* dweight is wanted of elements without a weight */
 static void take_ones(fn_job *job, fn_workspace *from) {
-    job->weight = fn_take(from, job->plan.s, job->plan.asize);
-    for (int64_t i = 0; i < job->plan.s && job->weight; i++)
+    const int64_t count = fn_elem_count(&job->plan);
+    job->weight = fn_take(from, count, job->plan.asize);
+    for (int64_t i = 0; i < count && job->weight; i++)
         fn_put(&job->plan, job->weight, i, 1);
 }
 
@@ -171,7 +173,7 @@ static void make_job(const fn_call *of, fn_job *job, slice at) {
         fn_plan_make(&job->plan, &part, of->params, of->dy != NULL, &elements);
     if (part.c != of->problem->c)
         job->plan.ld = whole->c;
-    const int64_t start = (at.n * whole->c * part.s + at.c) * (int64_t)whole->esize;
+    const int64_t start = (at.n * whole->c * whole->p.s + at.c) * (int64_t)whole->esize;
     const fn_params params = params_from(of, at.c);
     fn_job_start(job, &params, of->x + start, of->dy ? of->dy + start : NULL,
                  of->out ? of->out + start : NULL, of->use);
@@ -186,7 +188,7 @@ static void place_job(const fn_call *of, fn_job *job, slice at, fn_workspace *fr
 /* Parameters whose gradients are summed over slices: all of the elements, those of a slice's
  * channels. */
 static int64_t param_count(const fn_call *of) {
-    return of->whole.elem ? of->problem->s : fn_min(of->columns, of->problem->c);
+    return of->whole.elem ? fn_elem_count(&of->whole) : fn_min(of->columns, of->problem->c);
 }
 
 /* the sums, dweight and behind it dbias and dtau, to `count` parameters from c on */

@@ -181,9 +181,11 @@ typedef struct {
 static void visit_sums(const walk *at, int64_t row, int64_t n, const double *x, const double *dy,
                        double *out) {
     grad_sums *s = at->state;
+    const int64_t first = fn_elem_first(&at->job->plan, at->p);
     (void)out;
     for (int64_t k = 0; k < n; k++) { /* of one column */
-        const double g = dy[k] * (s->weight ? fn_get(&at->job->plan, s->weight, row + k) : 1);
+        const double g =
+            dy[k] * (s->weight ? fn_get(&at->job->plan, s->weight, first + row + k) : 1);
         s->dy += g;
         s->dy_xc += g * ((x[k] - s->center) * s->part);
     }
@@ -238,8 +240,9 @@ static int same_gradient(glance *at, const fn_job *job, int64_t d, int64_t p1, d
             return 0;
         value = dy;
     }
+    const int64_t start = fn_elem_first(pl, first);
     for (int64_t i = 1; i < pl->s && pl->elem && weight; i++)
-        if (fn_get(pl, weight, i) != fn_get(pl, weight, 0))
+        if (fn_get(pl, weight, start + i) != fn_get(pl, weight, start))
             return 0;
     *gradient = value;
     return isfinite(value) && value != 0;
@@ -375,9 +378,10 @@ static void visit_apply(const walk *at, int64_t row, int64_t n, const double *x,
     const fn_plan *pl = &at->job->plan;
     const coefficients *c = at->state;
     const int backward = at->job->dy && !at->job->masking;
+    const int64_t first = fn_elem_first(pl, at->p); /* where it is not 0, the planes are rows */
     const int params = pl->elem && (at->job->weight || at->job->bias || c->dweight);
     for (int64_t k = 0; k < n; k++) {
-        const int64_t j = k % at->w, r = row + k / at->w;
+        const int64_t j = k % at->w, r = first + row + k / at->w;
         const double weight = params && at->job->weight ? fn_get(pl, at->job->weight, r) : 1;
         const double bias = params && at->job->bias ? fn_get(pl, at->job->bias, r) : 0;
         double normalized;

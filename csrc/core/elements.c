@@ -15,13 +15,16 @@
  * longer ones are cut into pieces, for more threads and smaller sums. */
 #define WHOLE_ROW 16384
 #define ROW_PIECE 2048
-/* rows whose dweight is summed in the compute type before it goes to double */
+/* rows with the same weights whose dweight is summed in the compute type before it goes to double
+ */
 #define FLUSH_ROWS 32
 /* memory for the sums of all parts */
 #define PART_BYTES (1 << 20)
 #define MAX_PARTS 32
-/* rows that are worth a part of their own, and rows that are worth two parts */
+/* rows that are worth a part of their own, so many with the same weights, and rows that are worth
+ * two parts */
 #define PART_ROWS 64
+#define LEAST_SAMPLES 8
 #define TWO_PARTS_ROWS 32
 
 /* Column form: columns of a unit, and what is too tall to keep a sum for each row and part */
@@ -46,31 +49,37 @@ static elem_grid grid_of(const fn_plan *pl) {
         g.piece = ROW_PIECE;
         g.pieces = fn_ceil_div(pl->s, ROW_PIECE);
     } else {
-        const int64_t each = 2 * pl->s * (int64_t)(sizeof(double) + pl->asize);
+        const int64_t each = 2 * fn_elem_count(pl) * (int64_t)(sizeof(double) + pl->asize);
         int64_t most = MAX_PARTS;
         while (most > 4 && most * each > PART_BYTES)
             most /= 2;
-        g.parts = fn_max(fn_ceil_div(pl->planes, PART_ROWS), 1 + (pl->planes > TWO_PARTS_ROWS));
+        const int64_t rows = fn_max(PART_ROWS, LEAST_SAMPLES * pl->weight_rows);
+        g.parts = fn_max(fn_ceil_div(pl->planes, rows), 1 + (pl->planes > TWO_PARTS_ROWS));
         g.parts = fn_min(most, g.parts);
     }
     return g;
 }
 
+/* dweight of a task in the compute type: of a piece of a row, or of all rows of weights */
+static int64_t block_len(const fn_plan *pl, const elem_grid *g) {
+    return pl->weight_rows * g->piece;
+}
 /* sums in double, dweight and dbias of each part; behind them, for each task, those of
  * some rows in the compute type */
 static double *part_sums(const fn_job *job, int64_t part) {
-    return job->dweight + part * 2 * job->plan.s;
+    return job->dweight + part * 2 * fn_elem_count(&job->plan);
 }
 static char *block_sums(const fn_job *job, const elem_grid *g, int64_t task) {
     char *end = (char *)part_sums(job, job->elem_parts);
-    return fn_line(end) + task * 2 * g->piece * (int64_t)job->plan.asize;
+    return fn_line(end) + task * 2 * block_len(&job->plan, g) * (int64_t)job->plan.asize;
 }
 
 int64_t fn_elem_parts(const fn_plan *pl) { return grid_of(pl).parts; }
 int64_t fn_elem_bytes(const fn_plan *pl) {
     const elem_grid g = grid_of(pl);
-    const int64_t blocks = pl->col ? 0 : g.parts * g.pieces * 2 * g.piece;
-    return g.parts * 2 * pl->s * (int64_t)sizeof(double) + FN_LINE + blocks * (int64_t)pl->asize;
+    const int64_t blocks = pl->col ? 0 : g.parts * g.pieces * 2 * block_len(pl, &g);
+    return g.parts * 2 * fn_elem_count(pl) * (int64_t)sizeof(double) + FN_LINE +
+           blocks * (int64_t)pl->asize;
 }
 
 /* ---- row form ------------------------------------------------------------------------------*/
@@ -83,7 +92,7 @@ int64_t fn_elem_bytes(const fn_plan *pl) {
 static void flush(const fn_plan *pl, char *block, double *sums, int64_t len) {
     for (int half = 0; half < 2; half++) {
         const char *from = block + half * len * (int64_t)pl->asize;
-        double *to = sums + half * pl->s;
+        double *to = sums + half * fn_elem_count(pl);
         if (pl->asize == 4)
             ADD_BLOCK(float);
         else
@@ -102,6 +111,7 @@ static void task_rows(fn_job *job, int64_t task) {
     /* rows of a block stay in the L2 between their sums and their apply */
     int64_t step = 131072 / (fn_max(len, 1) * (int64_t)pl->asize) / 4 * 4;
     step = step < 4 ? 4 : step > FLUSH_ROWS ? FLUSH_ROWS : step;
+    const int64_t most = FLUSH_ROWS * pl->weight_rows;
     double *sums = part_sums(job, part);
     char *block = block_sums(job, &g, task);
     int64_t since_flush = 0;
@@ -113,8 +123,8 @@ static void task_rows(fn_job *job, int64_t task) {
             fn_grad_coefficients_of(job, r, r + rows);
         fn_place_elem_rows(job, r, r + rows, off, len, hints, block, sums);
         since_flush += rows;
-        if (since_flush + step > FLUSH_ROWS || r + rows == r1) {
-            flush(pl, block, sums + off, len);
+        if (since_flush + step > most || r + rows == r1) {
+            flush(pl, block, sums + off, pl->weight_rows * len);
             since_flush = 0;
         }
     }

@@ -88,11 +88,16 @@ void fn_grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k) {
     const fn_plan *pl = &job->plan;
     const int64_t to = slot(pl, pl->gchunks.count, p, k);
     fn_view view;
+    if (pl->weight_rows > 1 && p1 - p > 1) {
+        for (; p < p1; p++)
+            fn_grad_chunk(job, p, p + 1, k);
+        return;
+    }
     const int64_t in = chunk_of(job, &pl->gchunks, plane_elems(pl), p, p1, k, &view);
     const int64_t at = in + (pl->col ? row_at(pl, p, 0) : p * pl->s);
     void *w = pl->elem ? job->weight : NULL;
     if (w)
-        w = fn_at(job, w, pl->col ? k * pl->gchunks.size : in);
+        w = fn_at(job, w, fn_elem_first(pl, p) + (pl->col ? k * pl->gchunks.size : in));
     pl->k->gradients(x_at(job, at), dy_at(job, at), &view, fn_at(job, job->cf.center, p), w,
                      job->scratch, job->mean + to, job->m2 + to);
 }
@@ -201,21 +206,31 @@ static void apply(fn_job *job, int64_t i, int64_t p, const fn_view *view, fn_hin
                            fn_at(job, cf->shift, p), floor, hints, job->scratch);
 }
 
+/* elements from `off` on of rows [p, p1), which share their weights */
+static void apply_elem_rows(fn_job *job, int64_t p, int64_t p1, int64_t off, int64_t len,
+                            fn_hints hints) {
+    const fn_plan *pl = &job->plan;
+    const fn_coefs *cf = &job->cf;
+    const int64_t i = plane_at(pl, p, 0) + off, w = fn_elem_first(pl, p) + off;
+    pl->k->apply_elem(x_at(job, i), out_at(job, i), p1 - p, pl->s, len, 1,
+                      fn_at(job, cf->center, p), fn_at(job, cf->scale, p), fn_at(job, cf->shift, p),
+                      job->weight ? fn_at(job, job->weight, w) : NULL,
+                      job->bias ? fn_at(job, job->bias, w) : NULL, hints);
+}
+
 void fn_place_rows(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, int64_t off,
                    int64_t len, fn_hints hints) {
     const fn_plan *pl = &job->plan;
-    const fn_coefs *cf = &job->cf;
     const int64_t i = plane_at(pl, p, g) + off;
-    if (fn_any_careful(cf, p, p1)) {
+    if (fn_any_careful(&job->cf, p, p1)) {
         fn_careful_part(job, p, p1, g, g1, off, off + len, NULL, NULL);
         return;
     }
     if (!job->dy && pl->elem && (job->weight || job->bias)) {
-        pl->k->apply_elem(x_at(job, i), out_at(job, i), p1 - p, pl->s, len, 1,
-                          fn_at(job, cf->center, p), fn_at(job, cf->scale, p),
-                          fn_at(job, cf->shift, p),
-                          job->weight ? fn_at(job, job->weight, off) : NULL,
-                          job->bias ? fn_at(job, job->bias, off) : NULL, hints);
+        for (int64_t end; p < p1; p = end) {
+            end = pl->weight_rows > 1 ? p + 1 : p1;
+            apply_elem_rows(job, p, end, off, len, hints);
+        }
         return;
     }
     const fn_view view = {g1 - g, pl->seg_stride, (p1 - p) / pl->cols * len, len, pl->cols, 0};
@@ -244,21 +259,32 @@ void fn_place_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1)
 
 /* ---- parameters of the elements ------------------------------------------------------------*/
 
-void fn_place_elem_rows(fn_job *job, int64_t p, int64_t p1, int64_t off, int64_t len,
-                        fn_hints hints, char *block, double *sums) {
+/* rows [p, p1), which share their weights */
+static void grad_elem_rows(fn_job *job, int64_t p, int64_t p1, int64_t off, int64_t len,
+                           fn_hints hints, char *dweight, char *dbias) {
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
-    const int64_t i = p * pl->s + off;
-    if (fn_any_careful(cf, p, p1)) {
-        fn_careful_part(job, p, p1, 0, 1, off, off + len, sums, sums + pl->s);
-        return;
-    }
+    const int64_t i = p * pl->s + off, w = fn_elem_first(pl, p);
     pl->k->grad_apply_elem(x_at(job, i), dy_at(job, i), out_at(job, i), p1 - p, pl->s, len, 1,
                            fn_at(job, cf->center, p), fn_at(job, cf->scale, p),
                            fn_at(job, cf->shift, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
-                           job->weight ? fn_at(job, job->weight, off) : NULL,
-                           job->weight ? block : NULL,
-                           job->want_dbias ? fn_at(job, block, len) : NULL, hints);
+                           job->weight ? fn_at(job, job->weight, w + off) : NULL,
+                           job->weight ? fn_at(job, dweight, w) : NULL,
+                           job->want_dbias ? fn_at(job, dbias, w) : NULL, hints);
+}
+
+void fn_place_elem_rows(fn_job *job, int64_t p, int64_t p1, int64_t off, int64_t len,
+                        fn_hints hints, char *block, double *sums) {
+    const fn_plan *pl = &job->plan;
+    if (fn_any_careful(&job->cf, p, p1)) {
+        fn_careful_part(job, p, p1, 0, 1, off, off + len, sums, sums + fn_elem_count(pl));
+        return;
+    }
+    for (int64_t end; p < p1; p = end) {
+        end = pl->weight_rows > 1 ? p + 1 : p1;
+        grad_elem_rows(job, p, end, off, len, hints, block,
+                       fn_at(job, block, pl->weight_rows * len));
+    }
 }
 
 void fn_place_elem_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1,

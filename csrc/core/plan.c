@@ -105,6 +105,23 @@ static int64_t unit_domains(const fn_plan *plan, int arrays) {
     return fn_min(l2 / 4, fn_max(LEAST_UNIT_BYTES, even)) / bytes;
 }
 
+/* Group norm of vectors, a group being contiguous, is walked as layer norm of its groups: of
+ * (128, 1280) in 32 groups as 4096 rows of 40 elements, each with the weights of its group.  As
+ * planes of one element each would need coefficients of its own.  Rows of fewer elements than
+ * LEAST_GROUP cost more than such planes. */
+#define LEAST_GROUP 4
+#define MOST_GROUP 4096
+static void take_groups_as_rows(fn_plan *plan) {
+    fn_problem *p = &plan->p;
+    const int64_t each = p->s == 1 && (plan->row->facts & FN_OVER_CHANNELS) ? p->c / p->groups : 0;
+    if (each < LEAST_GROUP || each > MOST_GROUP || (p->layout == FN_BLOCKED && p->c % p->block))
+        return;
+    p->s = plan->s = each;
+    p->c = plan->c = plan->weight_rows = p->groups;
+    p->layout = FN_CHANNELS_FIRST;
+    plan->elem = 1;
+}
+
 /* in which form the array is walked */
 static void choose_form(fn_plan *plan) {
     const fn_problem *p = &plan->p;
@@ -180,7 +197,7 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
         return FN_BAD_PROBLEM;
     if (*elements == 0)
         return FN_OK;
-    *plan = (fn_plan){.p = *p, .n = p->n, .c = p->c, .s = p->s};
+    *plan = (fn_plan){.p = *p, .n = p->n, .c = p->c, .s = p->s, .weight_rows = 1};
     plan->k = fn_active_kernels(p->dtype);
     if (!plan->k) /* not built */
         return FN_BAD_PROBLEM;
@@ -189,6 +206,7 @@ fn_status fn_plan_make(fn_plan *plan, const fn_problem *problem, const fn_params
     plan->row = fn_row_of(p->norm);
     plan->squares = !!(plan->row->facts & FN_SQUARES);
     plan->elem = !!(plan->row->facts & FN_OF_ELEMENTS);
+    take_groups_as_rows(plan);
     choose_form(plan);
     find_domains(plan);
     cut_chunks(plan);

@@ -26,11 +26,13 @@ struct fn_plan {
     fn_problem p;
     const fn_row *row; /* of p.norm */
     const fn_kernels *k;
-    size_t esize;    /* bytes of an element of x */
-    size_t asize;    /* bytes of an element of the coefficients */
-    int col;         /* column form: matrices of s rows and cols columns */
-    int64_t block;   /* block form: x[n][c / block][s][block], 0 in the others; else row form */
-    int elem;        /* domains are (n, c); weight and bias belong to the elements of s */
+    size_t esize;  /* bytes of an element of x */
+    size_t asize;  /* bytes of an element of the coefficients */
+    int col;       /* column form: matrices of s rows and cols columns */
+    int64_t block; /* block form: x[n][c / block][s][block], 0 in the others; else row form */
+    int elem;      /* domains are (n, c); weight and bias belong to the elements of s: */
+    int64_t
+        weight_rows; /* all planes share them (1), or those of channel c have the c-th row of s */
     int squares;     /* moments are the sums of squares */
     int64_t n, c, s; /* as walked: batch norm channels last has n = 1, s = n*s; c is a multiple of
                         the block, and those from p.c on are padding */
@@ -58,6 +60,12 @@ static inline int64_t fn_first_plane(const fn_plan *plan, int64_t d) {
     if (plan->c == plan->p.c)
         return d * plan->per_domain;
     return d / plan->sample_domains * plan->c + d % plan->sample_domains * plan->per_domain;
+}
+
+/* elem: how many weights there are, and the first one of plane p */
+static inline int64_t fn_elem_count(const fn_plan *plan) { return plan->weight_rows * plan->s; }
+static inline int64_t fn_elem_first(const fn_plan *plan, int64_t p) {
+    return plan->weight_rows > 1 ? p % plan->weight_rows * plan->s : 0;
 }
 
 /* FN_BAD_PROBLEM, or a plan; an empty problem has none: *elements is 0 */
