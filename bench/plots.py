@@ -17,7 +17,8 @@ from plotly.offline import get_plotlyjs
 from fastnorm.bench import report as tables
 from fastnorm.bench.cases import PASSES
 
-# Okabe and Ito's colours, which also differ for the colour-blind, in the dark and on paper
+# Okabe and Ito's colours, which also differ for the colour-blind, in the dark and on paper; those
+# that two peers have differ in their marks
 COLORS = {
     "limit": "#888888",
     "fastnorm": "#d55e00",
@@ -25,10 +26,18 @@ COLORS = {
     "torch": "#009e73",
     "onednn": "#e69f00",
     "jax": "#cc79a7",
+    "onnxruntime": "#56b4e9",
+    "openvino": "#e69f00",
+    "torch.compile": "#009e73",
+    "numba": "#0072b2",
 }
-MARKS = {"numpy": "s", "torch": "^", "onednn": "D", "jax": "v", "fastnorm": "o", "limit": ""}
+MARKS = {
+    "numpy": "s", "torch": "^", "onednn": "D", "jax": "v", "onnxruntime": "P", "openvino": "X",
+    "torch.compile": "<", "numba": "*", "fastnorm": "o", "limit": "",
+}  # fmt: skip
 SYMBOLS = {
     "numpy": "square", "torch": "triangle-up", "onednn": "diamond", "jax": "triangle-down",
+    "onnxruntime": "cross", "openvino": "x", "torch.compile": "triangle-left", "numba": "star",
     "fastnorm": "circle",
 }  # fmt: skip
 TICKS = {

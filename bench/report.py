@@ -14,7 +14,11 @@ from rich.table import Table
 from fastnorm.bench.cases import PASSES
 from fastnorm.bench.measure import Result
 
-NAMES = {"numpy": "NumPy", "torch": "torch", "onednn": "oneDNN", "jax": "JAX"}
+NAMES = {
+    "numpy": "NumPy", "torch": "torch", "onednn": "oneDNN", "jax": "JAX",
+    "onnxruntime": "onnxruntime", "openvino": "OpenVINO", "torch.compile": "torch.compile",
+    "numba": "Numba",
+}  # fmt: skip
 WON = 0.95  # of fastnorm's time: a peer below it is faster, beyond the noise
 NOTABLE_BYTES = 100_000
 

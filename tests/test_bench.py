@@ -322,22 +322,45 @@ def test_without_click_one_line_says_what_to_install():
     assert done.stderr == 'fastnorm: click is missing: pip install "fastnorm-cpu[bench]"\n'
 
 
+# shape, and what a peer's results may differ from fastnorm's by, in parts of the largest
+COMPARED = {"float32": 1e-5, "float64": 1e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["torch", "onednn", "jax"])
+@pytest.mark.parametrize("name", [name for name in peers.PEERS if name != "numpy"])
 def test_others_compute_what_fastnorm_computes(name):
-    pytest.importorskip({"onednn": "ctypes"}.get(name, name))
     modules, _, notes = peers.find(["fastnorm", name])
     if notes:
         pytest.skip(notes[0])
+    dtypes = ["float32"] if name == "torch.compile" else DTYPES  # seconds for each
     compared = 0
-    for case in cases([(4, 32, 6, 5), (12, 48)], layouts=LAYOUTS):
+    for case in cases([(4, 32, 6, 5), (12, 48)], layouts=LAYOUTS, dtypes=dtypes):
         call = modules[name].prepare(case.prepare())
         if call is not None:
             want = first_array(modules["fastnorm"].prepare(case.prepare())(), case)
             got = first_array(call(), case)
-            assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max(), case.id
+            assert np.abs(got - want).max() <= COMPARED[case.dtype] * np.abs(want).max(), case.id
             compared += 1
-    assert compared >= 8
+    assert compared >= 5
+
+
+@pytest.mark.long
+def test_a_build_of_onednn_is_given_by_its_path(tmp_path):
+    _, _, notes = peers.find(["onednn"])
+    if notes:
+        pytest.skip(notes[0])
+    program = "from fastnorm.bench.peers import onednn; print(onednn.location(), onednn.version())"
+
+    def told(root):
+        env = {**os.environ, "ONEDNN_ROOT": str(root)}
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+    assert f"ONEDNN_ROOT={tmp_path}: there is no" in told(tmp_path).stderr
+    include, lib, _ = (flag.partition("/")[1:] for flag in peers.load("onednn").location())
+    for name, parts in (("include", include), ("lib", lib)):
+        (tmp_path / name).symlink_to("".join(parts))
+    assert str(tmp_path) in told(tmp_path).stdout
 
 
 def first_array(result, case):
@@ -346,7 +369,8 @@ def first_array(result, case):
     if hasattr(result, "detach"):
         result = result.detach()
         result = result.permute(0, 2, 3, 1) if case.layout == "NHWC" else result
-    return np.asarray(result)
+        result = result.float() if case.dtype == "bfloat16" else result  # NumPy has no such type
+    return np.array(result, np.float64)
 
 
 @pytest.mark.usefixtures("fast")

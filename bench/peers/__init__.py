@@ -13,6 +13,10 @@ MODULES = {
     "torch": "torch_eager",
     "onednn": "onednn",
     "jax": "jax_jit",
+    "onnxruntime": "onnxruntime_session",
+    "openvino": "openvino_request",
+    "torch.compile": "torch_compile",
+    "numba": "numba_loops",
 }
 PEERS = [name for name in MODULES if name != "fastnorm"]
 

@@ -78,8 +78,8 @@ def build():
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         raise RuntimeError("its shim needs a C++ compiler (set CXX)")
-    flags = [*location(), "-ldnnl"]
-    key = hashlib.sha256(SOURCE.read_bytes() + " ".join(flags).encode()).hexdigest()[:16]
+    options = [*location(), "-ldnnl"]
+    key = hashlib.sha256(SOURCE.read_bytes() + " ".join(options).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastnorm"
     target = folder / f"onednn-{key}.so"
     if target.exists():
@@ -88,7 +88,7 @@ def build():
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch, target.name)
         command = [compiler, "-std=c++11", "-O2", "-shared", "-fPIC", "-fopenmp", str(SOURCE)]
-        done = subprocess.run([*command, "-o", str(made), *flags], capture_output=True, text=True)
+        done = subprocess.run([*command, "-o", str(made), *options], capture_output=True, text=True)
         if done.returncode:
             if "dnnl.hpp: No such file" in done.stderr:
                 raise RuntimeError("oneDNN is not installed")
@@ -99,7 +99,15 @@ def build():
 
 
 def location():
-    """Return flags for the wheels of the extra `peers`; none where it is the system's."""
+    """Return flags for the build at ONEDNN_ROOT, else for the wheels of the extra `peers`.
+
+    None where it is the system's.
+    """
+    if root := os.environ.get("ONEDNN_ROOT"):
+        include, lib = Path(root, "include"), Path(root, "lib")
+        if not (include / "dnnl.hpp").exists():
+            raise RuntimeError(f"ONEDNN_ROOT={root}: there is no {include / 'dnnl.hpp'}")
+        return flags(include, lib)
     try:
         files = [
             Path(file.locate()).resolve()
@@ -109,5 +117,8 @@ def location():
     except metadata.PackageNotFoundError:
         return []
     folders = {"/".join(file.parts[-2:]): file.parent for file in files}
-    lib = folders["lib/libdnnl.so"]
-    return [f"-I{folders['include/dnnl.h']}", f"-L{lib}", f"-Wl,-rpath,{lib}"]
+    return flags(folders["include/dnnl.h"], folders["lib/libdnnl.so"])
+
+
+def flags(include, lib):
+    return [f"-I{include}", f"-L{lib}", f"-Wl,-rpath,{lib}"]

@@ -66,7 +66,7 @@ def group_norm(case, x, dy, weight, bias, mean, var):
 
 def instance_norm(case, x, dy, weight, bias, mean, var):
     own = case.direction != "inference"
-    return _composite(
+    return composite(
         lambda x, w, b: torch.instance_norm(x, w, b, mean, var, own, 0.1, 1e-5, False),
         x, dy, weight, bias,
     )  # fmt: skip
@@ -75,12 +75,12 @@ def instance_norm(case, x, dy, weight, bias, mean, var):
 def rms_norm(case, x, dy, weight, bias, mean, var):
     axes = [case.channels]
     # bfloat16 and float16 want a weight of their own dtype
-    return _composite(
+    return composite(
         lambda x, w: torch.nn.functional.rms_norm(x, axes, w, 1e-6), x, dy, weight.to(x.dtype)
     )
 
 
-def _composite(function, x, dy, *parameters):
+def composite(function, x, dy, *parameters):
     """Return the call of an operation that has no backward kernel of its own: autograd runs it."""
     if dy is None:
         return lambda: function(x, *parameters)
