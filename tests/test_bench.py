@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 import fastnorm
 from fastnorm import cli
-from fastnorm.bench import command, measure, peers, report
+from fastnorm.bench import command, measure, peers, processes, report
 from fastnorm.bench.cases import CHANNEL_NORMS, DTYPES, LAYOUTS, NORMS, SHAPES, cases
 from fastnorm.bench.peers import naive_numpy
 
@@ -322,7 +322,7 @@ def test_without_click_one_line_says_what_to_install():
     assert done.stderr == 'fastnorm: click is missing: pip install "fastnorm-cpu[bench]"\n'
 
 
-# shape, and what a peer's results may differ from fastnorm's by, in parts of the largest
+# what a peer's results may differ from fastnorm's by, in parts of the largest
 COMPARED = {"float32": 1e-5, "float64": 1e-6, "float16": 2e-3, "bfloat16": 1.6e-2}
 
 
@@ -332,7 +332,7 @@ def test_others_compute_what_fastnorm_computes(name):
     modules, _, notes = peers.find(["fastnorm", name])
     if notes:
         pytest.skip(notes[0])
-    dtypes = ["float32"] if name == "torch.compile" else DTYPES  # seconds for each
+    dtypes = DTYPES[:1] if name in ("jax", "torch.compile") else DTYPES  # each takes them seconds
     compared = 0
     for case in cases([(4, 32, 6, 5), (12, 48)], layouts=LAYOUTS, dtypes=dtypes):
         call = modules[name].prepare(case.prepare())
@@ -370,7 +370,7 @@ def first_array(result, case):
         result = result.detach()
         result = result.permute(0, 2, 3, 1) if case.layout == "NHWC" else result
         result = result.float() if case.dtype == "bfloat16" else result  # NumPy has no such type
-    return np.array(result, np.float64)
+    return np.asarray(result).astype(np.float64)
 
 
 @pytest.mark.usefixtures("fast")
@@ -389,6 +389,51 @@ def test_as_installed_each_has_a_process_of_its_own(tmp_path):
     assert data["conditions"]["other work"] == "1 processes that compute"
     # a product of two such matrices takes longer than a batch norm of 2 kB
     assert result["seconds"]["fastnorm"] > 2e-5
+
+
+def test_a_long_call_is_timed_less_often(monkeypatch):
+    monkeypatch.setattr(measure, "ENOUGH_SECONDS", 0.05)
+    monkeypatch.setattr(measure, "LONG_SECONDS", 0.02)
+    called = {"long": 0, "short": 0}
+
+    def call(name, seconds):
+        called[name] += 1
+        time.sleep(seconds)
+
+    calls = {"long": lambda: call("long", 0.03), "short": lambda: call("short", 1e-3)}
+    medians, errors = measure.measure(calls, rounds=9)
+    assert called["long"] <= 4 < 9 < called["short"]
+    assert 0.03 <= medians["long"] < 2 * 0.03
+    assert not errors
+
+
+def test_processes_map_the_same_arrays_and_leave_nothing():
+    case, other = cases([(2, 3, 4, 4)], ["batch_norm"], ["NCHW", "NCHW16c"], ["backward"])
+    segments = set(os.listdir("/dev/shm"))
+    with (
+        contextlib.suppress(ZeroDivisionError),
+        processes.started(["fastnorm"], [case, other], False) as ((inputs, connections), _, _),
+    ):
+        assert {"fastnorm", "limit"} == connections.keys()
+        for each in (other, case):
+            result = processes.run(each, inputs, connections, 1)
+            assert result.seconds.keys() == {"fastnorm", "limit"}
+            arrays, alone = inputs.arrays(each, np.empty(each.room, np.uint8)), each.prepare()
+            np.testing.assert_array_equal(arrays.x, alone.x)
+            np.testing.assert_array_equal(arrays.dy, alone.dy)
+            assert arrays.x.ctypes.data % 64 == arrays.dy.ctypes.data % 64 == 0
+        raise ZeroDivisionError
+    assert set(os.listdir("/dev/shm")) <= segments
+
+
+def test_a_contestant_whose_process_ends_is_told():
+    (case,) = cases([(8, 16)], ["rms_norm"], passes=["forward"])
+    with processes.started(["fastnorm", "numpy"], [case], False) as ((inputs, connections), _, _):
+        connections["numpy"].send(None)
+        for _ in range(2):
+            result = processes.run(case, inputs, connections, 1)
+            assert result.errors == {"numpy": "its process has ended"}
+            assert result.seconds.keys() == {"fastnorm", "limit"}
 
 
 @pytest.mark.parametrize(
