@@ -11,6 +11,7 @@ import fastnorm
 from fastnorm._core import memory_limit
 from fastnorm.bench import peers
 from fastnorm.bench.cases import Case
+from fastnorm.bench.compare import Comparison, sample
 
 LEAST_SECONDS = 2e-3  # of a sample; shorter calls are repeated
 # until the system has moved the threads that just woke to cores of their own; spinning on one core
@@ -18,7 +19,8 @@ LEAST_SECONDS = 2e-3  # of a sample; shorter calls are repeated
 WARM_UP_SECONDS = 5e-3
 LONG_SECONDS = 50e-3  # calls that need no warm-up in each sample
 ENOUGH_SECONDS = 0.3  # of a contestant's samples: long calls vary less, and would take all the time
-REST_SECONDS = 10e-3  # until the threads of the contestant before have gone to sleep
+REST_SECONDS = 10e-3  # after which the threads of most contestants have gone to sleep
+MOST_RESTS = 20
 LIMIT = {"through the cache": False, "past the cache": True}
 
 
@@ -63,24 +65,32 @@ def measure(calls, rounds):
         for name, call in calls.items():
             if name in errors or sum(samples.get(name, [])) > ENOUGH_SECONDS:
                 continue
-            time.sleep(REST_SECONDS)
             try:
                 if turn < 0:
                     seconds, repeats[name] = _repeats(call)
                     samples[name] = [seconds] if seconds > LONG_SECONDS else []
                 else:
                     samples[name].append(_sample(call, *repeats[name]))
+                getattr(call, "rest", rest)()  # in another process it has one of its own
             except Exception as error:  # the others go on
                 errors[name] = peers.first_line(error)
     medians = {k: statistics.median(v) for k, v in samples.items() if k not in errors}
     return medians, errors
 
 
+def rest():
+    """Wait until this process's threads sleep: onnxruntime's spin for 50 ms after a call."""
+    for _ in range(MOST_RESTS):
+        time.sleep(REST_SECONDS)
+        start, used = time.perf_counter(), time.process_time()
+        time.sleep(REST_SECONDS / 10)
+        if time.process_time() - used < (time.perf_counter() - start) / 2:
+            break
+
+
 def _repeats(call):
     """Return seconds, and how many calls warm up, and how many are timed, in each sample."""
     seconds = _timed(call, 1)
-    if seconds > WARM_UP_SECONDS:
-        seconds = _timed(call, 1)  # the first one may compile
     if seconds > 4 * WARM_UP_SECONDS:
         return seconds, (int(seconds < LONG_SECONDS), 1)
     _timed(call, ceil(WARM_UP_SECONDS / seconds))
@@ -126,14 +136,16 @@ def run(case, modules, threads, isa, rounds):
     result = Result(case, threads, isa)
     arrays = case.prepare()
     calls = limit_calls(arrays)
+    comparison = Comparison(case)
     for name, module in modules.items():
         try:
             module.set_threads(threads)
             call = module.prepare(arrays)
+            if call is None:
+                continue
+            comparison.take(name, sample(call(), case))  # a call which may also compile
+            calls[name] = call
         except Exception as error:  # the others go on
             result.errors[name] = peers.first_line(error)
-            continue
-        if call is not None:
-            calls[name] = call
     result.take(*measure(calls, rounds))
     return result

@@ -6,15 +6,17 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
 import fastnorm
 from fastnorm.bench import measure, peers
+from fastnorm.bench.compare import Comparison, sample
 
 PRODUCT = 384  # rows and columns of the matrices of a step in a network
 LIMIT = "limit"
+PATIENCE = 2  # seconds
 
 
 class Call:
@@ -29,6 +31,10 @@ class Call:
     def timed(self, repeats):
         """Return the seconds of one of so many calls."""
         return ask(self.connection, "time", self.name, repeats)
+
+    def rest(self):
+        """Return when the threads of the process sleep."""
+        ask(self.connection, "rest")
 
 
 def ask(connection, *question):
@@ -76,7 +82,9 @@ def serve(name, connection, inputs, in_network):
                 calls.update(prepare(name, inputs.arrays(*details, out)))
                 if in_network and product is None:
                     product = matrix_product()
-                answer = list(calls)
+                answer = first_results(calls, *details)
+            elif what == "rest":
+                measure.rest()
             else:
                 call, repeats = calls[details[0]], details[1]
                 start = time.perf_counter()
@@ -98,6 +106,12 @@ def prepare(name, arrays):
     return {} if call is None else {name: call}
 
 
+def first_results(calls, case):
+    """Return samples of what the calls return, which may also compile then; none of the limit."""
+    return {name: None if name in measure.LIMIT else sample(call(), case)
+            for name, call in calls.items()}  # fmt: skip
+
+
 def matrix_product():
     """Return what stands between the normalizers of a network: a product, by NumPy's threads."""
     a, b = (np.ones((PRODUCT, PRODUCT), np.float32) for _ in range(2))
@@ -117,7 +131,7 @@ def started(names, cases, in_network):
             details = name, theirs, inputs, in_network
             process = context.Process(target=serve, args=details, daemon=True)
             process.start()
-            processes.append(process)
+            processes.append((process, ours))
             theirs.close()
             try:
                 version = ask(ours, "version")
@@ -129,7 +143,11 @@ def started(names, cases, in_network):
                 versions[name] = version
         yield (inputs, connections), versions, notes
     finally:
-        for process in processes:
+        for _, ours in processes:
+            with suppress(ConnectionError):
+                ours.send(None)
+        for process, _ in processes:
+            process.join(PATIENCE)  # what clears up after itself may do so
             process.terminate()
             process.join()
 
@@ -138,10 +156,12 @@ def run(case, inputs, connections, rounds):
     """Measure one case with all contestants that have it, in turns."""
     inputs.fill(case)
     result = measure.Result(case, fastnorm.get_num_threads(), fastnorm.get_isa())
-    calls = {}
+    calls, comparison = {}, Comparison(case)
     for name, connection in connections.items():
         try:
-            for call in ask(connection, "prepare", case):
+            for call, got in ask(connection, "prepare", case).items():
+                if got is not None:
+                    comparison.take(name, got)
                 calls[call] = Call(connection, call)
         except RuntimeError as error:
             result.errors[name] = str(error)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import multiprocessing
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ import fastnorm
 from fastnorm import cli
 from fastnorm.bench import command, measure, peers, processes, report
 from fastnorm.bench.cases import CHANNEL_NORMS, DTYPES, LAYOUTS, NORMS, SHAPES, cases
+from fastnorm.bench.compare import first_array, to_float64
 from fastnorm.bench.peers import naive_numpy
 
 TINY = ["--shape", "2x16x4x4", "--rounds", "1", "--peers", "numpy"]
@@ -190,9 +192,9 @@ def fails_in_preparation(arrays):
     raise ValueError("cannot prepare\nat all")
 
 
-def fails_in_the_second_call(arrays):
-    calls = iter(["the first"])
-    return lambda: next(calls)
+def fails_in_the_second_call(arrays, prepare=naive_numpy.prepare):
+    results = iter([prepare(arrays)()])
+    return lambda: next(results)
 
 
 @pytest.mark.usefixtures("fast")
@@ -212,6 +214,49 @@ def test_a_failing_peer_is_reported_in_its_column(prepare, message, monkeypatch,
     assert all(r["errors"] == {"numpy": message} for r in results)
     assert all(r["seconds"].keys() == {"fastnorm", "limit"} for r in results)
     assert '<td class="failed">failed</td>' in page.read_text()
+
+
+def twice(prepare):
+    def wrong(arrays):
+        call = prepare(arrays)
+        return lambda: 2 * call()
+
+    return wrong
+
+
+def in_threads(case):
+    """Serve contestants in threads of this process, where they can be replaced."""
+    inputs, connections = processes.Inputs(multiprocessing, case.room), {}
+    for name in ("fastnorm", "numpy", "limit"):
+        connections[name], theirs = multiprocessing.Pipe()
+        threading.Thread(target=processes.serve, args=(name, theirs, inputs, False)).start()
+    try:
+        return processes.run(case, inputs, connections, 1)
+    finally:
+        for connection in connections.values():
+            connection.send(None)
+
+
+def in_one_process(case):
+    modules, _, _ = peers.find(["fastnorm", "numpy"])
+    return measure.run(case, modules, 1, fastnorm.get_isa(), 1)
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("run", [in_one_process, in_threads])
+def test_a_peer_with_a_wrong_result_is_not_timed(run, monkeypatch):
+    (case,) = cases([(8, 16)], ["layer_norm"], passes=["forward"])
+    right = run(case)
+    assert not right.errors
+    assert right.seconds.keys() == {"fastnorm", "limit", "numpy"}
+    monkeypatch.setattr(naive_numpy, "prepare", twice(naive_numpy.prepare))
+    try:
+        wrong = run(case)
+    finally:
+        fastnorm.set_num_threads(0)
+    said = "its result differs from fastnorm's by more than 0.001 of the largest element"
+    assert wrong.errors == {"numpy": said}
+    assert wrong.seconds.keys() == {"fastnorm", "limit"}
 
 
 @pytest.mark.usefixtures("fast")
@@ -337,8 +382,10 @@ def test_others_compute_what_fastnorm_computes(name):
     for case in cases([(4, 32, 6, 5), (12, 48)], layouts=LAYOUTS, dtypes=dtypes):
         call = modules[name].prepare(case.prepare())
         if call is not None:
-            want = first_array(modules["fastnorm"].prepare(case.prepare())(), case)
-            got = first_array(call(), case)
+            want, got = (
+                to_float64(first_array(result, case))
+                for result in (modules["fastnorm"].prepare(case.prepare())(), call())
+            )
             assert np.abs(got - want).max() <= COMPARED[case.dtype] * np.abs(want).max(), case.id
             compared += 1
     assert compared >= 5
@@ -361,16 +408,6 @@ def test_a_build_of_onednn_is_given_by_its_path(tmp_path):
     for name, parts in (("include", include), ("lib", lib)):
         (tmp_path / name).symlink_to("".join(parts))
     assert str(tmp_path) in told(tmp_path).stdout
-
-
-def first_array(result, case):
-    if isinstance(result, (tuple, list)):
-        result = result[0]
-    if hasattr(result, "detach"):
-        result = result.detach()
-        result = result.permute(0, 2, 3, 1) if case.layout == "NHWC" else result
-        result = result.float() if case.dtype == "bfloat16" else result  # NumPy has no such type
-    return np.asarray(result).astype(np.float64)
 
 
 @pytest.mark.usefixtures("fast")
