@@ -38,6 +38,7 @@ PARAMETERS = {norm: signature(getattr(fastnorm, norm)).parameters for norm in NO
 # whose inference is another computation than their forward pass
 WITH_INFERENCE = [norm for norm in NORMS if "running_mean" in PARAMETERS[norm]]
 RANDOM = 1_000_003  # as many numbers are drawn, and repeated: more would take longer than the calls
+LINE = 64  # bytes
 LAYOUTS = ["NCHW", "NHWC", "NCHW16c"]
 DTYPES = ["float32", "float64", "float16", "bfloat16"]
 
@@ -50,13 +51,10 @@ def dtype_of(name):
     return np.dtype(name)
 
 
-def aligned(array):
-    """Copy to a cache line's start: oneDNN and the memory limit are fastest there."""
-    memory = np.empty(array.nbytes + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
+def laid(memory, shape, dtype):
+    """View bytes from a cache line's start: oneDNN and the memory limit are fastest there."""
+    start = -memory.ctypes.data % LINE
+    return memory[start : start + prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -99,21 +97,33 @@ class Case:
         """Of group norm: 32, as in its paper, or the most that divide the channels below it."""
         return next(g for g in range(min(32, self.channels), 0, -1) if self.channels % g == 0)
 
-    def prepare(self, seed: int = 0) -> "Arrays":
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """Shape of the array in its layout."""
+        n, *rest = self.shape
+        if self.layout == "NCHW16c":
+            return (n, -(-rest[0] // 16), *rest[1:], 16)
+        return (n, *rest[1:], rest[0]) if self.layout == "NHWC" else self.shape
+
+    @property
+    def room(self) -> int:
+        """Bytes of memory in which the array can be laid."""
+        return dtype_of(self.dtype).itemsize * prod(self.stored) + LINE
+
+    def prepare(self) -> "Arrays":
         """Make the arrays."""
-        rng = np.random.default_rng(seed)
+        arrays = self.over(*(np.empty(self.room, np.uint8) for _ in range(3)))
+        arrays.fill()
+        arrays.out.fill(0)  # or the first call would wait for the system to map it
+        return arrays
+
+    def over(self, x, dy, out) -> "Arrays":
+        """Lay the arrays over memory, with what is there."""
+        x, dy, out = (laid(memory, self.stored, dtype_of(self.dtype)) for memory in (x, dy, out))
+        rng = np.random.default_rng(0)
         parameters = np.float64 if self.dtype == "float64" else np.float32
         weight, bias = (rng.uniform(0.5, 1.5, self.channels).astype(parameters) for _ in "wb")
-        x = self._array(rng)
-        dy = self._array(rng) if self.direction == "backward" else None
-        return Arrays(self, x, dy, aligned(np.zeros_like(x)), weight, bias)
-
-    def _array(self, rng):
-        n, *rest = self.shape
-        shape = (n, *rest[1:], rest[0]) if self.layout == "NHWC" else self.shape
-        some = rng.standard_normal(min(prod(shape), RANDOM), dtype=np.float32)
-        x = np.resize(some.astype(dtype_of(self.dtype)), shape)
-        return aligned(fastnorm.to_blocked(x, 16) if self.layout == "NCHW16c" else x)
+        return Arrays(self, x, dy if self.direction == "backward" else None, out, weight, bias)
 
 
 @dataclass(frozen=True)
@@ -126,6 +136,18 @@ class Arrays:
     out: np.ndarray
     weight: np.ndarray
     bias: np.ndarray
+
+    def fill(self):
+        """Draw x and dy."""
+        rng = np.random.default_rng(1)
+        for array in (self.x, self.dy):
+            if array is None:
+                continue
+            some = rng.standard_normal(min(array.size, RANDOM), np.float32).astype(array.dtype)
+            if self.case.layout == "NCHW16c":  # channels that fill a block up are zeros
+                array[...] = fastnorm.to_blocked(np.resize(some, self.case.shape), 16)
+            else:
+                array[...] = np.resize(some, array.shape)
 
     def running(self):
         """Mean and variance of a contestant's own: each call updates them."""

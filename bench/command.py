@@ -184,7 +184,7 @@ def _in_one_process(selected, names, threads, isas, rounds):
 
 
 def _as_installed(selected, names, network, rounds):
-    with processes.started(names, network) as (connections, versions, notes):
+    with processes.started(names, selected, network) as (contestants, versions, notes):
         report = Report([p for p in versions if p != "fastnorm"], {}, notes)
         report.conditions = conditions(versions, rounds)
         report.conditions["waiting threads"] = "each contestant in its own process, as it waits"
@@ -195,7 +195,7 @@ def _as_installed(selected, names, network, rounds):
                 f"each call behind NumPy's product of two matrices of {size}x{size}, timed together"
             )
         for (case,) in _progress([(case,) for case in selected]):
-            report.results.append(processes.run(case, connections, rounds))
+            report.results.append(processes.run(case, *contestants, rounds))
     return report
 
 

@@ -17,6 +17,7 @@ LEAST_SECONDS = 2e-3  # of a sample; shorter calls are repeated
 # they hold each other up for milliseconds
 WARM_UP_SECONDS = 5e-3
 LONG_SECONDS = 50e-3  # calls that need no warm-up in each sample
+ENOUGH_SECONDS = 0.3  # of a contestant's samples: long calls vary less, and would take all the time
 REST_SECONDS = 10e-3  # until the threads of the contestant before have gone to sleep
 LIMIT = {"through the cache": False, "past the cache": True}
 
@@ -60,12 +61,13 @@ def measure(calls, rounds):
     samples, repeats, errors = {}, {}, {}
     for turn in range(-1, rounds):
         for name, call in calls.items():
-            if name in errors:
+            if name in errors or sum(samples.get(name, [])) > ENOUGH_SECONDS:
                 continue
             time.sleep(REST_SECONDS)
             try:
                 if turn < 0:
-                    repeats[name], samples[name] = _repeats(call), []
+                    seconds, repeats[name] = _repeats(call)
+                    samples[name] = [seconds] if seconds > LONG_SECONDS else []
                 else:
                     samples[name].append(_sample(call, *repeats[name]))
             except Exception as error:  # the others go on
@@ -75,15 +77,15 @@ def measure(calls, rounds):
 
 
 def _repeats(call):
-    """Find out how many calls warm up, and how many are timed, in each sample."""
+    """Return seconds, and how many calls warm up, and how many are timed, in each sample."""
     seconds = _timed(call, 1)
     if seconds > WARM_UP_SECONDS:
         seconds = _timed(call, 1)  # the first one may compile
     if seconds > 4 * WARM_UP_SECONDS:
-        return int(seconds < LONG_SECONDS), 1
+        return seconds, (int(seconds < LONG_SECONDS), 1)
     _timed(call, ceil(WARM_UP_SECONDS / seconds))
     seconds = min(_timed(call, 1) for _ in range(5))
-    return ceil(WARM_UP_SECONDS / seconds), ceil(LEAST_SECONDS / seconds)
+    return seconds, (ceil(WARM_UP_SECONDS / seconds), ceil(LEAST_SECONDS / seconds))
 
 
 def _sample(call, warm_up, repeats):

@@ -1,5 +1,6 @@
 """Contestants as a user gets them: each in a process of its own, with its own defaults."""
 
+import ctypes
 import multiprocessing
 import os
 import subprocess
@@ -32,15 +33,36 @@ class Call:
 
 def ask(connection, *question):
     """Return the answer of a process, or raise its error."""
-    connection.send(question)
-    answer, error = connection.recv()
+    try:
+        connection.send(question)
+        answer, error = connection.recv()
+    except (EOFError, ConnectionError):  # in this case and in those after it
+        raise RuntimeError("its process has ended") from None
     if error:
         raise RuntimeError(error)
     return answer
 
 
-def serve(name, connection, in_network):
+class Inputs:
+    """Memory of x and dy, which all processes map; nothing is left of it when they end."""
+
+    def __init__(self, context, size):
+        # anonymous: the file behind it is unlinked before it is used
+        self.pieces = [context.RawArray(ctypes.c_uint8, size) for _ in range(2)]
+
+    def fill(self, case):
+        """Draw them for a case."""
+        self.arrays(case, np.empty(case.room, np.uint8)).fill()
+
+    def arrays(self, case, out):
+        """Return the arrays of a case."""
+        return case.over(*(np.frombuffer(piece, np.uint8) for piece in self.pieces), out)
+
+
+def serve(name, connection, inputs, in_network):
     """Answer, in the process of a contestant, until there is nothing more to do."""
+    out = np.empty(len(inputs.pieces[0]), np.uint8)
+    out.fill(0)  # or the first calls would wait for the system to map it
     calls = {}
     product = None
     while (question := connection.recv()) is not None:
@@ -51,7 +73,7 @@ def serve(name, connection, in_network):
                 answer = None if name == LIMIT else peers.load(name).version()
             elif what == "prepare":
                 calls.clear()  # before others are made
-                calls.update(prepare(name, *details))
+                calls.update(prepare(name, inputs.arrays(*details, out)))
                 if in_network and product is None:
                     product = matrix_product()
                 answer = list(calls)
@@ -68,9 +90,8 @@ def serve(name, connection, in_network):
             connection.send((None, peers.first_line(error)))
 
 
-def prepare(name, case):
+def prepare(name, arrays):
     """Return the calls of a case by their names; none where the contestant has no such thing."""
-    arrays = case.prepare()
     if name == LIMIT:
         return measure.limit_calls(arrays)
     call = peers.load(name).prepare(arrays)
@@ -85,34 +106,37 @@ def matrix_product():
 
 
 @contextmanager
-def started(names, in_network):
-    """Start the contestants that are here; yields their connections, their versions, and notes."""
+def started(names, cases, in_network):
+    """Start the contestants that are here; yields what `run` takes, versions, and notes."""
     context = multiprocessing.get_context("spawn")
+    inputs = Inputs(context, max(case.room for case in cases))
     connections, versions, notes, processes = {}, {}, [], []
     try:
         for name in [*names, LIMIT]:
             ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(name, theirs, in_network), daemon=True)
+            details = name, theirs, inputs, in_network
+            process = context.Process(target=serve, args=details, daemon=True)
             process.start()
             processes.append(process)
             theirs.close()
             try:
                 version = ask(ours, "version")
-            except (RuntimeError, EOFError, ConnectionError) as error:
+            except RuntimeError as error:
                 notes.append(f"{name} is left out: {peers.first_line(error)}")
                 continue
             connections[name] = ours
             if name != LIMIT:
                 versions[name] = version
-        yield connections, versions, notes
+        yield (inputs, connections), versions, notes
     finally:
         for process in processes:
             process.terminate()
             process.join()
 
 
-def run(case, connections, rounds):
+def run(case, inputs, connections, rounds):
     """Measure one case with all contestants that have it, in turns."""
+    inputs.fill(case)
     result = measure.Result(case, fastnorm.get_num_threads(), fastnorm.get_isa())
     calls = {}
     for name, connection in connections.items():
