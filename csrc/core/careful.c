@@ -153,13 +153,18 @@ static int has_nan(const fn_job *job, int64_t d) {
     return found;
 }
 
+/* whether a domain is a channel that fills a block up: its coefficients are 0 whatever x holds */
+static int is_padding(const fn_plan *pl, int64_t d) {
+    return pl->c != pl->p.c && pl->per_domain == 1 && d % pl->c >= pl->p.c;
+}
+
 void fn_careful_moments(fn_job *job, int64_t d, int64_t d1) {
     const int64_t p1 = fn_first_plane(&job->plan, d1);
     glance x = {.p = 0, .p1 = 0};
     for (; d < d1; d++) {
         double mean, m2, value;
         int exponent;
-        if (!fn_out_of_range(&job->cf, d))
+        if (is_padding(&job->plan, d) || !fn_out_of_range(&job->cf, d))
             continue;
         if (job->cf.std[d] == 0 && same_elements(&x, job, d, p1, &value) &&
             (value == 0 || !fn_uncentered(&job->plan)))
@@ -318,6 +323,8 @@ void fn_careful_grads(fn_job *job, int64_t d, int64_t d1) {
     for (; d < d1; d++) {
         const int64_t first = fn_first_plane(pl, d);
         double value;
+        if (is_padding(pl, d))
+            continue;
         if (!right)
             mend_sums(job, d, p1, &x, &dy);
         if (may_be_flat(job, d) && same_gradient(&dy, job, d, p1, &value) &&

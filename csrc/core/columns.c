@@ -130,7 +130,7 @@ static void affine_part(affine *of, fn_job *job, int64_t i) {
     if (in_place)
         look_for_infinity(of, job, at, count);
     if (pl->col)
-        fn_place_columns(job, 0, pl->cols, first, end);
+        fn_place_columns(job, 0, pl->cols, first, end, (fn_hints){0, 0, job->use.stream});
     else
         fn_place_rows(job, first, end, 0, 1, off, len, (fn_hints){0, 0, job->use.stream});
     if (!in_place)

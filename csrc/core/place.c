@@ -237,7 +237,7 @@ void fn_place_rows(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, in
     apply(job, i, p, &view, hints);
 }
 
-void fn_place_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1) {
+void fn_place_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1, fn_hints hints) {
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
     const int64_t i = row_at(pl, p, r);
@@ -249,12 +249,11 @@ void fn_place_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1)
         pl->k->apply_elem(x_at(job, i), out_at(job, i), r1 - r, pl->ld, p1 - p, 0,
                           fn_at(job, cf->center, p), fn_at(job, cf->scale, p),
                           fn_at(job, cf->shift, p), job->weight ? fn_at(job, job->weight, r) : NULL,
-                          job->bias ? fn_at(job, job->bias, r) : NULL,
-                          (fn_hints){0, 0, job->use.stream});
+                          job->bias ? fn_at(job, job->bias, r) : NULL, hints);
         return;
     }
     const fn_view view = {r1 - r, pl->ld, p1 - p, p1 - p, p1 - p, 0};
-    apply(job, i, p, &view, (fn_hints){0, 0, job->use.stream});
+    apply(job, i, p, &view, hints);
 }
 
 /* ---- parameters of the elements ------------------------------------------------------------*/

@@ -17,7 +17,7 @@ void fn_merge_grad_planes(fn_job *job, int64_t p, int64_t p1);
  * block; in column form rows [r, r1) of planes of one matrix */
 void fn_place_rows(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, int64_t off,
                    int64_t len, fn_hints hints);
-void fn_place_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1);
+void fn_place_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1, fn_hints hints);
 
 /* dx likewise, of planes whose elements have parameters, and what it adds to dweight and dbias of
  * the elements: rows, to `block`, len of each in the compute type, or where a plane is careful to

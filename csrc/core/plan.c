@@ -89,9 +89,10 @@ static int64_t unit_domains(const fn_plan *plan, int arrays) {
         if (whole <= l2 / 2 || line % 8 == 0 || plan->c < FN_NARROW)
             return in_sample;
         /* a tile of whole cache lines, wide enough to read memory in runs */
-        int64_t lines = fn_ceil_div(64 * 4, (int64_t)plan->esize * plan->per_domain);
-        int64_t fit = l2 / 2 / bytes / lines * lines;
-        return fit >= lines ? fn_min(fit, in_sample) : in_sample;
+        const int64_t run = (int64_t)plan->esize * plan->per_domain, lines = fn_whole_lines(run);
+        const int64_t least = fn_ceil_div(fn_ceil_div(64 * 4, run), lines) * lines;
+        const int64_t fit = l2 / 2 / bytes / least * least;
+        return fit >= least ? fn_min(fit, in_sample) : in_sample;
     }
     if (plan->nseg > 1 || plan->block) {
         const int64_t run = fn_max(1, plan->s * plan->cols * (int64_t)plan->esize);

@@ -37,7 +37,7 @@ static void apply_unit(fn_job *job, int64_t p, int64_t p1, fn_hints hints) {
     }
     for (int64_t end; p < p1; p = end) {
         end = fn_group_end(pl, p, p1);
-        fn_place_columns(job, p, end, 0, pl->s);
+        fn_place_columns(job, p, end, 0, pl->s, (fn_hints){0, 0, hints.stream});
     }
 }
 

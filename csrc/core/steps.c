@@ -146,8 +146,11 @@ static void task_grad_moments(fn_job *job, int64_t i) {
     fn_grad_chunk(job, i / K * each, fn_min((i / K + 1) * each, pl->planes), i % K);
 }
 
-/* What is written: about so many elements a task, in memory order. */
+/* What is written: about so many elements a task, in memory order.  Where x comes from memory, what
+ * lies FETCH_AHEAD bytes further is fetched: processors fetch by themselves up to the end of a
+ * page. */
 #define OUT_ELEMS 32768
+#define FETCH_AHEAD 8192
 static int64_t out_tasks(const fn_job *job) {
     const fn_plan *pl = &job->plan;
     if (pl->col)
@@ -159,12 +162,12 @@ static int64_t out_tasks(const fn_job *job) {
 }
 static void task_out(fn_job *job, int64_t i) {
     const fn_plan *pl = &job->plan;
-    const fn_hints hints = {0, 0, job->use.stream};
+    const fn_hints hints = {job->use.fetch ? FETCH_AHEAD : 0, 0, job->use.stream};
     const int64_t len = pl->s * pl->cols, runs = groups_of(pl);
     if (pl->col) {
         const int64_t rows = fn_max(1, OUT_ELEMS / pl->cols), in_matrix = fn_ceil_div(pl->s, rows);
         const int64_t p = i / in_matrix * pl->cols, r = i % in_matrix * rows;
-        fn_place_columns(job, p, p + pl->cols, r, fn_min(r + rows, pl->s));
+        fn_place_columns(job, p, p + pl->cols, r, fn_min(r + rows, pl->s), hints);
     } else if (len > OUT_ELEMS) {
         const int64_t in_run = fn_ceil_div(len, OUT_ELEMS), off = i % in_run * OUT_ELEMS;
         const int64_t run = i / in_run % runs, g = i / in_run / runs, p = run * pl->cols;
