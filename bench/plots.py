@@ -17,8 +17,8 @@ from plotly.offline import get_plotlyjs
 from fastnorm.bench import report as tables
 from fastnorm.bench.cases import PASSES
 
-# Okabe and Ito's colours, which also differ for the colour-blind, in the dark and on paper; those
-# that two peers have differ in their marks
+# Okabe and Ito's colours, which also differ for the colour-blind, in the dark and on paper; and
+# three more, in which the marks tell more
 COLORS = {
     "limit": "#888888",
     "fastnorm": "#d55e00",
@@ -27,9 +27,9 @@ COLORS = {
     "onednn": "#e69f00",
     "jax": "#cc79a7",
     "onnxruntime": "#56b4e9",
-    "openvino": "#e69f00",
-    "torch.compile": "#009e73",
-    "numba": "#0072b2",
+    "openvino": "#8f5b34",
+    "torch.compile": "#7cc46a",
+    "numba": "#8a6bd1",
 }
 MARKS = {
     "numpy": "s", "torch": "^", "onednn": "D", "jax": "v", "onnxruntime": "P", "openvino": "X",
@@ -186,6 +186,8 @@ def page(report):
         report=report,
         tables=[("Summary", short, summary), ("Cases", header, rows)],
         words=words,
+        explanation=tables.EXPLANATION,
+        is_faster=tables.is_faster,
         figures=[{**f, "figure": json.loads(f["figure"])} for f in figures],
         several_settings=len({f["setting"] for f in figures}) > 1,
         plotlyjs=get_plotlyjs(),

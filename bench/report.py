@@ -21,6 +21,10 @@ NAMES = {
 }  # fmt: skip
 WON = 0.95  # of fastnorm's time: a peer below it is faster, beyond the noise
 NOTABLE_BYTES = 100_000
+EXPLANATION = (
+    "x the limit: time in that of a kernel that only moves the same arrays; x NumPy and so on: how "
+    "many times faster than it."
+)
 
 
 @dataclass
@@ -47,7 +51,7 @@ class Report:
         """Name the columns of `rows`."""
         return [
             "normalizer", "pass", "layout", "dtype", "shape", "threads", "isa", "ms",
-            "x the limit", *(f"x faster than {NAMES[name]}" for name in self.peers),
+            "x the limit", *(f"x {NAMES[name]}" for name in self.peers),
         ]  # fmt: skip
 
     def rows(self):
@@ -78,7 +82,7 @@ class Report:
 
     def summary_header(self):
         """Name the columns of `summary`."""
-        return [*SUMMARY_HEADER, *(f"x faster than {NAMES[name]}" for name in self.peers)]
+        return [*SUMMARY_HEADER, *(f"x {NAMES[name]}" for name in self.peers)]
 
     def summary_keys(self):
         """Name them for programs: each once."""
@@ -139,7 +143,7 @@ class Report:
 
 SUMMARY_HEADER = [
     "normalizer", "pass", "layout", "dtype", "threads", "isa", "cases", "x the limit", "worst",
-    "x faster than the best peer", "worst",
+    "x the best peer", "worst",
 ]  # fmt: skip
 
 
@@ -198,15 +202,27 @@ def geomean(values):
 
 
 def without_constants(header, rows, keep=2):
-    """Return both without the columns of settings that never vary, and those as words."""
+    """Return both without the columns of settings that never vary, and those as words.
+
+    And without those of peers that have none of these operations.
+    """
     settings = ["layout", "dtype", "threads", "isa"]
     constant = [
         i for i, name in enumerate(header)
         if i >= keep and name in settings and len({row[i] for row in rows}) == 1
     ]  # fmt: skip
+    empty = [
+        i for i, name in enumerate(header) if is_faster(name) and {r[i] for r in rows} == {"-"}
+    ]
     words = [in_words(rows[0][i]) if header[i] == "threads" else rows[0][i] for i in constant]
-    shorter = [[v for i, v in enumerate(row) if i not in constant] for row in [header, *rows]]
+    dropped = {*constant, *empty}
+    shorter = [[v for i, v in enumerate(row) if i not in dropped] for row in [header, *rows]]
     return shorter[0], shorter[1:], ", ".join(words)
+
+
+def is_faster(name):
+    """Whether a column says how many times faster fastnorm is than somebody."""
+    return name.startswith("x ") and name != "x the limit"
 
 
 def in_words(threads):
@@ -225,6 +241,7 @@ def print_report(report, console, short=False):
         ):
             header, rows, words = without_constants(header, rows)
             _print_table(console, f"{title} ({words})" if words else title, header, rows)
+        console.print(EXPLANATION, style="dim", markup=False)
         for line in report.lost_lines():
             console.print(line, style="yellow", markup=False)
         for name, value in report.conditions.items():
@@ -244,11 +261,7 @@ def _print_overview(report, console):
         for result in results
     )
     arrays = ", ".join(f"{size} ({mb:g} MB)" for size, mb in shapes)
-    console.print(
-        f"Arrays of {arrays}. x the limit: time in that of a kernel that only moves the same "
-        "arrays; x NumPy: how many times faster.",
-        style="dim", markup=False,
-    )  # fmt: skip
+    console.print(f"Arrays of {arrays}. {EXPLANATION}", style="dim", markup=False)
 
 
 def _print_table(console, title, header, rows):
@@ -313,8 +326,8 @@ MARKDOWN_TOP = """# Benchmarks
 <!-- Written by `fastnorm bench --markdown`: change bench/report.py, not this file. -->
 
 Geometric means over the shapes of layers. *x the limit* is fastnorm's time in that of a kernel that
-only moves the same arrays, so 1 is as fast as memory; *x faster than* is a peer's time in
-fastnorm's; *worst* is the least favourable shape. All take turns in one run;
+only moves the same arrays, so 1 is as fast as memory; *x NumPy* is how many times faster than NumPy
+fastnorm is, and so on; *worst* is the least favourable shape. All take turns in one run;
 [design.md](design.md#measuring) says how, and [performance.md](performance.md) what limits each
 normalizer.
 """
