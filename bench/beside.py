@@ -31,6 +31,7 @@ BESIDE = {  # processes that compute, and what is called between fastnorm's call
     "NumPy's products": (0, "numpy"),
     "torch's layer norm": (0, "torch"),
     "oneDNN's layer norm": (0, "onednn"),
+    "onnxruntime's layer norm": (0, "onnxruntime"),
 }
 
 

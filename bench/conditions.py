@@ -23,7 +23,8 @@ def conditions(versions, rounds):
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "waiting threads": _wait_policy(),
         "memory": _memory(),
-        "numbers": f"medians of {rounds} rounds, contestants in turns; NumPy has one thread",
+        "numbers": f"medians of {rounds} rounds (fewer of long calls), contestants in turns; "
+        "NumPy has one thread",
     }
 
 

@@ -12,8 +12,11 @@ TYPES = {
     "float16": TensorProto.FLOAT16,
 }
 # operator, what it takes beside x, its attributes
+WITH_RUNNING = ("BatchNormalization", ("weight", "bias", "mean", "var"), {})
 OPERATORS = {
-    ("batch_norm", "inference"): ("BatchNormalization", ("weight", "bias", "mean", "var"), {}),
+    ("batch_norm", "inference"): WITH_RUNNING,
+    ("batch_renorm", "inference"): WITH_RUNNING,
+    ("instance_norm", "inference"): WITH_RUNNING,
     ("instance_norm", "forward"): ("InstanceNormalization", ("weight", "bias"), {}),
     ("group_norm", "forward"): ("GroupNormalization", ("weight", "bias"), {}),
     ("layer_norm", "forward"): ("LayerNormalization", ("weight", "bias"), {"axis": -1}),
