@@ -94,7 +94,7 @@ def _repeats(call):
     """Return seconds, and how many calls warm up, and how many are timed, in each sample."""
     seconds = _timed(call, 1)
     _timed(call, min(LEARN_CALLS, int(LEARN_SECONDS / seconds) or 1))
-    seconds = min(_timed(call, 1) for _ in range(2))
+    seconds = _timed(call, 1)
     if seconds > 4 * WARM_UP_SECONDS:
         return seconds, (int(seconds < LONG_SECONDS), 1)
     _timed(call, ceil(WARM_UP_SECONDS / seconds))
