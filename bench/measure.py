@@ -17,7 +17,7 @@ LEAST_SECONDS = 2e-3  # of a sample; shorter calls are repeated
 # until the system has moved the threads that just woke to cores of their own; spinning on one core
 # they hold each other up for milliseconds
 WARM_UP_SECONDS = 5e-3
-# before all samples: what compiles at the first call is compiled, and fastnorm finds its choices
+# before all samples: fastnorm finds its choices
 LEARN_CALLS, LEARN_SECONDS = 30, 0.2
 LONG_SECONDS = 50e-3  # calls that need no warm-up in each sample
 ENOUGH_SECONDS = 0.3  # of a contestant's samples: long calls vary less, and would take all the time
@@ -93,8 +93,9 @@ def rest():
 def _repeats(call):
     """Return seconds, and how many calls warm up, and how many are timed, in each sample."""
     seconds = _timed(call, 1)
-    _timed(call, min(LEARN_CALLS, int(LEARN_SECONDS / seconds) or 1))
-    seconds = _timed(call, 1)
+    if seconds < LEARN_SECONDS:
+        _timed(call, min(LEARN_CALLS, int(LEARN_SECONDS / seconds)))
+        seconds = _timed(call, 1)
     if seconds > 4 * WARM_UP_SECONDS:
         return seconds, (int(seconds < LONG_SECONDS), 1)
     _timed(call, ceil(WARM_UP_SECONDS / seconds))

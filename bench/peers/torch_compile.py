@@ -2,13 +2,17 @@
 
 import torch
 from torch._functorch import config
+from torch._inductor import cpp_builder
 
 from fastnorm.bench.peers import torch_eager
 
 # a graph's buffers are needed again: backward is called many times
 config.donated_buffer = False
 
-version = torch_eager.version
+
+def version():
+    cpp_builder.get_cpp_compiler()  # raises an error where there is none
+    return torch_eager.version()
 
 
 set_threads = torch_eager.set_threads
