@@ -26,14 +26,13 @@ struct fn_plan {
     fn_problem p;
     const fn_row *row; /* of p.norm */
     const fn_kernels *k;
-    size_t esize;  /* bytes of an element of x */
-    size_t asize;  /* bytes of an element of the coefficients */
-    int col;       /* column form: matrices of s rows and cols columns */
-    int64_t block; /* block form: x[n][c / block][s][block], 0 in the others; else row form */
-    int elem;      /* domains are (n, c); weight and bias belong to the elements of s: */
-    int64_t
-        weight_rows; /* all planes share them (1), or those of channel c have the c-th row of s */
-    int squares;     /* moments are the sums of squares */
+    size_t esize;        /* bytes of an element of x */
+    size_t asize;        /* bytes of an element of the coefficients */
+    int col;             /* column form: matrices of s rows and cols columns */
+    int64_t block;       /* block form: x[n][c / block][s][block], 0 in the others; else row form */
+    int elem;            /* domains are (n, c); weight and bias belong to the elements of s, */
+    int64_t weight_rows; /* which all channels share (1), or of which each has its own (c) */
+    int squares;         /* moments are the sums of squares */
     int64_t n, c, s; /* as walked: batch norm channels last has n = 1, s = n*s; c is a multiple of
                         the block, and those from p.c on are padding */
     int64_t cols;    /* planes side by side: c in column form, the block, 1 in row form */
