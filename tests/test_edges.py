@@ -184,3 +184,27 @@ def test_groups_of_one_value_are_those_of_torch():
     tensors = [torch.from_numpy(a) for a in (weight, bias)]
     want = torch.nn.functional.group_norm(torch.from_numpy(x), 6, *tensors).numpy()
     np.testing.assert_allclose(fastnorm.group_norm(x, 6, weight, bias), want, atol=1e-4)
+
+
+# 32768 elements are a chunk (CHUNK_ELEMS in csrc/core/plan.c): what has one more, or one less, is
+# summed otherwise
+@pytest.mark.parametrize("count", [32766, 32768, 32770, 65536])
+@pytest.mark.parametrize("name", ["layer_norm", "rms_norm", "instance_norm", "group_norm"])
+def test_several_domains_of_about_a_chunk(name, count, rng):
+    x, dy = (rng.standard_normal((16, 2, count)).astype(np.float32) for _ in "xy")
+    x += np.arange(32, dtype=np.float32).reshape(16, 2, 1)  # several domains in a unit
+    shape = (16, 4, count // 2) if name == "group_norm" else x.shape
+    args = (2,) if name == "group_norm" else ()
+    function = getattr(fastnorm, name)
+    wide = x.astype(np.float64)
+    mean = 0 if name == "rms_norm" else wide.mean(-1, keepdims=True)
+    eps = 1e-6 if name == "rms_norm" else 1e-5
+    rstd = 1 / np.sqrt(((wide - mean) ** 2).mean(-1, keepdims=True) + eps)
+    x_hat = (wide - mean) * rstd
+    dx = dy - x_hat * (dy * x_hat).mean(-1, keepdims=True)
+    dx -= 0 if name == "rms_norm" else dy.mean(-1, keepdims=True)
+    function(5 * x.reshape(shape), *args)  # what it leaves in memory is none of the next call's
+    assert_close(function(x.reshape(shape), *args).reshape(x.shape), x_hat, 4e-6, "y")
+    _, ctx = function(x.reshape(shape), *args, return_ctx=True)
+    got = fastnorm.backward(dy.reshape(shape), ctx).x
+    assert_close(got.reshape(x.shape), dx * rstd, 2e-5, "dx")

@@ -54,7 +54,7 @@ static int valid(const fn_problem *p, const fn_params *q, int backward) {
 
 static fn_chunks row_chunks(int64_t nseg, int64_t len) {
     fn_chunks ch = {1, CHUNK_ELEMS, 0};
-    if (len >= CHUNK_ELEMS) {
+    if (len > CHUNK_ELEMS) {
         ch.per_segment = fn_ceil_div(len, CHUNK_ELEMS);
         ch.count = nseg * ch.per_segment;
     } else {
