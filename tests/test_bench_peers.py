@@ -83,7 +83,7 @@ def test_others_compute_what_fastnorm_computes(name):
             )
             assert np.abs(got - want).max() <= COMPARED[case.dtype] * np.abs(want).max(), case.id
             compared += 1
-    assert compared >= 5
+    assert compared >= (7 if name == "openvino" else 8)  # which has float32 alone
 
 
 @pytest.mark.long

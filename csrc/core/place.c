@@ -206,6 +206,11 @@ static void apply(fn_job *job, int64_t i, int64_t p, const fn_view *view, fn_hin
                            fn_at(job, cf->shift, p), floor, hints, job->scratch);
 }
 
+/* where the rows from p on, before p1, that share their weights end */
+static int64_t same_weights_end(const fn_plan *pl, int64_t p, int64_t p1) {
+    return pl->weight_rows > 1 ? p + 1 : p1;
+}
+
 /* elements from `off` on of rows [p, p1), which share their weights */
 static void apply_elem_rows(fn_job *job, int64_t p, int64_t p1, int64_t off, int64_t len,
                             fn_hints hints) {
@@ -228,7 +233,7 @@ void fn_place_rows(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, in
     }
     if (!job->dy && pl->elem && (job->weight || job->bias)) {
         for (int64_t end; p < p1; p = end) {
-            end = pl->weight_rows > 1 ? p + 1 : p1;
+            end = same_weights_end(pl, p, p1);
             apply_elem_rows(job, p, end, off, len, hints);
         }
         return;
@@ -280,7 +285,7 @@ void fn_place_elem_rows(fn_job *job, int64_t p, int64_t p1, int64_t off, int64_t
         return;
     }
     for (int64_t end; p < p1; p = end) {
-        end = pl->weight_rows > 1 ? p + 1 : p1;
+        end = same_weights_end(pl, p, p1);
         grad_elem_rows(job, p, end, off, len, hints, block,
                        fn_at(job, block, pl->weight_rows * len));
     }
