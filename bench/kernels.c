@@ -50,7 +50,7 @@ static void time_choosing(void) {
         const double start = now();
         for (int i = 0; i < 100 * CALLS; i++) {
             fn_trial trial;
-            fn_choose(&trial, &plan, elements * 4, 0);
+            fn_choose(&trial, &plan, elements * 4, 0, 0);
             fn_chosen(&trial);
         }
         const double each = (now() - start) / (100 * CALLS);
@@ -91,7 +91,7 @@ int main(int argc, char **argv) {
         TIME("grad_apply", k->grad_apply(x, dy, y, v, c, a, b, e, none, scratch));
     }
     TIME("extremes", k->extremes(x, &columns, scratch, s1, s2));
-    TIME("apply_elem", k->apply_elem(x, y, rows, len, len, 1, c, a, b, w, w, none));
+    TIME("apply_elem", k->apply_elem(x, y, rows, len, len, len, 1, c, a, b, w, w, none));
     TIME("grad_apply_elem",
          k->grad_apply_elem(x, dy, y, rows, len, len, 1, c, a, b, e, e, w, dw, db, none));
     time_choosing();

@@ -79,6 +79,33 @@ typedef struct {
     double blend;        /* FN_INSTANCE_RENORM: 0 plain instance norm, 1 full correction */
 } fn_problem;
 
+typedef enum {
+    FN_IDENTITY,
+    FN_RELU,
+    FN_LEAKY_RELU, /* slope * x below 0 */
+    FN_RELU6,
+    FN_HARDSWISH,
+    FN_SIGMOID,
+    FN_TANH,
+    FN_SILU,
+    FN_GELU, /* by erf */
+    FN_GELU_TANH,
+    FN_ACTIVATION_COUNT
+} fn_activation;
+
+/* What stands around a normalizer in the same pass, in arrays shaped as x, of its dtype; NULL: it
+ * does not.  Each stage rounds to x's dtype, so that the bits are those of calls one by one:
+ *     sum = x + residual,   y = activation(norm(sum) + shortcut) * gate_activation(gate)
+ * fn_forward writes `sum`, which may be x or residual; fn_backward takes it for x, and the gradient
+ * of it for `dsum`, which is added to dx. */
+typedef struct {
+    fn_activation activation, gate_activation;
+    double slope;
+    const void *shortcut, *gate, *residual;
+    void *sum;
+    const void *dsum;
+} fn_around;
+
 /* Parameters, of the compute type (float; FN_F64: double).  NULL: weight 1, bias 0, no running
  * statistics. */
 typedef struct {
@@ -86,6 +113,7 @@ typedef struct {
     void *running_mean, *running_var;     /* c elements, updated when training */
     const void *mean_logits, *var_logits; /* FN_SWITCHABLE: 3 each (instance, layer, batch) */
     const void *tau;                      /* FN_FILTER_RESPONSE: c elements; NULL: -inf */
+    const fn_around *around;              /* NULL: nothing */
 } fn_params;
 
 /* Where fn_backward writes; NULL: not wanted. */
@@ -94,6 +122,7 @@ typedef struct {
     void *weight, *bias;            /* shaped as the parameters */
     void *mean_logits, *var_logits; /* 3 each */
     void *tau;                      /* shaped as the parameter */
+    void *shortcut, *gate;          /* shaped as x, apart from all others */
 } fn_grads;
 
 /* Doubles that fn_forward saves for fn_backward. */

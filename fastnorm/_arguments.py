@@ -116,24 +116,24 @@ def refuse_state(value: Any, name: str) -> NoReturn:
     )
 
 
-def check_out(out: Any, x: Array, shape: Shape) -> None:
+def check_out(out: Any, x: Array, shape: Shape, name: str = "out") -> None:
     """Raise where `out` cannot take what is of x's dtype and of this shape."""
     if not isinstance(out, np.ndarray):
-        raise TypeError(f"out: expected an ndarray, got {type(out).__name__}")
-    no_mask(out, "out")
+        raise TypeError(f"{name}: expected an ndarray, got {type(out).__name__}")
+    no_mask(out, name)
     if out.dtype.num != x.dtype.num:
-        raise TypeError(f"out: expected dtype {x.dtype}, got {out.dtype}")
+        raise TypeError(f"{name}: expected dtype {x.dtype}, got {out.dtype}")
     if out.shape != shape:
-        raise ValueError(f"out: expected shape {shape}, got {out.shape}")
+        raise ValueError(f"{name}: expected shape {shape}, got {out.shape}")
     if not out.flags.writeable:
-        raise ValueError("out: expected a writeable array, got a read-only one")
+        raise ValueError(f"{name}: expected a writeable array, got a read-only one")
 
 
-def refuse_gradient(dy: Array, dtype: np.dtype[Any], shape: Shape) -> NoReturn:
-    """Refuse a dy of another shape or dtype."""
+def refuse_gradient(dy: Array, name: str, dtype: np.dtype[Any], shape: Shape) -> NoReturn:
+    """Refuse a gradient, or another array, that is not like x."""
     if dy.shape != shape:
-        raise ValueError(f"dy: expected x's shape {shape}, got {dy.shape}")
-    raise TypeError(f"dy: expected x's dtype {dtype}, got {dy.dtype}")
+        raise ValueError(f"{name}: expected x's shape {shape}, got {dy.shape}")
+    raise TypeError(f"{name}: expected x's dtype {dtype}, got {dy.dtype}")
 
 
 # ---- memory that is shared -------------------------------------------------------------------

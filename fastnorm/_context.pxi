@@ -16,6 +16,9 @@ cdef int _remember(Context ctx) except -1:
     for i in range(PARAMS):
         if ctx.params[i] is not None:
             ctx.places[i] = _place(ctx.params[i])
+    for i in range(BESIDES):
+        if ctx.beside is not None and ctx.beside[i] is not None:
+            ctx.beside_places[i] = _place(ctx.beside[i])
     return 0
 
 
@@ -40,6 +43,9 @@ cdef int _check_places(Context c) except -1:
         if c.params[i] is not None:
             _check_place(c.params[i], c.places[i], c.param_shape if i < MEAN_LOGITS else (3,),
                          "g" if c.p.norm == FN_WEIGHT else PARAM_NAMES[i])
+    for i in range(BESIDES):
+        if c.axes is None and c.beside is not None and c.beside[i] is not None:
+            _check_place(c.beside[i], c.beside_places[i], c.shape, BESIDE_NAMES[i])
     return 0
 
 
@@ -71,7 +77,11 @@ cdef tuple _state_of(Context c):
     for i in range(PARAMS):
         if c.params[i] is not None:
             types[i] = cnp.PyArray_DescrFromType(c.grad_types[i])
-    return (c.p, c.shape, c.over, c.axes, c.param_shape, c.x, c.params, types, c.statistics)
+    around = None if c.beside is None else (
+        <int>c.around.activation, <int>c.around.gate_activation, c.around.slope,
+        c.beside[SHORTCUT], c.beside[GATE], c.has_sum)
+    return (c.p, c.shape, c.over, c.axes, c.param_shape, c.x, c.params, types, c.statistics,
+            around)
 
 
 cdef int64_t _whole(dict problem, str name) except? -1:
@@ -103,7 +113,7 @@ cdef int _set_problem(fn_problem* p, dict problem) except -1:
     return 0
 
 
-def made_context(problem, shape, over, axes, param_shape, x, params, types, statistics):
+def made_context(problem, shape, over, axes, param_shape, x, params, types, statistics, around):
     """A context of what has been checked; None where its statistics, or the dtype of x, are others
     than those of the problem. Parameters are dense, and of the dtype in which is computed."""
     cdef Context c = Context.__new__(Context)
@@ -118,6 +128,12 @@ def made_context(problem, shape, over, axes, param_shape, x, params, types, stat
     if <fn_dtype>_dtype(c.x, "x") != c.p.dtype or np.shape(statistics) != (_make_saved(c),):
         return None
     c.statistics[:] = statistics
+    if around is not None:
+        c.around.activation = <fn_activation><int>around[0]
+        c.around.gate_activation = <fn_activation><int>around[1]
+        c.around.slope = around[2]
+        c.beside = [around[3], around[4], None]
+        c.has_sum = around[5]
     _point(c)
     _settle(c)
     return c

@@ -24,6 +24,8 @@ class State(NamedTuple):
     params: list[MaybeArray]
     types: list[np.dtype[Any] | None]  # of the parameters' gradients
     statistics: Array
+    # numbers of activation and gate_activation, slope, shortcut, gate, whether x is a sum
+    around: tuple[int, int, float, MaybeArray, MaybeArray, bool] | None = None
 
     @property
     def norm(self) -> str:

@@ -19,6 +19,7 @@ from libc.string cimport memcpy
 from fastnorm import _arguments
 from fastnorm._types import (
     FilterResponseGradients,
+    FusedGradients,
     Gradients,
     SwitchableGradients,
     WeightGradients,
@@ -66,6 +67,16 @@ cdef extern from "fastnorm.h" nogil:
         FN_L2
         FN_FILTER_RESPONSE
         FN_GLOBAL_RESPONSE
+    ctypedef enum fn_activation:
+        FN_IDENTITY
+    ctypedef struct fn_around:
+        fn_activation activation, gate_activation
+        double slope
+        const void *shortcut
+        const void *gate
+        const void *residual
+        void *sum
+        const void *dsum
     ctypedef enum fn_status:
         FN_OK
         FN_NO_MEMORY
@@ -84,6 +95,7 @@ cdef extern from "fastnorm.h" nogil:
         const void *mean_logits
         const void *var_logits
         const void *tau
+        const fn_around *around
     ctypedef struct fn_grads:
         void *x
         void *weight
@@ -91,6 +103,8 @@ cdef extern from "fastnorm.h" nogil:
         void *mean_logits
         void *var_logits
         void *tau
+        void *shortcut
+        void *gate
     int64_t fn_saved_size(const fn_problem*)
     fn_status fn_forward(const fn_problem*, const fn_params*, const void*, void*, double*)
     fn_status fn_backward(const fn_problem*, const fn_params*, const double*, const void*,
@@ -143,6 +157,10 @@ include "_sixteen_bits.pxi"
 cdef enum: WEIGHT, BIAS, TAU, MEAN_LOGITS, VAR_LOGITS, PARAMS
 cdef tuple PARAM_NAMES = ("weight", "bias", "tau", "mean_logits", "var_logits")
 
+# places in Context.beside
+cdef enum: SHORTCUT, GATE, RESIDUAL, BESIDES
+cdef tuple BESIDE_NAMES = ("shortcut", "gate", "residual")
+
 # what backward must find again of an array of the forward call
 ctypedef struct Place:
     void* data
@@ -184,6 +202,12 @@ cdef class Context:
     cdef int[PARAMS] grad_types  # NumPy's numbers of the dtypes of their gradients
     cdef Place[PARAMS] places   # of the parameters
     cdef Place x_place
+    cdef fn_around around
+    cdef list beside            # what is around, as the C library reads it, or None; None: nothing is
+    cdef Place[BESIDES] beside_places
+    cdef object sum_out         # during a forward call: the caller's array for the sum, and the
+    cdef cnp.ndarray sum        # one that the C library writes
+    cdef bint has_sum           # whether x is the sum of an input and a residual
     cdef bint updates           # whether running statistics are updated
     cdef object running_mean, running_var   # the caller's
     cdef cnp.ndarray mean_used, var_used    # as the C library reads and writes them
@@ -225,6 +249,8 @@ cdef object _forward(Context ctx, object out, object return_ctx):
     cdef bint empty = cnp.PyArray_SIZE(ctx.x) == 0
     cdef fn_status status = FN_OK
     y = _target(out, ctx.x, ctx.axes)
+    if ctx.beside is not None:
+        _set_sum(ctx, out, keep)
     if out is not None:
         _detach(ctx, out)
         if ctx.updates and y is not out:  # it is copied there before they may change
@@ -233,7 +259,6 @@ cdef object _forward(Context ctx, object out, object return_ctx):
     _point(ctx)
     if keep and not given:
         _make_saved(ctx)
-    result = (out, ctx) if keep else out
     if not empty:
         with nogil:
             if given:
@@ -244,11 +269,16 @@ cdef object _forward(Context ctx, object out, object return_ctx):
                                     ctx.saved)
         _check_status(status)
         _deliver(y, out, ctx.axes)
+    if ctx.beside is not None:
+        _zero_padding(ctx, out)
+    result = (out, _take_sum(ctx)) if ctx.has_sum else (out,)
+    if keep:
+        result += (ctx,)
     if ctx.updates and (given or not empty):  # a rank without samples takes what the others have
         _update(ctx)
     if keep:
         _settle(ctx)
-    return result
+    return result if len(result) > 1 else out
 
 
 cdef int _point(Context ctx) except -1:
@@ -259,6 +289,7 @@ cdef int _point(Context ctx) except -1:
     ctx.q.var_logits = _data(ctx.params[VAR_LOGITS])
     ctx.q.running_mean = _data(ctx.mean_used)
     ctx.q.running_var = _data(ctx.var_used)
+    _point_around(ctx)
     return 0
 
 
@@ -292,11 +323,14 @@ cdef int _detach(Context ctx, object out) except -1:
     return 0
 
 
-cdef cnp.ndarray _gradient(object dy, Context c):
+include "_around.pxi"
+
+
+cdef cnp.ndarray _gradient(object dy, str name, Context c):
     """dy as the C library reads it."""
-    cdef cnp.ndarray g = _dense_input(dy, "dy")
+    cdef cnp.ndarray g = _dense_input(dy, name)
     if cnp.PyArray_TYPE(g) != cnp.PyArray_TYPE(c.x) or not _has_shape(g, c.shape):
-        _arguments.refuse_gradient(g, c.x.dtype, c.shape)
+        _arguments.refuse_gradient(g, name, c.x.dtype, c.shape)
     _check_places(c)  # the caller's code may have run
     if c.axes is not None:
         g = _dense_copy(_permuted(g, c.axes, False))
@@ -312,10 +346,13 @@ cdef int _check_grad_out(object out, cnp.ndarray g, Context c) except -1:
     if _overlap(out, c.x):
         shared = "x"
     for i in range(PARAMS):
-        if i == BIAS and c.params[TAU] is None:
+        if i == BIAS and c.params[TAU] is None and c.beside is None:
             continue  # it is not read
         if c.params[i] is not None and _overlap(out, c.params[i]):
             shared = PARAM_NAMES[i]
+    for i in range(BESIDES):
+        if c.beside is not None and _overlap(out, c.beside[i]):
+            shared = BESIDE_NAMES[i]
     if shared is not None:
         _arguments.refuse_shared("out", f"the {shared} of the forward call")
     return 0
@@ -334,9 +371,12 @@ cdef object _new_gradient(Context c, int i, bint wide):
     return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(param), cnp.PyArray_DIMS(param), num, 0)
 
 
-def backward(dy, ctx, out):
+def backward(dy, ctx, out, ds):
     cdef Context c = _context(ctx)
-    cdef cnp.ndarray g = _gradient(dy, c), dx
+    cdef cnp.ndarray g = _gradient(dy, "dy", c), dx
+    cdef object dsum = _gradient_of_sum(ds, c, out)
+    cdef fn_around around = c.around
+    cdef fn_params q = c.q
     cdef fn_grads grads
     cdef fn_status status = FN_OK
     cdef int i
@@ -348,13 +388,20 @@ def backward(dy, ctx, out):
         own[i] = wide[i] = _new_gradient(c, i, False)
         if own[i] is not None and cnp.PyArray_ITEMSIZE(<cnp.ndarray>own[i]) == 2:
             wide[i] = _new_gradient(c, i, True)
+    grads.shortcut = grads.gate = NULL
     grads.x = cnp.PyArray_DATA(dx)
     grads.weight = _data(wide[WEIGHT])
     grads.bias = _data(wide[BIAS])
     grads.tau = _data(wide[TAU])
     grads.mean_logits = _data(wide[MEAN_LOGITS])
     grads.var_logits = _data(wide[VAR_LOGITS])
-    if c.p.norm == FN_SWITCHABLE:
+    if c.beside is not None:
+        around.dsum = _data(dsum)
+        q.around = &around
+        beside = _new_beside(c, g, &grads)
+        result = FusedGradients(out, own[WEIGHT], own[BIAS], beside[SHORTCUT][1], beside[GATE][1],
+                                own[TAU], own[MEAN_LOGITS], own[VAR_LOGITS])
+    elif c.p.norm == FN_SWITCHABLE:
         result = SwitchableGradients(out, own[WEIGHT], own[BIAS], own[MEAN_LOGITS],
                                      own[VAR_LOGITS])
     elif c.p.norm == FN_FILTER_RESPONSE:
@@ -365,10 +412,15 @@ def backward(dy, ctx, out):
         result = Gradients(out, own[WEIGHT], own[BIAS])
     if cnp.PyArray_SIZE(c.x):
         with nogil:
-            status = fn_backward(&c.p, &c.q, c.saved, cnp.PyArray_DATA(c.x), cnp.PyArray_DATA(g),
+            status = fn_backward(&c.p, &q, c.saved, cnp.PyArray_DATA(c.x), cnp.PyArray_DATA(g),
                                  &grads)
         _check_status(status)
         _deliver(dx, out, c.axes)
+    if c.beside is not None:
+        _zero_padding(c, out)
+        for target, given in beside:
+            if given is not None:
+                _put_beside(c, target, given)
     for i in range(PARAMS):
         if wide[i] is not own[i]:
             _put_back(wide[i], own[i])
@@ -382,4 +434,4 @@ include "_steps.pxi"
 include "_sync.pxi"
 include "_settings.pxi"
 
-from fastnorm import _contexts  # which needs this module
+from fastnorm import _contexts, around as _around  # which need this module

@@ -6,11 +6,30 @@ cdef inline fn_norm _norm(int norm):
     return <fn_norm>norm
 
 
-def axis_norm(int norm, x, weight, bias, axis, eps, out, return_ctx, least=0.0):
-    """Over `axis`. What is divided by is at least `least`."""
-    cdef Context ctx = _start(x, _norm(norm), eps)
+cdef inline bint _is_wide(object value, Py_ssize_t rank):
+    """Whether a parameter has more dimensions than one that all samples share."""
+    return value is not None and (
+        cnp.PyArray_NDIM(<cnp.ndarray>value) if isinstance(value, cnp.ndarray)
+        else np.ndim(value)) > rank
+
+
+def axis_norm(int norm, x, weight, bias, axis, eps, out, return_ctx, around=None, least=0.0):
+    """Over `axis`. What is divided by is at least `least`. around: what stands around it in the
+    same pass, as the keywords that the caller gave, or as what `_set_around` takes."""
+    cdef Context ctx
+    if around and type(around) is dict:
+        return _around.run(axis_norm, {
+            "norm": norm, "x": x, "weight": weight, "bias": bias, "axis": axis, "eps": eps,
+            "out": out, "return_ctx": return_ctx, "least": least}, around)
+    ctx = _start(x, _norm(norm), eps)
     _set_axis(ctx, axis)
+    if _is_wide(weight, len(ctx.param_shape)) or _is_wide(bias, len(ctx.param_shape)):
+        return _around.run(axis_norm, {
+            "norm": norm, "x": x, "weight": weight, "bias": bias, "axis": axis, "eps": eps,
+            "out": out, "return_ctx": return_ctx, "least": least}, around)
     _set_affine(ctx, weight, bias)
+    if around:
+        _set_around(ctx, around)
     ctx.p.sigma_min = _number(least, "eps", 0, INFINITY)
     return _forward(ctx, out, return_ctx)
 
@@ -40,12 +59,21 @@ cdef Context _start_channels(int norm, x, weight, bias, running_mean, running_va
 
 
 def channel_norm(int norm, x, weight, bias, running_mean, running_var, training, momentum, eps,
-                 ddof, layout, out, return_ctx, num_groups=None, mean_logits=None, var_logits=None,
-                 r_max=None, d_max=None, blend=1.0, tau=None):
-    """Of the channels of `layout`."""
-    cdef Context ctx = _start_channels(norm, x, weight, bias, running_mean, running_var, training,
-                                       momentum, eps, ddof, layout, num_groups, mean_logits,
-                                       var_logits, tau)
+                 ddof, layout, out, return_ctx, around=None, num_groups=None, mean_logits=None,
+                 var_logits=None, r_max=None, d_max=None, blend=1.0, tau=None):
+    """Of the channels of `layout`; around as in `axis_norm`."""
+    cdef Context ctx
+    if (around and type(around) is dict) or _is_wide(weight, 1) or _is_wide(bias, 1):
+        return _around.run(channel_norm, {
+            "norm": norm, "x": x, "weight": weight, "bias": bias, "running_mean": running_mean,
+            "running_var": running_var, "training": training, "momentum": momentum, "eps": eps,
+            "ddof": ddof, "layout": layout, "out": out, "return_ctx": return_ctx,
+            "num_groups": num_groups, "mean_logits": mean_logits, "var_logits": var_logits,
+            "r_max": r_max, "d_max": d_max, "blend": blend, "tau": tau}, around)
+    ctx = _start_channels(norm, x, weight, bias, running_mean, running_var, training, momentum,
+                          eps, ddof, layout, num_groups, mean_logits, var_logits, tau)
+    if around:
+        _set_around(ctx, around)
     if ctx.p.norm == FN_BATCH_RENORM or ctx.p.norm == FN_INSTANCE_RENORM:
         ctx.p.r_max = _number(r_max, "r_max", 1, INFINITY)
         ctx.p.d_max = _number(d_max, "d_max", 0, INFINITY)

@@ -150,7 +150,7 @@ cdef int _check_forward_out(Context ctx, object out, object return_ctx) except -
     if out is None:
         return keep
     _check_out(out, ctx.x, ctx.shape)
-    if keep and _overlap(out, ctx.x):
+    if keep and not ctx.has_sum and _overlap(out, ctx.x):
         _arguments.refuse_out_over_x()
     if _overlap(out, ctx.running_mean):
         _arguments.refuse_shared("out", "running_mean")

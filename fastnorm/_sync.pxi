@@ -162,7 +162,7 @@ def measure_grad(dy, ctx, out):
     """Sums of dy and of dy * (x - mean) over each channel, one behind the other: (2 * C,), float64.
     `out` is only checked, for `apply_grad`."""
     cdef Context c = _context(ctx)
-    cdef cnp.ndarray g = _gradient(dy, c), sums
+    cdef cnp.ndarray g = _gradient(dy, "dy", c), sums
     cdef int64_t padded = _padded_channels(c)
     cdef fn_status status
     _check_grad_out(out, g, c)
@@ -213,7 +213,7 @@ def finish_backward(dy, ctx, cnp.ndarray own, cnp.ndarray sums, double count, cn
     """The gradients, where `own` are this rank's sums, and `sums` those of all, over `count`
     elements of each channel. Those of weight and bias are this rank's share."""
     cdef Context c = _context(ctx)
-    cdef cnp.ndarray g = _gradient(dy, c), dx
+    cdef cnp.ndarray g = _gradient(dy, "dy", c), dx
     cdef cnp.ndarray padded = _copied_sums(sums, c.p.c, _padded_channels(c))
     cdef double* mine = _doubles(own, 2 * c.p.c)
     cdef fn_status status

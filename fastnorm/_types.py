@@ -25,10 +25,18 @@ AnyContext: TypeAlias = (
 
 
 class DerivedContext(ABC):
-    """Context of a forward call that takes more than one call of the core to go back through."""
+    """Context of a forward call that takes more than one call of the core to go back through.
+
+    Attributes
+    ----------
+    has_sum : bool
+        Whether the call had a residual, so that `backward` takes `ds`.
+    """
+
+    has_sum = False
 
     @abstractmethod
-    def backward(self, dy: ArrayLike, out: MaybeArray) -> Gradients:
+    def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> Any:
         """Do what :func:`fastnorm.backward` documents."""
 
 
@@ -65,6 +73,32 @@ class FilterResponseGradients(NamedTuple):
     weight: Array | None
     bias: Array | None
     tau: Array | None
+
+
+class FusedGradients(NamedTuple):
+    """Gradients of a normalizer with something around it: an activation, a shortcut, a gate...
+
+    Attributes
+    ----------
+    x : ndarray
+        Gradient of the input, and of the residual, where there was one: its shape and dtype.
+    weight, bias : ndarray or None
+        Gradients of the parameters; None where none was given.
+    shortcut, gate : ndarray or None
+        Gradients of these, shaped as x; None where none was given.
+    tau, mean_logits, var_logits : ndarray or None
+        Gradients of the parameters that :func:`fastnorm.filter_response_norm` and
+        :func:`fastnorm.switchable_norm` have besides.
+    """
+
+    x: Array
+    weight: Array | None
+    bias: Array | None
+    shortcut: Array | None = None
+    gate: Array | None = None
+    tau: Array | None = None
+    mean_logits: Array | None = None
+    var_logits: Array | None = None
 
 
 class WeightGradients(NamedTuple):

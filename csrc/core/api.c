@@ -11,7 +11,7 @@
 
 int64_t fn_saved_size(const fn_problem *problem) {
     const double some[3] = {0};
-    const fn_params params = {some, some, (void *)some, (void *)some, some, some, some};
+    const fn_params params = {some, some, (void *)some, (void *)some, some, some, some, NULL};
     int64_t elements;
     fn_plan plan;
     const fn_status status = fn_plan_make(&plan, problem, &params, 0, &elements);
@@ -21,7 +21,8 @@ int64_t fn_saved_size(const fn_problem *problem) {
 /* A call that may choose how. */
 static fn_status run_slices(fn_call *of, void (*run)(fn_job *)) {
     fn_trial trial;
-    of->use = fn_choose(&trial, &of->whole, of->elements * (int64_t)of->whole.esize, !!of->dy);
+    of->use = fn_choose(&trial, &of->whole, of->elements * (int64_t)of->whole.esize, !!of->dy,
+                        !!of->params->around);
     const fn_status status = fn_for_slices(of, run);
     fn_chosen(&trial);
     return status;
@@ -57,9 +58,10 @@ fn_status fn_backward(const fn_problem *problem, const fn_params *params, const 
     of.grads = grads;
     if (status == FN_OK && !of.elements)
         zero_grads(problem, grads);
-    /* It is made all the same.  With a floor dy is written there before x is read again. */
+    /* It is made all the same.  With a floor dy is written there before x is read again, and so may
+     * the gradient of what an activation takes. */
     const int64_t bytes = of.whole.planes * of.whole.s * of.whole.nseg * (int64_t)of.whole.esize;
-    const int apart = !grads->x || (params->tau && grads->x == x);
+    const int apart = !grads->x || ((params->tau || params->around) && grads->x == x);
     if (status == FN_OK && of.elements && apart) {
         dx = fn_allocate(bytes);
         of.out = dx;

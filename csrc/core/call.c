@@ -1,6 +1,7 @@
 /* See call.h: what a call needs of memory, and its slices. */
 #include "core/call.h"
 
+#include "core/around.h"
 #include "core/elements.h"
 #include "core/workspace.h"
 
@@ -178,6 +179,8 @@ static void make_job(const fn_call *of, fn_job *job, slice at) {
     fn_job_start(job, &params, of->x + start, of->dy ? of->dy + start : NULL,
                  of->out ? of->out + start : NULL, of->use);
     job->want_dbias = of->grads && of->grads->bias;
+    if (params.around)
+        fn_start_around(job, params.around, of->grads, start);
 }
 static void place_job(const fn_call *of, fn_job *job, slice at, fn_workspace *from) {
     const int64_t first = at.n * of->whole.sample_domains + at.c;

@@ -66,13 +66,14 @@ static int64_t size_of(unsigned class) { return (int64_t)(2 + class % 2) << clas
 
 /* Calls of one kind: the same operation, on arrays and domains of about the same size.  Numbers of
  * so many bits, one behind the other. */
-enum { NORM, DTYPE, BACKWARD, TRAINING, FORM, MOST, BYTES, COUNT, RUN, FIELDS };
-static const int bits[FIELDS] = {4, 2, 1, 1, 2, 11, 7, 7, 7};
-static uint64_t key_of(const fn_plan *plan, int64_t bytes, int backward, int most) {
+enum { NORM, DTYPE, BACKWARD, TRAINING, AROUND, FORM, MOST, BYTES, COUNT, RUN, FIELDS };
+static const int bits[FIELDS] = {4, 2, 1, 1, 1, 2, 11, 7, 7, 7};
+static uint64_t key_of(const fn_plan *plan, int64_t bytes, int backward, int around, int most) {
     const unsigned fields[FIELDS] = {(unsigned)plan->p.norm,
                                      (unsigned)plan->p.dtype,
                                      (unsigned)backward,
                                      (unsigned)fn_needs_moments(plan),
+                                     (unsigned)around,
                                      plan->block ? 2 : (unsigned)plan->col,
                                      (unsigned)most,
                                      size_class(bytes),
@@ -94,7 +95,7 @@ void fn_force_choice(int threads, int stream, int fetch) {
     forced = (fn_choice){threads, stream, fetch};
 }
 
-fn_choice fn_choose(fn_trial *trial, const fn_plan *plan, int64_t bytes, int backward) {
+fn_choice fn_choose(fn_trial *trial, const fn_plan *plan, int64_t bytes, int backward, int around) {
     fn_choice use = fn_usual_choice(plan, bytes, backward);
     trial->kind = NULL;
     if (forced.threads >= 0 || forced.stream >= 0 || forced.fetch >= 0) {
@@ -112,7 +113,7 @@ fn_choice fn_choose(fn_trial *trial, const fn_plan *plan, int64_t bytes, int bac
         place++;
     const int usual =
         fn_placed(fn_placed(fn_placed(0, THREADS, place), FETCH, use.fetch), STREAM, use.stream);
-    fn_tune_begin(trial, key_of(plan, bytes, backward, most), all, usual, bytes);
+    fn_tune_begin(trial, key_of(plan, bytes, backward, around, most), all, usual, bytes);
     use.threads = threads_at(most, fn_place(trial->way, THREADS), places);
     use.fetch = fn_place(trial->way, FETCH);
     use.stream = fn_place(trial->way, STREAM);

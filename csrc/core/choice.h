@@ -16,8 +16,9 @@ typedef struct {
 /* by the size of x, `bytes`, alone */
 fn_choice fn_usual_choice(const fn_plan *plan, int64_t bytes, int backward);
 
-/* By measurement.  What lies between the two calls is measured. */
-fn_choice fn_choose(fn_trial *trial, const fn_plan *plan, int64_t bytes, int backward);
+/* By measurement.  What lies between the two calls is measured.  around: whether there is something
+ * around the normalizer. */
+fn_choice fn_choose(fn_trial *trial, const fn_plan *plan, int64_t bytes, int backward, int around);
 void fn_chosen(const fn_trial *trial);
 
 #endif

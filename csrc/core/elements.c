@@ -5,6 +5,7 @@
  * domains in order; the parts are added in order.  So the bits do not depend on the threads. */
 #include "core/elements.h"
 
+#include "core/around.h"
 #include "core/place.h"
 #include "core/steps.h"
 #include "core/workspace.h"
@@ -109,7 +110,7 @@ static void task_rows(fn_job *job, int64_t task) {
     const int64_t each = fn_ceil_div(fn_ceil_div(pl->planes, g.parts), 4) * 4;
     const int64_t r1 = fn_min((part + 1) * each, pl->planes);
     /* rows of a block stay in the L2 between their sums and their apply */
-    int64_t step = 131072 / (fn_max(len, 1) * (int64_t)pl->asize) / 4 * 4;
+    int64_t step = FN_STEP_BYTES / (fn_max(len, 1) * (int64_t)pl->asize) / 4 * 4;
     step = step < 4 ? 4 : step > FLUSH_ROWS ? FLUSH_ROWS : step;
     const int64_t most = FLUSH_ROWS * pl->weight_rows;
     double *sums = part_sums(job, part);
@@ -119,9 +120,13 @@ static void task_rows(fn_job *job, int64_t task) {
                             job->use.stream};
     for (int64_t r = part * each; r < r1; r += step) {
         const int64_t rows = fn_min(step, r1 - r);
+        const char *dy = job->dy;
+        if (g.pieces == 1 && job->grads_before)
+            fn_grads_before(job, r, r + rows);
         if (g.pieces == 1)
             fn_grad_coefficients_of(job, r, r + rows);
         fn_place_elem_rows(job, r, r + rows, off, len, hints, block, sums);
+        job->dy = dy;
         since_flush += rows;
         if (since_flush + step > most || r + rows == r1) {
             flush(pl, block, sums + off, pl->weight_rows * len);
@@ -138,8 +143,12 @@ static void task_units(fn_job *job, int64_t part) {
     for (int64_t u = g.units * part / g.parts; u < g.units * (part + 1) / g.parts; u++) {
         const int64_t c = u % g.sample_units * UNIT_COLS, p = u / g.sample_units * pl->c + c;
         const int64_t p1 = p + fn_min(UNIT_COLS, pl->c - c);
+        const char *dy = job->dy;
+        if (job->grads_before)
+            fn_grads_before(job, p, p1);
         fn_grad_coefficients_of(job, p, p1);
         fn_place_elem_columns(job, p, p1, 0, pl->s, part_sums(job, part));
+        job->dy = dy;
     }
 }
 
@@ -157,6 +166,8 @@ void fn_backward_elem(fn_job *job) {
     const fn_plan *pl = &job->plan;
     const elem_grid g = grid_of(pl);
     if (pl->col ? g.tall : g.pieces > 1) {
+        if (job->grads_before)
+            fn_all_grads_before(job);
         fn_all_grad_sums(job);
         fn_all_grad_coefficients(job);
     }

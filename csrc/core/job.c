@@ -1,6 +1,7 @@
 /* See job.h and workspace.h. */
 #include "core/job.h"
 
+#include "core/around.h"
 #include "core/workspace.h"
 
 #include <stdlib.h>
@@ -23,10 +24,19 @@ void fn_job_start(fn_job *job, const fn_params *params, const void *x, const voi
     job->bias = dy ? NULL : (void *)params->bias;
     job->mean = job->m2 = job->dweight = job->dbias = job->dtau = NULL;
     job->elem_parts = job->want_dbias = job->masking = 0;
+    job->around = NULL;
+    job->beside = (fn_beside){.x = NULL};
+    job->after = NULL;
+    job->grads_before = 0;
+    job->before = NULL;
+    job->out_ld = job->plan.ld;
+    job->tiles = 0;
     job->scratch = NULL;
     job->use = use;
     job->use.stream = out && use.stream;
-    job->team = (fn_team){.threads = use.threads, .scratch_bytes = fn_plan_scratch(&job->plan)};
+    job->team = (fn_team){.threads = use.threads,
+                          .scratch_bytes = fn_plan_scratch(&job->plan) + FN_LINE +
+                                           fn_around_bytes(&job->plan, params->around)};
 }
 
 typedef struct {

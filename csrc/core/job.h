@@ -7,7 +7,17 @@
 #include "norms/coefs.h"
 #include "system/threads.h"
 
+typedef struct fn_job fn_job;
+typedef struct fn_piece fn_piece;
+
+/* The arrays of fn_around, from the first element of the slice on; NULL: there is none.  x is what
+ * the residual is added to. */
 typedef struct {
+    const char *shortcut, *gate, *x, *residual, *dsum;
+    char *sum, *dshortcut, *dgate;
+} fn_beside;
+
+struct fn_job {
     fn_plan plan;
     fn_params params; /* from its first channel on */
     fn_coefs cf;
@@ -22,11 +32,22 @@ typedef struct {
     int64_t elem_parts; /* 0: they do not, or their gradients are not wanted */
     int want_dbias;     /* of the elements; dweight, where there is a weight */
 
+    /* What stands around (around.h).  after: what follows a piece of what is written, NULL: nothing.
+     * before: the gradient of what the normalizer gave, where grads_before says that it is not dy.
+     */
+    const fn_around *around;
+    fn_beside beside;
+    void (*after)(fn_job *job, const fn_piece *at, int stream);
+    int grads_before;
+    char *before;
+    int64_t out_ld; /* columns: from row to row of what is written */
+    int64_t tiles;  /* where they begin in the scratch */
+
     int masking; /* what is written is dy above the floor; from then on that is dy */
     fn_team team;
     char *scratch; /* of this thread */
     fn_choice use;
-} fn_job;
+};
 
 /* A job that reads x (and dy), and writes out.  What needs memory is left to the caller:
  * workspace.h. */

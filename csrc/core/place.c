@@ -1,6 +1,7 @@
 /* See place.h: where a part of the arrays lies, and which kernel takes it. */
 #include "core/place.h"
 
+#include "core/around.h"
 #include "core/careful.h"
 #include "kernels/moments.h"
 
@@ -18,18 +19,9 @@ static char *out_at(const fn_job *job, int64_t i) {
     return job->out + i * (int64_t)job->plan.esize;
 }
 
-/* Column form: row r of plane p, in elements. */
-static int64_t row_at(const fn_plan *pl, int64_t p, int64_t r) {
-    return (p / pl->cols * pl->s + r) * pl->ld + p % pl->cols;
-}
 static int64_t chunk_rows(const fn_plan *pl, int64_t k) {
     return fn_min(pl->mchunks.size, pl->s - k * pl->mchunks.size);
 }
-/* Not in column form: segment g of plane p. */
-static int64_t plane_at(const fn_plan *pl, int64_t p, int64_t g) {
-    return g * pl->seg_stride + p * pl->s;
-}
-
 /* Where the moments of chunk k of reduction i go: a domain in row form, else a plane.  The chunks
  * of a group lie behind one another, each a row of cols numbers: with 2 chunks of matrices of 3
  * columns chunk 1 of plane 4, which is column 1 of the second matrix, is number (1 * 2 + 1) * 3 + 1
@@ -45,13 +37,13 @@ static int64_t chunk_of(const fn_job *job, const fn_chunks *ch, int64_t elems, i
     const fn_plan *pl = &job->plan;
     if (pl->col) {
         const int64_t cols = i1 - i;
-        *view = (fn_view){chunk_rows(pl, k), pl->ld, cols, cols, cols, job->use.fetch};
+        *view = (fn_view){chunk_rows(pl, k), pl->ld, cols, cols, cols, job->use.fetch, 0};
         return k * ch->size * pl->ld;
     }
     const int64_t together = pl->block ? 1 : i1 - i, outputs = pl->block ? pl->block : 1;
     if (ch->per_segment) {
         const int64_t at = k % ch->per_segment * ch->size, len = fn_min(ch->size, elems - at);
-        *view = (fn_view){1, pl->seg_stride, len, len, outputs, job->use.fetch};
+        *view = (fn_view){1, pl->seg_stride, len, len, outputs, job->use.fetch, 0};
         return k / ch->per_segment * pl->seg_stride + at;
     }
     const int64_t g = k * ch->size;
@@ -60,7 +52,8 @@ static int64_t chunk_of(const fn_job *job, const fn_chunks *ch, int64_t elems, i
                       together * elems,
                       elems,
                       outputs,
-                      job->use.fetch};
+                      job->use.fetch,
+                      0};
     return g * pl->seg_stride;
 }
 
@@ -75,7 +68,8 @@ void fn_moments_chunk(fn_job *job, int64_t i, int64_t i1, int64_t k) {
     const int64_t to = slot(pl, pl->mchunks.count, i, k);
     fn_view view;
     int64_t at = chunk_of(job, &pl->mchunks, domain_elems(pl), i, i1, k, &view);
-    at += pl->col ? row_at(pl, i, 0) : i * pl->s * (pl->block ? 1 : pl->per_domain);
+    at += pl->col ? fn_row_at(pl, i, 0) : i * pl->s * (pl->block ? 1 : pl->per_domain);
+    fn_add_residual(job, at, &view);
     if (!pl->squares) {
         pl->k->moments(x_at(job, at), &view, job->scratch, job->mean + to, job->m2 + to);
         return;
@@ -94,7 +88,7 @@ void fn_grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k) {
         return;
     }
     const int64_t in = chunk_of(job, &pl->gchunks, plane_elems(pl), p, p1, k, &view);
-    const int64_t at = in + (pl->col ? row_at(pl, p, 0) : p * pl->s);
+    const int64_t at = in + (pl->col ? fn_row_at(pl, p, 0) : p * pl->s);
     void *w = pl->elem ? job->weight : NULL;
     if (w)
         w = fn_at(job, w, fn_elem_first(pl, p) + (pl->col ? k * pl->gchunks.size : in));
@@ -216,8 +210,8 @@ static void apply_elem_rows(fn_job *job, int64_t p, int64_t p1, int64_t off, int
                             fn_hints hints) {
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
-    const int64_t i = plane_at(pl, p, 0) + off, w = fn_elem_first(pl, p) + off;
-    pl->k->apply_elem(x_at(job, i), out_at(job, i), p1 - p, pl->s, len, 1,
+    const int64_t i = fn_plane_at(pl, p, 0) + off, w = fn_elem_first(pl, p) + off;
+    pl->k->apply_elem(x_at(job, i), out_at(job, i), p1 - p, pl->s, pl->s, len, 1,
                       fn_at(job, cf->center, p), fn_at(job, cf->scale, p), fn_at(job, cf->shift, p),
                       job->weight ? fn_at(job, job->weight, w) : NULL,
                       job->bias ? fn_at(job, job->bias, w) : NULL, hints);
@@ -226,7 +220,11 @@ static void apply_elem_rows(fn_job *job, int64_t p, int64_t p1, int64_t off, int
 void fn_place_rows(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, int64_t off,
                    int64_t len, fn_hints hints) {
     const fn_plan *pl = &job->plan;
-    const int64_t i = plane_at(pl, p, g) + off;
+    const int64_t i = fn_plane_at(pl, p, g) + off;
+    if (job->after && !job->masking) {
+        fn_after_rows(job, p, p1, g, g1, off, len, hints);
+        return;
+    }
     if (fn_any_careful(&job->cf, p, p1)) {
         fn_careful_part(job, p, p1, g, g1, off, off + len, NULL, NULL);
         return;
@@ -238,27 +236,43 @@ void fn_place_rows(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, in
         }
         return;
     }
-    const fn_view view = {g1 - g, pl->seg_stride, (p1 - p) / pl->cols * len, len, pl->cols, 0};
+    const fn_view view = {g1 - g, pl->seg_stride, (p1 - p) / pl->cols * len, len, pl->cols, 0, 0};
     apply(job, i, p, &view, hints);
 }
 
 void fn_place_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1, fn_hints hints) {
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
-    const int64_t i = row_at(pl, p, r);
+    const int64_t i = fn_row_at(pl, p, r);
+    if (job->after && !job->masking) {
+        fn_after_columns(job, p, p1, r, r1, hints);
+        return;
+    }
     if (fn_any_careful(cf, p, p1)) {
         fn_careful_part(job, p, p1, 0, 1, r * pl->cols, r1 * pl->cols, NULL, NULL);
         return;
     }
     if (!job->dy && pl->elem && (job->weight || job->bias)) {
-        pl->k->apply_elem(x_at(job, i), out_at(job, i), r1 - r, pl->ld, p1 - p, 0,
+        pl->k->apply_elem(x_at(job, i), out_at(job, i), r1 - r, pl->ld, job->out_ld, p1 - p, 0,
                           fn_at(job, cf->center, p), fn_at(job, cf->scale, p),
                           fn_at(job, cf->shift, p), job->weight ? fn_at(job, job->weight, r) : NULL,
                           job->bias ? fn_at(job, job->bias, r) : NULL, hints);
         return;
     }
-    const fn_view view = {r1 - r, pl->ld, p1 - p, p1 - p, p1 - p, 0};
+    const fn_view view = {r1 - r, pl->ld, p1 - p, p1 - p, p1 - p, 0, job->out_ld};
     apply(job, i, p, &view, hints);
+}
+
+void fn_place_unit(fn_job *job, int64_t p, int64_t p1, fn_hints hints) {
+    const fn_plan *pl = &job->plan;
+    if (!pl->col) {
+        fn_place_rows(job, p, p1, 0, pl->nseg, 0, pl->s * pl->cols, hints);
+        return;
+    }
+    for (int64_t end; p < p1; p = end) {
+        end = fn_group_end(pl, p, p1);
+        fn_place_columns(job, p, end, 0, pl->s, (fn_hints){0, 0, hints.stream});
+    }
 }
 
 /* ---- parameters of the elements ------------------------------------------------------------*/
@@ -267,6 +281,7 @@ void fn_place_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1,
 static void grad_elem_rows(fn_job *job, int64_t p, int64_t p1, int64_t off, int64_t len,
                            fn_hints hints, char *dweight, char *dbias) {
     const fn_plan *pl = &job->plan;
+    hints.stream = hints.stream && !job->after;
     const fn_coefs *cf = &job->cf;
     const int64_t i = p * pl->s + off, w = fn_elem_first(pl, p);
     pl->k->grad_apply_elem(x_at(job, i), dy_at(job, i), out_at(job, i), p1 - p, pl->s, len, 1,
@@ -280,29 +295,31 @@ static void grad_elem_rows(fn_job *job, int64_t p, int64_t p1, int64_t off, int6
 void fn_place_elem_rows(fn_job *job, int64_t p, int64_t p1, int64_t off, int64_t len,
                         fn_hints hints, char *block, double *sums) {
     const fn_plan *pl = &job->plan;
-    if (fn_any_careful(&job->cf, p, p1)) {
+    if (fn_any_careful(&job->cf, p, p1))
         fn_careful_part(job, p, p1, 0, 1, off, off + len, sums, sums + fn_elem_count(pl));
-        return;
-    }
-    for (int64_t end; p < p1; p = end) {
-        end = same_weights_end(pl, p, p1);
-        grad_elem_rows(job, p, end, off, len, hints, block,
-                       fn_at(job, block, pl->weight_rows * len));
-    }
+    else
+        for (int64_t q = p, end; q < p1; q = end) {
+            end = same_weights_end(pl, q, p1);
+            grad_elem_rows(job, q, end, off, len, hints, block,
+                           fn_at(job, block, pl->weight_rows * len));
+        }
+    if (job->after)
+        fn_after_in_place(job, p * pl->s + off, p1 - p, len, pl->s);
 }
 
 void fn_place_elem_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1,
                            double *sums) {
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
-    const int64_t i = row_at(pl, p, r);
-    if (fn_any_careful(cf, p, p1)) {
+    const int64_t i = fn_row_at(pl, p, r);
+    if (fn_any_careful(cf, p, p1))
         fn_careful_part(job, p, p1, 0, 1, r * pl->cols, r1 * pl->cols, sums, sums + pl->s);
-        return;
-    }
-    pl->k->grad_apply_elem(x_at(job, i), dy_at(job, i), out_at(job, i), r1 - r, pl->ld, p1 - p, 0,
-                           fn_at(job, cf->center, p), fn_at(job, cf->scale, p),
-                           fn_at(job, cf->shift, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
-                           job->weight ? fn_at(job, job->weight, r) : NULL, sums + r,
-                           sums + pl->s + r, (fn_hints){0, 0, 0});
+    else
+        pl->k->grad_apply_elem(x_at(job, i), dy_at(job, i), out_at(job, i), r1 - r, pl->ld, p1 - p,
+                               0, fn_at(job, cf->center, p), fn_at(job, cf->scale, p),
+                               fn_at(job, cf->shift, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
+                               job->weight ? fn_at(job, job->weight, r) : NULL, sums + r,
+                               sums + pl->s + r, (fn_hints){0, 0, 0});
+    if (job->after)
+        fn_after_in_place(job, i, r1 - r, p1 - p, pl->ld);
 }

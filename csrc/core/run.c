@@ -5,6 +5,7 @@
  * among the threads.  The sums are the same, in the same order, either way. */
 #include "core/run.h"
 
+#include "core/around.h"
 #include "core/elements.h"
 #include "core/place.h"
 #include "core/steps.h"
@@ -28,23 +29,10 @@ static void unit_domains(const fn_plan *pl, int64_t u, int64_t *d0, int64_t *d1)
     *d1 = first + fn_min(in_group, (u + 1) * pl->unit_domains);
 }
 
-/* planes [p, p1) of a unit: all of them, in all segments or rows */
-static void apply_unit(fn_job *job, int64_t p, int64_t p1, fn_hints hints) {
-    const fn_plan *pl = &job->plan;
-    if (!pl->col) {
-        fn_place_rows(job, p, p1, 0, pl->nseg, 0, pl->s * pl->cols, hints);
-        return;
-    }
-    for (int64_t end; p < p1; p = end) {
-        end = fn_group_end(pl, p, p1);
-        fn_place_columns(job, p, end, 0, pl->s, (fn_hints){0, 0, hints.stream});
-    }
-}
-
 static void forward_turn(fn_job *job, int64_t d, int64_t d1, fn_hints hints) {
     const fn_plan *pl = &job->plan;
     fn_coefficients_of(job, d, d1);
-    apply_unit(job, fn_first_plane(pl, d), fn_first_plane(pl, d1), hints);
+    fn_place_unit(job, fn_first_plane(pl, d), fn_first_plane(pl, d1), hints);
 }
 
 /* dx of planes [p, p1) becomes dy where y is above the floor, else 0: it is what backward takes for
@@ -54,7 +42,7 @@ static void mask_unit(fn_job *job, int64_t p, int64_t p1) {
     fn_grad_sums_of(job, p, p1);
     memcpy(job->cf.sum_all + p, job->cf.sum_dy + p, bytes);
     job->masking = 1;
-    apply_unit(job, p, p1, (fn_hints){0, 0, 0});
+    fn_place_unit(job, p, p1, (fn_hints){0, 0, 0});
     job->masking = 0;
     job->dy = job->out;
 }
@@ -62,10 +50,12 @@ static void mask_unit(fn_job *job, int64_t p, int64_t p1) {
 static void backward_turn(fn_job *job, int64_t d, int64_t d1, fn_hints hints) {
     const char *dy = job->dy;
     const int64_t p = fn_first_plane(&job->plan, d), p1 = fn_first_plane(&job->plan, d1);
+    if (job->grads_before)
+        fn_grads_before(job, d, d1);
     if (job->cf.floor)
         mask_unit(job, p, p1);
     fn_grad_coefficients_of(job, d, d1);
-    apply_unit(job, p, p1, hints);
+    fn_place_unit(job, p, p1, hints);
     job->dy = dy;
 }
 
@@ -103,6 +93,8 @@ void fn_run_backward(fn_job *job) {
     if (by_units(job)) {
         fn_for_all(job, pl->units, task_unit, 0);
     } else {
+        if (job->grads_before)
+            fn_all_grads_before(job);
         if (job->cf.floor)
             fn_all_masked(job);
         fn_all_grad_sums(job);

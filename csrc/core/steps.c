@@ -54,6 +54,15 @@ void fn_coefficients_of(fn_job *job, int64_t d, int64_t d1) {
     fn_coefficients(&job->cf, d, d1);
 }
 
+/* what spans the domains of a sample is not among what forward saved */
+static void (*of_samples(const fn_plan *pl))(fn_coefs *, int64_t) {
+    return pl->row->saved_more ? NULL : pl->row->sample_statistics;
+}
+void fn_forward_coefficients_of(fn_job *job, int64_t d, int64_t d1) {
+    by_samples(job, d, d1, of_samples(&job->plan));
+    fn_coefficients(&job->cf, d, d1);
+}
+
 void fn_grad_sums_of(fn_job *job, int64_t p, int64_t p1) {
     all_chunks(job, job->plan.gchunks.count, p, p1, fn_grad_chunk);
     fn_merge_grad_planes(job, p, p1);
@@ -197,6 +206,11 @@ void fn_all_statistics(fn_job *job) {
 
 void fn_all_coefficients(fn_job *job) {
     by_planes(job, domain_tasks(&job->plan), task_coefficients);
+}
+void fn_all_forward_coefficients(fn_job *job) {
+    if (of_samples(&job->plan))
+        by_planes(job, job->plan.n, task_sample_statistics);
+    fn_all_coefficients(job);
 }
 void fn_all_centers(fn_job *job) { by_planes(job, domain_tasks(&job->plan), task_centers); }
 

@@ -9,12 +9,15 @@
  * sample in column and block form */
 void fn_coefficients_of(fn_job *job, int64_t d, int64_t d1);
 void fn_grad_coefficients_of(fn_job *job, int64_t d, int64_t d1);
+/* backward: those of y, from what forward saved */
+void fn_forward_coefficients_of(fn_job *job, int64_t d, int64_t d1);
 /* the sums alone, of planes [p, p1) */
 void fn_grad_sums_of(fn_job *job, int64_t p, int64_t p1);
 
 /* the same of all; fn_all_grad_sums looks at sums that leave the range, too */
 void fn_all_statistics(fn_job *job);
 void fn_all_coefficients(fn_job *job);
+void fn_all_forward_coefficients(fn_job *job);
 void fn_all_centers(fn_job *job);
 void fn_all_grad_sums(fn_job *job);
 void fn_all_grad_coefficients(fn_job *job);

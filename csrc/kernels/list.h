@@ -19,11 +19,14 @@
  *     a block of x[n][c / 8][s][8]             n     c * s   8 * s      8 * s  8
  *     a matrix x[s][c], its columns            s     c       c          c      c
  *
+ * out_stride: from row to row of what is written, of columns alone; 0: as in x.
+ *
  * fetch: 0 where the array is in the caches; else it comes from memory, some of it (1) or all of it
  * (FN_FAR), and what lies ahead is fetched where that helps. */
 typedef struct {
     int64_t rows, stride, len, run, outputs;
     int fetch;
+    int64_t out_stride;
 } fn_view;
 enum { FN_FAR = 2 };
 
@@ -110,8 +113,8 @@ typedef struct {
     X(grad_apply,                                                                                  \
       (const void *x, const void *dy, void *dx, const fn_view *view, const void *center,           \
        const void *a, const void *b, const void *e, fn_hints hints, void *scratch))                \
-    X(apply_elem, (const void *x, void *y, int64_t rows, int64_t stride, int64_t len, int by_row,  \
-                   const void *center, const void *scale, const void *shift, const void *weight,   \
+    X(apply_elem, (const void *x, void *y, int64_t rows, int64_t stride, int64_t out_stride,       \
+                   int64_t len, int by_row, const void *center, const void *scale, const void *shift, const void *weight,   \
                    const void *bias, fn_hints hints))                                              \
     X(grad_apply_elem,                                                                             \
       (const void *x, const void *dy, void *dx, int64_t rows, int64_t stride, int64_t len,         \
@@ -122,6 +125,14 @@ typedef struct {
     X(add_sums, (const void *x, int64_t rows, int64_t ld, int64_t cols, const double *reference,   \
                  double *sum, double *square))                                                     \
     X(narrow, (const double *v, int64_t n, void *to))                                              \
+    X(activate, (int kind, double slope, const void *x, const void *add, void *y, int64_t n,       \
+                 int stream))                                                                      \
+    X(activate_grad, (int kind, double slope, const void *x, const void *add, const void *dy,      \
+                      void *dx, int64_t n, int stream))                                            \
+    X(gate, (int kind, double slope, const void *x, const void *gate, void *y, int64_t n,          \
+             int stream))                                                                          \
+    X(gate_grad, (int kind, double slope, const void *x, const void *gate, const void *dy,         \
+                  void *dx, void *dgate, int64_t n))                                               \
     X(limit, (const void *x, const void *dy, void *y, int64_t len, int stream))
 
 #define FN_KERNEL_FIELD(name, args) void(*name) args;

@@ -14,6 +14,7 @@ from .._types import (
     FilterResponseGradients,
     Gradients,
     MaybeArray,
+    Param,
     SwitchableGradients,
     WeightGradients,
 )
@@ -27,10 +28,16 @@ G = TypeVar("G", bound=AnyGradients)
 
 
 @overload
-def backward(dy: ArrayLike, ctx: Context[G], out: MaybeArray = ...) -> G: ...
+def backward(
+    dy: ArrayLike, ctx: Context[G], out: MaybeArray = ..., *, ds: Param = ...
+) -> G: ...
 @overload
-def backward(dy: ArrayLike, ctx: DerivedContext, out: MaybeArray = ...) -> Gradients: ...
-def backward(dy: ArrayLike, ctx: AnyContext, out: MaybeArray = None) -> AnyGradients:
+def backward(
+    dy: ArrayLike, ctx: DerivedContext, out: MaybeArray = ..., *, ds: Param = ...
+) -> Gradients: ...
+def backward(
+    dy: ArrayLike, ctx: AnyContext, out: MaybeArray = None, *, ds: Param = None
+) -> AnyGradients:
     """Gradients of ``sum(dy * y)`` for the forward call that made `ctx`.
 
     Parameters
@@ -43,6 +50,9 @@ def backward(dy: ArrayLike, ctx: AnyContext, out: MaybeArray = None) -> AnyGradi
     out : ndarray, optional
         Where to write the gradient of x. It may share memory with dy, but not with x, weight or
         logits, nor with bias or tau where there is a tau. Not after :func:`cosine_norm`.
+
+    ds : array_like, optional
+        After a call with a residual: gradient of the sum that it returned. It joins that of x.
 
     Returns
     -------
@@ -73,5 +83,9 @@ def backward(dy: ArrayLike, ctx: AnyContext, out: MaybeArray = None) -> AnyGradi
     (array([2.333]), array([0.802]))
     """
     if isinstance(ctx, DerivedContext):
-        return ctx.backward(dy, out)
-    return _core.backward(dy, ctx, out)
+        if ds is None:
+            return ctx.backward(dy, out)
+        if not ctx.has_sum:
+            raise ValueError("ds: expected None, as the forward call had no residual")
+        return ctx.backward(dy, out, ds)
+    return _core.backward(dy, ctx, out, ds)

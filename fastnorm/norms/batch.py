@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, TypeAlias, overload
+from typing import Literal, overload, TypeAlias, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -12,6 +12,7 @@ from .. import _check as check
 from .. import _core
 from .._core import Context
 from .._types import AnyContext, Array, MaybeArray, Param, WithContext
+from ..around import Around
 from ._base import RunningNorm
 
 __all__ = [
@@ -33,24 +34,25 @@ def batch_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: MaybeArray = ...,
     running_var: MaybeArray = ..., training: bool = ..., momentum: float = ..., eps: float = ...,
     ddof: int = ..., layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[False] = ...,
+    **around: Unpack[Around],
 ) -> Array: ...  # fmt: skip
 @overload
 def batch_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: MaybeArray = ...,
     running_var: MaybeArray = ..., training: bool = ..., momentum: float = ..., eps: float = ...,
-    ddof: int = ..., layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[True],
+    ddof: int = ..., layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[True], **around: Unpack[Around],
 ) -> WithContext: ...  # fmt: skip
 @overload
 def batch_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: MaybeArray = ...,
     running_var: MaybeArray = ..., training: bool = ..., momentum: float = ..., eps: float = ...,
-    ddof: int = ..., layout: str = ..., out: MaybeArray = ..., return_ctx: bool,
+    ddof: int = ..., layout: str = ..., out: MaybeArray = ..., return_ctx: bool, **around: Unpack[Around],
 ) -> Array | WithContext: ...  # fmt: skip
 def batch_norm(
     x: ArrayLike, weight: Param = None, bias: Param = None, *, running_mean: MaybeArray = None,
     running_var: MaybeArray = None, training: bool = False, momentum: float = 0.1,
     eps: float = 1e-5, ddof: int = 1, layout: str = "NCHW", out: MaybeArray = None,
-    return_ctx: bool = False,
+    return_ctx: bool = False, **around: Unpack[Around],
 ) -> Array | WithContext:  # fmt: skip
     """Batch Norm: statistics of each channel over samples and space.
 
@@ -77,6 +79,9 @@ def batch_norm(
         Where to write y.
     return_ctx : bool
         Whether to return ``(y, ctx)``; ctx is what :func:`backward` takes.
+    **around
+        What stands around it in the same pass, an activation, a shortcut, a mask...: see
+        :class:`fastnorm.Around`.
 
     Returns
     -------
@@ -115,7 +120,7 @@ def batch_norm(
     """
     return _core.channel_norm(
         _BATCH, x, weight, bias, running_mean, running_var, training, momentum, eps, ddof, layout,
-        out, return_ctx,
+        out, return_ctx, around,
     )  # fmt: skip
 
 
@@ -177,26 +182,27 @@ def batch_renorm(
     running_var: Array, training: bool = ..., momentum: float = ..., eps: float = ...,
     r_max: float = ..., d_max: float = ..., ddof: int = ..., layout: str = ...,
     out: MaybeArray = ..., return_ctx: Literal[False] = ...,
+    **around: Unpack[Around],
 ) -> Array: ...  # fmt: skip
 @overload
 def batch_renorm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: Array,
     running_var: Array, training: bool = ..., momentum: float = ..., eps: float = ...,
     r_max: float = ..., d_max: float = ..., ddof: int = ..., layout: str = ...,
-    out: MaybeArray = ..., return_ctx: Literal[True],
+    out: MaybeArray = ..., return_ctx: Literal[True], **around: Unpack[Around],
 ) -> WithContext: ...  # fmt: skip
 @overload
 def batch_renorm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: Array,
     running_var: Array, training: bool = ..., momentum: float = ..., eps: float = ...,
     r_max: float = ..., d_max: float = ..., ddof: int = ..., layout: str = ...,
-    out: MaybeArray = ..., return_ctx: bool,
+    out: MaybeArray = ..., return_ctx: bool, **around: Unpack[Around],
 ) -> Array | WithContext: ...  # fmt: skip
 def batch_renorm(
     x: ArrayLike, weight: Param = None, bias: Param = None, *, running_mean: Array,
     running_var: Array, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
     r_max: float = 3.0, d_max: float = 5.0, ddof: int = 0, layout: str = "NCHW",
-    out: MaybeArray = None, return_ctx: bool = False,
+    out: MaybeArray = None, return_ctx: bool = False, **around: Unpack[Around],
 ) -> Array | WithContext:  # fmt: skip
     """Batch Renorm: Batch Norm that pulls small batches toward the running statistics.
 
@@ -229,6 +235,9 @@ def batch_renorm(
         Where to write y.
     return_ctx : bool
         Whether to return ``(y, ctx)``; ctx is what :func:`backward` takes.
+    **around
+        What stands around it in the same pass, an activation, a shortcut, a mask...: see
+        :class:`fastnorm.Around`.
 
     Returns
     -------
@@ -263,7 +272,7 @@ def batch_renorm(
     """
     return _core.channel_norm(
         _BATCH_RENORM, x, weight, bias, running_mean, running_var, training, momentum, eps, ddof,
-        layout, out, return_ctx, None, None, None, r_max, d_max,
+        layout, out, return_ctx, around, None, None, None, r_max, d_max,
     )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ class _Units:
         # the least length; there, the least root mean square
         least = eps / math.sqrt(vectors.shape[axis])
         self.units, self._ctx = _core.axis_norm(
-            _LAYER if centered else _RMS, vectors, None, None, axis, 0.0, None, True, least
+            _LAYER if centered else _RMS, vectors, None, None, axis, 0.0, None, True, None, least
         )
 
     def backward(self, grad: Array) -> Array:

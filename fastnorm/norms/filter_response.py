@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, overload
+from typing import Literal, overload, TypeAlias, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -11,6 +11,7 @@ from .. import _check as check
 from .. import _core
 from .._core import Context
 from .._types import Array, FilterResponseGradients, MaybeArray, Param
+from ..around import Around
 from ._base import ChannelNorm
 
 __all__ = ["FilterResponseNorm", "filter_response_norm"]
@@ -23,20 +24,21 @@ _WithContext: TypeAlias = tuple[Array, Context[FilterResponseGradients]]
 def filter_response_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., tau: Param = ..., *, eps: float = ...,
     layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[False] = ...,
+    **around: Unpack[Around],
 ) -> Array: ...  # fmt: skip
 @overload
 def filter_response_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., tau: Param = ..., *, eps: float = ...,
-    layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[True],
+    layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[True], **around: Unpack[Around],
 ) -> _WithContext: ...  # fmt: skip
 @overload
 def filter_response_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., tau: Param = ..., *, eps: float = ...,
-    layout: str = ..., out: MaybeArray = ..., return_ctx: bool,
+    layout: str = ..., out: MaybeArray = ..., return_ctx: bool, **around: Unpack[Around],
 ) -> Array | _WithContext: ...  # fmt: skip
 def filter_response_norm(
     x: ArrayLike, weight: Param = None, bias: Param = None, tau: Param = None, *,
-    eps: float = 1e-6, layout: str = "NCHW", out: MaybeArray = None, return_ctx: bool = False,
+    eps: float = 1e-6, layout: str = "NCHW", out: MaybeArray = None, return_ctx: bool = False, **around: Unpack[Around],
 ) -> Array | _WithContext:  # fmt: skip
     """Filter Response Norm: ``max(weight * x / sqrt(mean(x**2) + eps) + bias, tau)``.
 
@@ -80,7 +82,7 @@ def filter_response_norm(
     """
     return _core.channel_norm(
         _FILTER_RESPONSE, x, weight, bias, None, None, True, 0.0, eps, 0, layout, out, return_ctx,
-        tau=tau,
+        around, tau=tau,
     )  # fmt: skip
 
 

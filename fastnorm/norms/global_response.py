@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Literal, overload, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from .. import _core
 from .._core import Context
 from .._types import Array, MaybeArray, Param, WithContext
+from ..around import Around
 from ._base import ChannelNorm
 
 __all__ = ["GlobalResponseNorm", "global_response_norm"]
@@ -21,20 +22,21 @@ _GLOBAL_RESPONSE = _core.NORMS.index("global_response")
 def global_response_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, eps: float = ..., layout: str = ...,
     out: MaybeArray = ..., return_ctx: Literal[False] = ...,
+    **around: Unpack[Around],
 ) -> Array: ...  # fmt: skip
 @overload
 def global_response_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, eps: float = ..., layout: str = ...,
-    out: MaybeArray = ..., return_ctx: Literal[True],
+    out: MaybeArray = ..., return_ctx: Literal[True], **around: Unpack[Around],
 ) -> WithContext: ...  # fmt: skip
 @overload
 def global_response_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, eps: float = ..., layout: str = ...,
-    out: MaybeArray = ..., return_ctx: bool,
+    out: MaybeArray = ..., return_ctx: bool, **around: Unpack[Around],
 ) -> Array | WithContext: ...  # fmt: skip
 def global_response_norm(
     x: ArrayLike, weight: Param = None, bias: Param = None, *, eps: float = 1e-6,
-    layout: str = "NCHW", out: MaybeArray = None, return_ctx: bool = False,
+    layout: str = "NCHW", out: MaybeArray = None, return_ctx: bool = False, **around: Unpack[Around],
 ) -> Array | WithContext:  # fmt: skip
     """Global Response Norm: ``weight * (x * N) + bias + x``, with ``N = G / (mean(G) + eps)``.
 
@@ -75,7 +77,8 @@ def global_response_norm(
             [ 0. , 37.5]]])
     """
     return _core.channel_norm(
-        _GLOBAL_RESPONSE, x, weight, bias, None, None, True, 0.0, eps, 0, layout, out, return_ctx
+        _GLOBAL_RESPONSE, x, weight, bias, None, None, True, 0.0, eps, 0, layout, out, return_ctx,
+        around,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Literal, overload, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -11,6 +11,7 @@ from .. import _check as check
 from .. import _core
 from .._core import Context
 from .._types import Array, MaybeArray, Param, WithContext
+from ..around import Around
 from ._base import Norm, check_channels
 
 __all__ = ["GroupNorm", "group_norm"]
@@ -22,20 +23,21 @@ _GROUP = _core.NORMS.index("group")
 def group_norm(
     x: ArrayLike, num_groups: int, weight: Param = ..., bias: Param = ..., *, eps: float = ...,
     layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[False] = ...,
+    **around: Unpack[Around],
 ) -> Array: ...  # fmt: skip
 @overload
 def group_norm(
     x: ArrayLike, num_groups: int, weight: Param = ..., bias: Param = ..., *, eps: float = ...,
-    layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[True],
+    layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[True], **around: Unpack[Around],
 ) -> WithContext: ...  # fmt: skip
 @overload
 def group_norm(
     x: ArrayLike, num_groups: int, weight: Param = ..., bias: Param = ..., *, eps: float = ...,
-    layout: str = ..., out: MaybeArray = ..., return_ctx: bool,
+    layout: str = ..., out: MaybeArray = ..., return_ctx: bool, **around: Unpack[Around],
 ) -> Array | WithContext: ...  # fmt: skip
 def group_norm(
     x: ArrayLike, num_groups: int, weight: Param = None, bias: Param = None, *, eps: float = 1e-5,
-    layout: str = "NCHW", out: MaybeArray = None, return_ctx: bool = False,
+    layout: str = "NCHW", out: MaybeArray = None, return_ctx: bool = False, **around: Unpack[Around],
 ) -> Array | WithContext:  # fmt: skip
     """Group Norm: statistics of each sample over groups of neighbouring channels and space.
 
@@ -55,6 +57,9 @@ def group_norm(
         Where to write y.
     return_ctx : bool
         Whether to return ``(y, ctx)``; ctx is what :func:`backward` takes.
+    **around
+        What stands around it in the same pass, an activation, a shortcut, a mask...: see
+        :class:`fastnorm.Around`.
 
     Returns
     -------
@@ -84,7 +89,8 @@ def group_norm(
     array([[-1.,  1., -1.,  1.]])
     """
     return _core.channel_norm(
-        _GROUP, x, weight, bias, None, None, True, 0.0, eps, 0, layout, out, return_ctx, num_groups
+        _GROUP, x, weight, bias, None, None, True, 0.0, eps, 0, layout, out, return_ctx, around,
+        num_groups,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Literal, overload, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -20,6 +20,7 @@ from .._types import (
     Param,
     WithContext,
 )
+from ..around import Around
 from ._base import RunningNorm
 from ._gradients import backward
 from .batch import Schedule, at_step, schedule
@@ -35,26 +36,27 @@ def instance_norm(
     running_var: MaybeArray = ..., use_input_stats: bool = ..., momentum: float = ...,
     eps: float = ..., ddof: int = ..., layout: str = ..., out: MaybeArray = ...,
     return_ctx: Literal[False] = ...,
+    **around: Unpack[Around],
 ) -> Array: ...  # fmt: skip
 @overload
 def instance_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: MaybeArray = ...,
     running_var: MaybeArray = ..., use_input_stats: bool = ..., momentum: float = ...,
     eps: float = ..., ddof: int = ..., layout: str = ..., out: MaybeArray = ...,
-    return_ctx: Literal[True],
+    return_ctx: Literal[True], **around: Unpack[Around],
 ) -> WithContext: ...  # fmt: skip
 @overload
 def instance_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: MaybeArray = ...,
     running_var: MaybeArray = ..., use_input_stats: bool = ..., momentum: float = ...,
     eps: float = ..., ddof: int = ..., layout: str = ..., out: MaybeArray = ...,
-    return_ctx: bool,
+    return_ctx: bool, **around: Unpack[Around],
 ) -> Array | WithContext: ...  # fmt: skip
 def instance_norm(
     x: ArrayLike, weight: Param = None, bias: Param = None, *, running_mean: MaybeArray = None,
     running_var: MaybeArray = None, use_input_stats: bool = True, momentum: float = 0.1,
     eps: float = 1e-5, ddof: int = 1, layout: str = "NCHW", out: MaybeArray = None,
-    return_ctx: bool = False,
+    return_ctx: bool = False, **around: Unpack[Around],
 ) -> Array | WithContext:  # fmt: skip
     """Instance Norm: statistics of each sample and channel over space.
 
@@ -81,6 +83,9 @@ def instance_norm(
         Where to write y.
     return_ctx : bool
         Whether to return ``(y, ctx)``; ctx is what :func:`backward` takes.
+    **around
+        What stands around it in the same pass, an activation, a shortcut, a mask...: see
+        :class:`fastnorm.Around`.
 
     Returns
     -------
@@ -114,7 +119,7 @@ def instance_norm(
     """
     return _core.channel_norm(
         _INSTANCE, x, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, ddof,
-        layout, out, return_ctx,
+        layout, out, return_ctx, around,
     )  # fmt: skip
 
 
@@ -214,26 +219,27 @@ def instance_renorm(
     running_var: Array, r_max: float = ..., d_max: float = ..., blend: float = ...,
     training: bool = ..., momentum: float = ..., eps: float = ..., ddof: int = ...,
     layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[False] = ...,
+    **around: Unpack[Around],
 ) -> Array: ...  # fmt: skip
 @overload
 def instance_renorm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: Array,
     running_var: Array, r_max: float = ..., d_max: float = ..., blend: float = ...,
     training: bool = ..., momentum: float = ..., eps: float = ..., ddof: int = ...,
-    layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[True],
+    layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[True], **around: Unpack[Around],
 ) -> WithContext: ...  # fmt: skip
 @overload
 def instance_renorm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: Array,
     running_var: Array, r_max: float = ..., d_max: float = ..., blend: float = ...,
     training: bool = ..., momentum: float = ..., eps: float = ..., ddof: int = ...,
-    layout: str = ..., out: MaybeArray = ..., return_ctx: bool,
+    layout: str = ..., out: MaybeArray = ..., return_ctx: bool, **around: Unpack[Around],
 ) -> Array | WithContext: ...  # fmt: skip
 def instance_renorm(
     x: ArrayLike, weight: Param = None, bias: Param = None, *, running_mean: Array,
     running_var: Array, r_max: float = 3.0, d_max: float = 5.0, blend: float = 1.0,
     training: bool = False, momentum: float = 0.1, eps: float = 1e-5, ddof: int = 0,
-    layout: str = "NCHW", out: MaybeArray = None, return_ctx: bool = False,
+    layout: str = "NCHW", out: MaybeArray = None, return_ctx: bool = False, **around: Unpack[Around],
 ) -> Array | WithContext:  # fmt: skip
     """Instance Renorm: Batch Renorm's correction applied to the statistics of each instance.
 
@@ -266,6 +272,9 @@ def instance_renorm(
         Where to write y.
     return_ctx : bool
         Whether to return ``(y, ctx)``; ctx is what :func:`backward` takes.
+    **around
+        What stands around it in the same pass, an activation, a shortcut, a mask...: see
+        :class:`fastnorm.Around`.
 
     Returns
     -------
@@ -302,7 +311,7 @@ def instance_renorm(
     """
     return _core.channel_norm(
         _INSTANCE_RENORM, x, weight, bias, running_mean, running_var, training, momentum, eps, ddof,
-        layout, out, return_ctx, None, None, None, r_max, d_max, blend,
+        layout, out, return_ctx, around, None, None, None, r_max, d_max, blend,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import Literal, overload, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -14,6 +14,7 @@ from .. import _core
 from .._check import count
 from .._core import Context
 from .._types import Array, Axes, MaybeArray, Param, WithContext
+from ..around import Around
 from ._base import Norm
 
 __all__ = ["LayerNorm", "RMSNorm", "layer_norm", "rms_norm"]
@@ -25,20 +26,21 @@ _LAYER, _RMS = map(_core.NORMS.index, ("layer", "rms"))
 def layer_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, axis: Axes = ..., eps: float = ...,
     out: MaybeArray = ..., return_ctx: Literal[False] = ...,
+    **around: Unpack[Around],
 ) -> Array: ...  # fmt: skip
 @overload
 def layer_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, axis: Axes = ..., eps: float = ...,
-    out: MaybeArray = ..., return_ctx: Literal[True],
+    out: MaybeArray = ..., return_ctx: Literal[True], **around: Unpack[Around],
 ) -> WithContext: ...  # fmt: skip
 @overload
 def layer_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, axis: Axes = ..., eps: float = ...,
-    out: MaybeArray = ..., return_ctx: bool,
+    out: MaybeArray = ..., return_ctx: bool, **around: Unpack[Around],
 ) -> Array | WithContext: ...  # fmt: skip
 def layer_norm(
     x: ArrayLike, weight: Param = None, bias: Param = None, *, axis: Axes = -1, eps: float = 1e-5,
-    out: MaybeArray = None, return_ctx: bool = False,
+    out: MaybeArray = None, return_ctx: bool = False, **around: Unpack[Around],
 ) -> Array | WithContext:  # fmt: skip
     """Layer Norm: statistics over `axis`, for each position along the other axes.
 
@@ -57,6 +59,9 @@ def layer_norm(
         Where to write y.
     return_ctx : bool
         Whether to return ``(y, ctx)``; ctx is what :func:`backward` takes.
+    **around
+        What stands around it in the same pass, an activation, a shortcut, a mask...: see
+        :class:`fastnorm.Around`.
 
     Returns
     -------
@@ -87,7 +92,7 @@ def layer_norm(
     array([[-0.225,  1.   ,  2.225],
            [-0.225,  1.   ,  2.225]])
     """
-    return _core.axis_norm(_LAYER, x, weight, bias, axis, eps, out, return_ctx)
+    return _core.axis_norm(_LAYER, x, weight, bias, axis, eps, out, return_ctx, around)
 
 
 class LayerNorm(Norm):
@@ -143,20 +148,21 @@ class LayerNorm(Norm):
 def rms_norm(
     x: ArrayLike, weight: Param = ..., *, axis: Axes = ..., eps: float | None = ...,
     out: MaybeArray = ..., return_ctx: Literal[False] = ...,
+    **around: Unpack[Around],
 ) -> Array: ...  # fmt: skip
 @overload
 def rms_norm(
     x: ArrayLike, weight: Param = ..., *, axis: Axes = ..., eps: float | None = ...,
-    out: MaybeArray = ..., return_ctx: Literal[True],
+    out: MaybeArray = ..., return_ctx: Literal[True], **around: Unpack[Around],
 ) -> WithContext: ...  # fmt: skip
 @overload
 def rms_norm(
     x: ArrayLike, weight: Param = ..., *, axis: Axes = ..., eps: float | None = ...,
-    out: MaybeArray = ..., return_ctx: bool,
+    out: MaybeArray = ..., return_ctx: bool, **around: Unpack[Around],
 ) -> Array | WithContext: ...  # fmt: skip
 def rms_norm(
     x: ArrayLike, weight: Param = None, *, axis: Axes = -1, eps: float | None = None,
-    out: MaybeArray = None, return_ctx: bool = False,
+    out: MaybeArray = None, return_ctx: bool = False, **around: Unpack[Around],
 ) -> Array | WithContext:  # fmt: skip
     """RMS Norm: ``weight * x / sqrt(mean(x**2) + eps)``, the mean over `axis`.
 
@@ -175,6 +181,9 @@ def rms_norm(
         Where to write y.
     return_ctx : bool
         Whether to return ``(y, ctx)``; ctx is what :func:`backward` takes.
+    **around
+        What stands around it in the same pass, an activation, a shortcut, a mask...: see
+        :class:`fastnorm.Around`.
 
     Returns
     -------
@@ -203,7 +212,7 @@ def rms_norm(
     >>> fastnorm.rms_norm(np.array([3.0, -4.0]), np.array([1.0, 10.0])).round(3)
     array([  0.849, -11.314])
     """
-    return _core.axis_norm(_RMS, x, weight, None, axis, eps, out, return_ctx)
+    return _core.axis_norm(_RMS, x, weight, None, axis, eps, out, return_ctx, around)
 
 
 class RMSNorm(Norm):

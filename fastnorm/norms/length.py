@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, overload
+from typing import Any, Literal, overload, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from .. import _check as check
 from .. import _core
 from .._types import Array, Axes, DerivedContext, Gradients, MaybeArray, PlainContext
+from ..around import Around
 
 _L2 = _core.NORMS.index("l2")
 
@@ -21,20 +22,21 @@ __all__ = ["normalize"]
 def normalize(
     x: ArrayLike, ord: float = ..., axis: Axes = ..., *, eps: float = ..., out: MaybeArray = ...,
     return_ctx: Literal[False] = ...,
+    **around: Unpack[Around],
 ) -> Array: ...  # fmt: skip
 @overload
 def normalize(
     x: ArrayLike, ord: float = ..., axis: Axes = ..., *, eps: float = ..., out: MaybeArray = ...,
-    return_ctx: Literal[True],
+    return_ctx: Literal[True], **around: Unpack[Around],
 ) -> tuple[Array, PlainContext]: ...  # fmt: skip
 @overload
 def normalize(
     x: ArrayLike, ord: float = ..., axis: Axes = ..., *, eps: float = ..., out: MaybeArray = ...,
-    return_ctx: bool,
+    return_ctx: bool, **around: Unpack[Around],
 ) -> Array | tuple[Array, PlainContext]: ...  # fmt: skip
 def normalize(
     x: ArrayLike, ord: float = 2.0, axis: Axes = 1, *, eps: float = 1e-12, out: MaybeArray = None,
-    return_ctx: bool = False,
+    return_ctx: bool = False, **around: Unpack[Around],
 ) -> Array | tuple[Array, PlainContext]:  # fmt: skip
     """Divide vectors by their length: ``x / max(norm(x, ord), eps)``.
 
@@ -57,6 +59,9 @@ def normalize(
         Where to write y.
     return_ctx : bool
         Whether to return ``(y, ctx)``; ctx is what :func:`backward` takes.
+    **around
+        What stands around it in the same pass, an activation, a shortcut, a mask...: see
+        :class:`fastnorm.Around`.
 
     Returns
     -------
@@ -97,7 +102,7 @@ def normalize(
     eps = check.number(eps, "eps")
     if ord == 2:
         y: Array | tuple[Array, PlainContext] = _core.axis_norm(
-            _L2, x, None, None, axis, 0.0, out, return_ctx, eps
+            _L2, x, None, None, axis, 0.0, out, return_ctx, around, eps
         )
         return y
     # the core checks x, axis and out, and what is returned has the dtype and memory that it chooses

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import Literal, overload, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from .. import _core
 from .._core import Context
 from .._types import Array, MaybeArray, Param, SwitchableGradients
+from ..around import Around
 from ._base import RunningNorm
 
 __all__ = ["SwitchableNorm", "switchable_norm"]
@@ -23,26 +24,27 @@ def switchable_norm(
     running_mean: MaybeArray = ..., running_var: MaybeArray = ..., training: bool = ...,
     momentum: float = ..., eps: float = ..., ddof: int = ..., layout: str = ...,
     out: MaybeArray = ..., return_ctx: Literal[False] = ...,
+    **around: Unpack[Around],
 ) -> Array: ...  # fmt: skip
 @overload
 def switchable_norm(
     x: ArrayLike, weight: Param, bias: Param, mean_logits: ArrayLike, var_logits: ArrayLike, *,
     running_mean: MaybeArray = ..., running_var: MaybeArray = ..., training: bool = ...,
     momentum: float = ..., eps: float = ..., ddof: int = ..., layout: str = ...,
-    out: MaybeArray = ..., return_ctx: Literal[True],
+    out: MaybeArray = ..., return_ctx: Literal[True], **around: Unpack[Around],
 ) -> tuple[Array, Context[SwitchableGradients]]: ...  # fmt: skip
 @overload
 def switchable_norm(
     x: ArrayLike, weight: Param, bias: Param, mean_logits: ArrayLike, var_logits: ArrayLike, *,
     running_mean: MaybeArray = ..., running_var: MaybeArray = ..., training: bool = ...,
     momentum: float = ..., eps: float = ..., ddof: int = ..., layout: str = ...,
-    out: MaybeArray = ..., return_ctx: bool,
+    out: MaybeArray = ..., return_ctx: bool, **around: Unpack[Around],
 ) -> Array | tuple[Array, Context[SwitchableGradients]]: ...  # fmt: skip
 def switchable_norm(
     x: ArrayLike, weight: Param, bias: Param, mean_logits: ArrayLike, var_logits: ArrayLike, *,
     running_mean: MaybeArray = None, running_var: MaybeArray = None, training: bool = False,
     momentum: float = 0.1, eps: float = 1e-5, ddof: int = 0, layout: str = "NCHW",
-    out: MaybeArray = None, return_ctx: bool = False,
+    out: MaybeArray = None, return_ctx: bool = False, **around: Unpack[Around],
 ) -> Array | tuple[Array, Context[SwitchableGradients]]:  # fmt: skip
     """Switchable Norm: a learned mixture of the Instance, Layer and Batch Norm statistics.
 
@@ -73,6 +75,9 @@ def switchable_norm(
         Where to write y.
     return_ctx : bool
         Whether to return ``(y, ctx)``; ctx is what :func:`backward` takes.
+    **around
+        What stands around it in the same pass, an activation, a shortcut, a mask...: see
+        :class:`fastnorm.Around`.
 
     Returns
     -------
@@ -109,7 +114,7 @@ def switchable_norm(
     """
     return _core.channel_norm(
         _SWITCHABLE, x, weight, bias, running_mean, running_var, training, momentum, eps, ddof,
-        layout, out, return_ctx, None, mean_logits, var_logits,
+        layout, out, return_ctx, around, None, mean_logits, var_logits,
     )  # fmt: skip
 
 

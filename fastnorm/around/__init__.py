@@ -1,0 +1,13 @@
+"""What stands around a normalizer in real networks, in the same pass.
+
+Every normalizer takes the keywords of :class:`Around`. The compiled core does the activation, the
+shortcut, the gate and the residual; each other keyword is a *stage* of this folder, which takes its
+own keywords from a call, changes the call, and lets the next stage go on. The bits are those of the
+calls one by one.
+"""
+
+from ._call import Call, Result, public
+from ._keywords import Around
+from ._stages import run
+
+__all__ = ["Around", "Call", "Result", "public", "run"]

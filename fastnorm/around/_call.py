@@ -1,0 +1,54 @@
+"""A call of a normalizer on its way through the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .._types import AnyContext, Array
+
+
+class Result(NamedTuple):
+    """What a call gives.
+
+    y; the sum of x and the residual, where there was one; the context, where it was asked for.
+    """
+
+    y: Array
+    sum: Array | None = None
+    ctx: AnyContext | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """Arguments of `channel_norm` or `axis_norm` of the core, and the keywords that are around.
+
+    `entry` is one of the two; a call of the normalizers of axes has an ``axis``, one of the others
+    a ``layout``.
+    """
+
+    entry: Callable[..., Any]
+    arguments: Mapping[str, Any]
+    around: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    def but(self, around: Mapping[str, Any] | None = None, **arguments: Any) -> Call:
+        """Return the call with other arguments and, where given, other keywords around."""
+        return Call(
+            self.entry,
+            {**self.arguments, **arguments},
+            self.around if around is None else around,
+        )
+
+    def without(self, names: frozenset[str]) -> Call:
+        """Return the call less some keywords."""
+        return self.but({k: v for k, v in self.around.items() if k not in names})
+
+
+def public(found: Result) -> Any:
+    """Return y, or the tuple that the caller of a normalizer expects."""
+    some = tuple(part for part in found if part is not None)
+    return some if len(some) > 1 else found.y

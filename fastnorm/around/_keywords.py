@@ -1,0 +1,80 @@
+"""The keywords that every normalizer takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from numpy.typing import ArrayLike, DTypeLike
+
+from .._types import Array
+
+if TYPE_CHECKING:
+    from ..statistics.moments import Moments
+
+
+class Around(TypedDict, total=False):
+    """What stands around a normalizer in the same pass; each is None where it is not wanted.
+
+    ``s = x + residual``, ``y = activation(norm(s) + shortcut) * gate_activation(gate)``. Each stage
+    rounds to x's dtype, so that the bits are those of calls one by one.
+
+    Attributes
+    ----------
+    activation : str
+        "relu", "leaky_relu", "relu6", "hardswish", "sigmoid", "tanh", "silu", "gelu" (by erf) or
+        "gelu_tanh": see :mod:`fastnorm.activations`.
+    slope : float
+        Of "leaky_relu" below 0; 0.01.
+    shortcut : array_like, x's shape and dtype
+        Added before the activation, as in a residual block of ResNet.
+    gate : array_like, x's shape and dtype
+        y is multiplied by its activation, as in Mamba-2 and Qwen3-Next.
+    gate_activation : str
+        "silu", or another of those above.
+    residual : array_like, x's shape and dtype
+        Added to x before it is normalized. The function returns ``(y, s)``, with `return_ctx`
+        ``(y, s, ctx)``. Others call this skip layer norm, fused add RMS norm or prenorm.
+    sum_out : ndarray
+        Where to write s: x, the residual, or an array apart from both.
+    mask : array_like of bool
+        What counts: True for valid elements. It broadcasts against x, with size 1 along the
+        channels. Statistics and gradients are those of the valid elements; y and dx are 0
+        elsewhere, whatever x holds there.
+    lengths : array_like of int, shape (N,)
+        Instead of a mask: of each sample, how many elements along the first spatial axis count.
+    offsets : array_like of int, shape (samples + 1,)
+        x is (total, C): samples of different lengths behind one another, of which sample i is
+        ``x[offsets[i]:offsets[i + 1]]``. For instance and group norm.
+    weight_offset : float
+        Added to the weight, in the dtype that is computed in: 1 for checkpoints that store the
+        weight less 1, as Gemma's.
+    cast : {"before_weight"}
+        Round to x's dtype before the product with the weight, as Llama does.
+    moments : Moments
+        Statistics that come from elsewhere, as of several micro-batches, instead of those of x.
+    virtual_batch_size : int
+        Ghost batch norm: so many samples at a time have statistics of their own.
+    out_dtype : dtype
+        Of y: int8, or float8_e4m3fn and float8_e5m2 of the package ml_dtypes, rounded to nearest
+        even.
+    scale : array_like
+        What y is divided by before it is rounded to `out_dtype`; without, the largest magnitude of
+        each row gets the largest number, and the scales are returned behind y.
+    """
+
+    activation: str | None
+    slope: float
+    shortcut: ArrayLike | None
+    gate: ArrayLike | None
+    gate_activation: str | None
+    residual: ArrayLike | None
+    sum_out: Array | None
+    mask: ArrayLike | None
+    lengths: ArrayLike | None
+    offsets: ArrayLike | None
+    weight_offset: float
+    cast: str | None
+    moments: Moments | None
+    virtual_batch_size: int | None
+    out_dtype: DTypeLike | None
+    scale: Any

@@ -1,0 +1,72 @@
+"""Which stage a call goes through first, and the last one: the compiled core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .. import _check as check
+from .._arguments import shown
+from ._call import Call, Result, public
+from ._keywords import Around
+
+# in the order of fn_activation of fastnorm.h
+ACTIVATIONS = (
+    "identity", "relu", "leaky_relu", "relu6", "hardswish", "sigmoid", "tanh", "silu", "gelu",
+    "gelu_tanh",
+)  # fmt: skip
+
+# Stages, from the outermost on: whether a call is one of theirs, and what they do with it. They
+# finish with `proceed`, of a call that is no longer one of theirs.
+STAGES: tuple[tuple[Callable[[Call], bool], Callable[[Call], Result]], ...] = ()
+
+
+def run(entry: Callable[..., Any], arguments: Mapping[str, Any], around: Any) -> Any:
+    """Call a normalizer with keywords around it, or with parameters of more than the channels."""
+    given = around or {}
+    for name in given:
+        if name not in Around.__annotations__:
+            raise TypeError(f"got an unexpected keyword argument {name!r}")
+    return public(proceed(Call(entry, arguments, {k: v for k, v in given.items() if v is not None})))
+
+
+def proceed(call: Call) -> Result:
+    """Go on with the next stage that a call needs."""
+    for needed, stage in STAGES:
+        if needed(call):
+            return stage(call)
+    return _in_the_core(call)
+
+
+def _in_the_core(call: Call) -> Result:
+    around = _numbered(call.around)
+    found = call.entry(**call.arguments, around=around)
+    if "residual" in call.around:
+        return Result(*found)
+    return Result(found[0], None, found[1]) if isinstance(found, tuple) else Result(found)
+
+
+def _numbered(around: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """Return what the core takes: numbers of activations, and arrays."""
+    if "sum_out" in around and "residual" not in around:
+        raise ValueError("sum_out: expected None, as there is no residual")
+    if "gate_activation" in around and "gate" not in around:
+        raise ValueError("gate_activation: expected None, as there is no gate")
+    if not around:
+        return None
+    return (
+        activation(around.get("activation", "identity"), "activation"),
+        activation(around.get("gate_activation", "silu"), "gate_activation"),
+        check.number(around.get("slope", 0.01), "slope", low=-float("inf")),
+        *(around.get(name) for name in ("shortcut", "gate", "residual", "sum_out")),
+    )
+
+
+def activation(name: Any, argument: str) -> int:
+    """Return the number of an activation."""
+    if not isinstance(name, str):
+        raise TypeError(f"{argument}: expected a str, got {type(name).__name__}")
+    if name not in ACTIVATIONS:
+        choices = ", ".join(ACTIVATIONS[1:])
+        raise ValueError(f"{argument}: expected one of {choices}, got {shown(name)}")
+    return ACTIVATIONS.index(name)
