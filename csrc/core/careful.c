@@ -75,7 +75,7 @@ static void look(glance *at, const fn_job *job, const char *array, int64_t p, in
     for (int64_t g = 0; g < pl->nseg; g++) {
         const int64_t i = run_at(pl, p / pl->cols, g) + p % pl->cols;
         double low[COLUMNS], high[COLUMNS];
-        pl->k->extremes(array + i * (int64_t)pl->esize, &(fn_view){pl->s, pl->ld, w, w, w, 0, 0},
+        pl->k->extremes(array + i * (int64_t)pl->esize, &(fn_view){pl->s, pl->ld, w, w, w, 0, 0, 0},
                         job->scratch, low, high);
         for (int64_t c = 0; c < w; c++) {
             at->low[c] = low[c] < at->low[c] ? low[c] : at->low[c];

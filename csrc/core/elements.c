@@ -5,7 +5,6 @@
  * domains in order; the parts are added in order.  So the bits do not depend on the threads. */
 #include "core/elements.h"
 
-#include "core/around.h"
 #include "core/place.h"
 #include "core/steps.h"
 #include "core/workspace.h"
@@ -121,8 +120,6 @@ static void task_rows(fn_job *job, int64_t task) {
     for (int64_t r = part * each; r < r1; r += step) {
         const int64_t rows = fn_min(step, r1 - r);
         const char *dy = job->dy;
-        if (g.pieces == 1 && job->grads_before)
-            fn_grads_before(job, r, r + rows);
         if (g.pieces == 1)
             fn_grad_coefficients_of(job, r, r + rows);
         fn_place_elem_rows(job, r, r + rows, off, len, hints, block, sums);
@@ -144,8 +141,6 @@ static void task_units(fn_job *job, int64_t part) {
         const int64_t c = u % g.sample_units * UNIT_COLS, p = u / g.sample_units * pl->c + c;
         const int64_t p1 = p + fn_min(UNIT_COLS, pl->c - c);
         const char *dy = job->dy;
-        if (job->grads_before)
-            fn_grads_before(job, p, p1);
         fn_grad_coefficients_of(job, p, p1);
         fn_place_elem_columns(job, p, p1, 0, pl->s, part_sums(job, part));
         job->dy = dy;
@@ -166,8 +161,6 @@ void fn_backward_elem(fn_job *job) {
     const fn_plan *pl = &job->plan;
     const elem_grid g = grid_of(pl);
     if (pl->col ? g.tall : g.pieces > 1) {
-        if (job->grads_before)
-            fn_all_grads_before(job);
         fn_all_grad_sums(job);
         fn_all_grad_coefficients(job);
     }

@@ -29,6 +29,8 @@ void fn_job_start(fn_job *job, const fn_params *params, const void *x, const voi
     job->after = NULL;
     job->grads_before = 0;
     job->before = NULL;
+    job->in_kernel = 0;
+    job->floor = NULL;
     job->out_ld = job->plan.ld;
     job->tiles = 0;
     job->scratch = NULL;

@@ -17,6 +17,8 @@ typedef struct {
     char *sum, *dshortcut, *dgate;
 } fn_beside;
 
+enum { FN_BY_CHUNKS = 1, FN_AHEAD = 2 };
+
 struct fn_job {
     fn_plan plan;
     fn_params params; /* from its first channel on */
@@ -38,8 +40,10 @@ struct fn_job {
     const fn_around *around;
     fn_beside beside;
     void (*after)(fn_job *job, const fn_piece *at, int stream);
-    int grads_before;
+    int grads_before; /* 0, FN_BY_CHUNKS or FN_AHEAD: see around.h */
     char *before;
+    int in_kernel; /* the kernel that writes does what comes after, with a floor for each plane */
+    void *floor;
     int64_t out_ld; /* columns: from row to row of what is written */
     int64_t tiles;  /* where they begin in the scratch */
 

@@ -50,7 +50,7 @@ static void mask_unit(fn_job *job, int64_t p, int64_t p1) {
 static void backward_turn(fn_job *job, int64_t d, int64_t d1, fn_hints hints) {
     const char *dy = job->dy;
     const int64_t p = fn_first_plane(&job->plan, d), p1 = fn_first_plane(&job->plan, d1);
-    if (job->grads_before)
+    if (job->grads_before == FN_AHEAD)
         fn_grads_before(job, d, d1);
     if (job->cf.floor)
         mask_unit(job, p, p1);
@@ -93,7 +93,7 @@ void fn_run_backward(fn_job *job) {
     if (by_units(job)) {
         fn_for_all(job, pl->units, task_unit, 0);
     } else {
-        if (job->grads_before)
+        if (job->grads_before == FN_AHEAD)
             fn_all_grads_before(job);
         if (job->cf.floor)
             fn_all_masked(job);
