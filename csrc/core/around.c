@@ -6,6 +6,7 @@
 #include "core/place.h"
 #include "core/steps.h"
 #include "core/traffic.h"
+#include "core/turns.h"
 
 #include <math.h>
 
@@ -27,7 +28,7 @@ static int64_t own_bytes(const fn_plan *pl) {
 }
 
 int64_t fn_around_bytes(const fn_plan *plan, const fn_around *around) {
-    return around ? TILES * TILE_BYTES + own_bytes(plan) : 0;
+    return around ? TILES * TILE_BYTES + own_bytes(plan) + FN_LINE + fn_turn_bytes(around) : 0;
 }
 
 static void write_y(fn_job *job, const fn_piece *at, int stream);
@@ -64,10 +65,19 @@ void fn_start_around(fn_job *job, const fn_around *around, const fn_grads *grads
     const int activates = around->activation != FN_IDENTITY || around->gate;
     job->around = around;
     job->tiles = fn_ceil_div(fn_plan_scratch(&job->plan), FN_LINE) * FN_LINE;
+    job->turns = job->tiles +
+                 fn_ceil_div(TILES * TILE_BYTES + own_bytes(&job->plan), FN_LINE) * FN_LINE;
+    job->by_turns = fn_goes_by_turns(&job->plan, around, job->dy != NULL);
+    if (job->by_turns)
+        job->first_row = start / (job->plan.s * (int64_t)job->plan.esize);
     job->beside = (fn_beside){.shortcut = from_byte(around->shortcut, start),
                               .gate = from_byte(around->gate, start),
-                              .x = job->x};
+                              .x = around->x_rows ? job->x - start : job->x};
     fn_beside *b = &job->beside;
+    if (around->dy_rows)
+        job->dy -= start;
+    if (around->out_rows)
+        job->out -= start;
     job->in_kernel = is_in_kernel(job, job->dy != NULL);
     if (job->dy) {
         b->dsum = from_byte(around->dsum, start);
@@ -102,7 +112,7 @@ static void add_rows(const fn_job *job, int64_t i, int64_t rows, int64_t stride,
 }
 
 void fn_add_residual(const fn_job *job, int64_t i, const fn_view *view) {
-    if (job->beside.residual)
+    if (job->beside.residual && !job->by_turns)
         add_rows(job, i, view->rows, view->stride, view->len);
 }
 
@@ -115,11 +125,11 @@ static const char *row_of(const fn_job *job, const char *array, const fn_piece *
 
 /* what is read next, where it comes from memory: it is fetched meanwhile */
 static const char *next_of(const fn_job *job, const fn_piece *at, int64_t r) {
-    return job->use.fetch ? row_of(job, job->x, at, at->rows + r) + (at->rows == 1) * at->len * (int64_t)job->plan.esize : NULL;
+    return job->use.fetch && !job->by_turns ? row_of(job, job->x, at, at->rows + r) + (at->rows == 1) * at->len * (int64_t)job->plan.esize : NULL;
 }
 static int64_t beside_x(const fn_job *job) {
     const char *other = job->after == take_grads ? job->dy : job->dy ? NULL : job->beside.shortcut ? job->beside.shortcut : job->beside.gate;
-    return job->use.fetch && other ? other - job->x : 0;
+    return job->use.fetch && !job->by_turns && other ? other - job->x : 0;
 }
 
 static void write_y(fn_job *job, const fn_piece *at, int stream) {

@@ -7,6 +7,7 @@
 
 #include "core/place.h"
 #include "core/steps.h"
+#include "core/turns.h"
 #include "core/workspace.h"
 
 #include <string.h>
@@ -115,14 +116,20 @@ static void task_rows(fn_job *job, int64_t task) {
     double *sums = part_sums(job, part);
     char *block = block_sums(job, &g, task);
     int64_t since_flush = 0;
-    const fn_hints hints = {job->use.fetch ? step * len * (int64_t)pl->esize : 0, 0,
-                            job->use.stream};
+    const int stream = job->use.stream && !(job->by_turns && job->around->out_rows);
+    const fn_hints hints = {job->use.fetch && !job->by_turns ? step * len * (int64_t)pl->esize : 0, 0,
+                            stream};
     for (int64_t r = part * each; r < r1; r += step) {
         const int64_t rows = fn_min(step, r1 - r);
         const char *dy = job->dy;
+        fn_arrays were;
+        if (job->by_turns)
+            were = fn_turn_in(job, r, r + rows);
         if (g.pieces == 1)
             fn_grad_coefficients_of(job, r, r + rows);
         fn_place_elem_rows(job, r, r + rows, off, len, hints, block, sums);
+        if (job->by_turns)
+            fn_turn_out(job, r, r + rows, were);
         job->dy = dy;
         since_flush += rows;
         if (since_flush + step > most || r + rows == r1) {

@@ -45,7 +45,9 @@ struct fn_job {
     int in_kernel; /* the kernel that writes does what comes after, with a floor for each plane */
     void *floor;
     int64_t out_ld; /* columns: from row to row of what is written */
-    int64_t tiles;  /* where they begin in the scratch */
+    int64_t tiles, turns; /* where their memory begins in the scratch */
+    int by_turns;         /* see turns.h; first_row: of the slice */
+    int64_t first_row;
 
     int masking; /* what is written is dy above the floor; from then on that is dy */
     fn_team team;
