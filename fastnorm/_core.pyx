@@ -116,6 +116,9 @@ cdef extern from "fastnorm.h" nogil:
     fn_status fn_forward(const fn_problem*, const fn_params*, const void*, void*, double*)
     fn_status fn_backward(const fn_problem*, const fn_params*, const double*, const void*,
                           const void*, const fn_grads*)
+    fn_status fn_activate(fn_dtype, fn_activation, double, int64_t, const void*, void*)
+    fn_status fn_activate_grad(fn_dtype, fn_activation, double, int64_t, const void*, const void*,
+                               void*)
     fn_status fn_measure(const fn_problem*, const void*, int, const double*, double*)
     fn_status fn_apply(const fn_problem*, const fn_params*, const double*, const void*, void*)
     fn_status fn_measure_grad(const fn_problem*, const fn_params*, const double*, const void*,
@@ -446,6 +449,7 @@ def backward(dy, ctx, out, ds):
 
 include "_problem.pxi"
 include "_normalizers.pxi"
+include "_activations.pxi"
 include "_context.pxi"
 include "_steps.pxi"
 include "_sync.pxi"

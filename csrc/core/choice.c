@@ -28,10 +28,12 @@ static int64_t stream_bytes(void) {
     return bytes;
 }
 
+int fn_past_cache(int64_t bytes) { return bytes >= stream_bytes(); }
+
 /* What backward writes has to share the cache with two arrays: it goes past it a bit earlier, and
  * earlier still in rows, whose sums over the rows need the caches too. */
 static int past_cache(const fn_plan *plan, int64_t bytes, int backward) {
-    return (!backward ? 2 : plan->elem ? 6 : 4) * bytes >= stream_bytes();
+    return fn_past_cache((!backward ? 2 : plan->elem ? 6 : 4) * bytes);
 }
 
 /* more than a quarter of the L3, of which arrays that are written past the cache fill three */

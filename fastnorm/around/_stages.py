@@ -5,16 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .. import _check as check
-from .._arguments import shown
+from .. import activations
 from ._call import Call, Result, public
 from ._keywords import Around
-
-# in the order of fn_activation of fastnorm.h
-ACTIVATIONS = (
-    "identity", "relu", "leaky_relu", "relu6", "hardswish", "sigmoid", "tanh", "silu", "gelu",
-    "gelu_tanh",
-)  # fmt: skip
 
 # Stages, from the outermost on: whether a call is one of theirs, and what they do with it. They
 # finish with `proceed`, of a call that is no longer one of theirs.
@@ -55,18 +48,8 @@ def _numbered(around: Mapping[str, Any]) -> tuple[Any, ...] | None:
     if not around:
         return None
     return (
-        activation(around.get("activation", "identity"), "activation"),
-        activation(around.get("gate_activation", "silu"), "gate_activation"),
-        check.number(around.get("slope", 0.01), "slope", low=-float("inf")),
+        activations.number(around["activation"]) if "activation" in around else 0,
+        activations.number(around.get("gate_activation", "silu"), "gate_activation"),
+        activations.finite(around.get("slope", 0.01)),
         *(around.get(name) for name in ("shortcut", "gate", "residual", "sum_out")),
     )
-
-
-def activation(name: Any, argument: str) -> int:
-    """Return the number of an activation."""
-    if not isinstance(name, str):
-        raise TypeError(f"{argument}: expected a str, got {type(name).__name__}")
-    if name not in ACTIVATIONS:
-        choices = ", ".join(ACTIVATIONS[1:])
-        raise ValueError(f"{argument}: expected one of {choices}, got {shown(name)}")
-    return ACTIVATIONS.index(name)
