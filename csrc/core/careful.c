@@ -155,7 +155,7 @@ static int has_nan(const fn_job *job, int64_t d) {
 
 /* whether a domain is a channel that fills a block up: its coefficients are 0 whatever x holds */
 static int is_padding(const fn_plan *pl, int64_t d) {
-    return pl->c != pl->p.c && pl->per_domain == 1 && d % pl->c >= pl->p.c;
+    return pl->c != pl->p.c && pl->per_domain == 1 && fn_first_plane(pl, d) % pl->c >= pl->p.c;
 }
 
 void fn_careful_moments(fn_job *job, int64_t d, int64_t d1) {
