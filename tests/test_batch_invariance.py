@@ -11,7 +11,7 @@ import itertools
 import ml_dtypes
 import numpy as np
 import pytest
-from cases import NORMS, Norm, copy_running, uniform
+from cases import LENGTHS, NORMS, Norm, copy_running
 
 import fastnorm
 from fastnorm import _core
@@ -19,10 +19,8 @@ from fastnorm import _core
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
 # statistics cross samples, or nothing is a sample
 CROSSING = {"bn-train", "bn-train-ddof0", "brn-train", "sn-train", "ln-apart", "ln-first"}
-APART = [norm for norm in NORMS if norm.id not in CROSSING and norm.name != "weight_norm"] + [
-    Norm(f"l{order}-{axis}", "normalize", {"ord": order}, axis=axis)
-    for order, axis in [(2, -1), (2, 1), (1, 1), (np.inf, 1)]
-]
+APART = [norm for norm in NORMS if norm.id not in CROSSING and norm.name != "weight_norm"]
+APART += [*LENGTHS, *(Norm(f"l{p}", "normalize", {"ord": p}, axis=1) for p in (1, np.inf))]
 EACH_NORM = pytest.mark.parametrize("norm", APART, ids=lambda norm: norm.id)
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
 
@@ -95,17 +93,11 @@ def laid(a, layout):
     return fastnorm.to_blocked(a, int("".join(filter(str.isdigit, layout))))
 
 
-def arguments(norm, rng, x, layout, bare=False):
-    """What stands behind x, channels first. bare: no weight or bias."""
+def arguments(norm, rng, x, layout):
+    """What stands behind x, of which this is the channels-first form."""
     params = x.astype(np.float32) if x.itemsize == 2 else x
-    if norm.name == "normalize":
-        return [], {"axis": norm.axis, **norm.kwargs}
     args, kwargs = norm.arguments(rng, params, "channels_first")
-    if norm.channels:
-        kwargs["layout"] = layout
-        if "running_mean" not in kwargs and bare:  # of blocks: it says how many channels there are
-            kwargs["weight"] = uniform(rng, x.shape[1], params.dtype)
-    return args, kwargs
+    return args, {**kwargs, "layout": layout} if norm.channels else kwargs
 
 
 def draw(rng, shape, dtype):
