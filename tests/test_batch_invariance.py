@@ -33,7 +33,7 @@ SHORT = [
     (9,),
     (3, 3),  # narrow matrices, of an odd number of columns; rows of few elements
     (63, 8),
-    (66, 3),  # no narrow one; more than 8192 planes in a large batch
+    (66, 3),  # no narrow one
     (6, 7, 7),  # planes that share cache lines
     (9, 33),
     (3, 128),
@@ -41,11 +41,12 @@ SHORT = [
 ]
 LONG = [
     (3, 1000),
-    (1026, 3),  # tall, where the batch is small
     (3, 4100),
     (3, 20_000),  # layer norm: pieces of a row; (1, 40_000): chunks
     (1, 40_000),
 ]
+# layer norm over channels: tall, where the batch is small; over the last axis: 8192 planes
+TALL = [(1026, 3)]
 
 
 @pytest.fixture(autouse=True)
@@ -148,8 +149,9 @@ def test_a_sample_is_the_same_in_any_batch_at_any_place(norm, dtype):
 
 
 @EACH_NORM
-def test_so_is_a_sample_of_long_rows(norm):
-    check_shapes(norm, np.float32, LONG, (7, 2))
+def test_so_is_a_sample_of_long_rows_or_of_many(norm):
+    check_shapes(norm, np.float32, LONG, (5, 2, 3))
+    check_shapes(norm, np.float32, [] if norm.channels else TALL, (17, 2, 15))
 
 
 # a slice takes 131072 planes: the first of these shapes has 135000 channels, or rows of layer norm,
@@ -265,6 +267,7 @@ def test_the_others_do_depend_on_the_batch(norm, rng):
 def test_every_way_to_call_gives_a_sample_the_same_bits(norm, dtype):
     check_shapes(norm, dtype, SHORT, SIZES, every=True)
     check_shapes(norm, dtype, LONG, (7,))
+    check_shapes(norm, dtype, TALL, (17, 15))
 
 
 @pytest.mark.long
