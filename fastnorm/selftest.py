@@ -268,6 +268,24 @@ def _() -> tuple[bool, str]:
     return fine, f"{len(want)} arrays, {runs} times: {', '.join(fastnorm.available_isas())}"
 
 
+@promise("a sample has the same bits in any batch, whatever the others hold")
+def _() -> tuple[bool, str]:
+    rng, fine, count = np.random.default_rng(7), True, 0
+    for (call, layout), dtype in itertools.product(cases(), ("f4", "f8")):
+        if call.options.get("training") or call.name == "weight_norm":
+            continue  # statistics of the batch; no samples
+        x, dy = (draw_input(rng, layout, dtype) for _ in range(2))
+        args, options = call.arguments(rng, x, layout)
+        x[1], dy[3] = np.nan, 1e30
+        together = run(call, x, args, options, dy)[:2]
+        for k in (0, 2, 4):
+            alone = run(call, x[k : k + 1], args, options, dy[k : k + 1])[:2]
+            pairs = zip(together, alone, strict=True)
+            fine &= all(a[k].tobytes() == b.tobytes() for a, b in pairs)
+            count += 1
+    return fine, f"{count} samples"
+
+
 BITS = "import hashlib; from fastnorm.selftest import all_bytes; " \
        "print(hashlib.sha256(b''.join(all_bytes())).hexdigest())"  # fmt: skip
 
