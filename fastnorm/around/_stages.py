@@ -16,9 +16,10 @@ ACTIVATIONS = (
     "gelu_tanh",
 )  # fmt: skip
 
-# Stages, from the outermost on: whether a call is one of theirs, and what they do with it. They
-# finish with `proceed`, of a call that is no longer one of theirs.
-STAGES: tuple[tuple[Callable[[Call], bool], Callable[[Call], Result]], ...] = ()
+# keywords that the core does
+IN_THE_CORE = {
+    "activation", "slope", "shortcut", "gate", "gate_activation", "residual", "sum_out",
+}  # fmt: skip
 
 
 def run(entry: Callable[..., Any], arguments: Mapping[str, Any], around: Any) -> Any:
@@ -27,7 +28,8 @@ def run(entry: Callable[..., Any], arguments: Mapping[str, Any], around: Any) ->
     for name in given:
         if name not in Around.__annotations__:
             raise TypeError(f"got an unexpected keyword argument {name!r}")
-    return public(proceed(Call(entry, arguments, {k: v for k, v in given.items() if v is not None})))
+    some = {name: value for name, value in given.items() if value is not None}
+    return public(proceed(Call(entry, arguments, some)))
 
 
 def proceed(call: Call) -> Result:
@@ -39,20 +41,20 @@ def proceed(call: Call) -> Result:
 
 
 def _in_the_core(call: Call) -> Result:
-    around = _numbered(call.around)
+    around = numbered(call.around)
     found = call.entry(**call.arguments, around=around)
     if "residual" in call.around:
         return Result(*found)
     return Result(found[0], None, found[1]) if isinstance(found, tuple) else Result(found)
 
 
-def _numbered(around: Mapping[str, Any]) -> tuple[Any, ...] | None:
+def numbered(around: Mapping[str, Any]) -> tuple[Any, ...] | None:
     """Return what the core takes: numbers of activations, and arrays."""
     if "sum_out" in around and "residual" not in around:
         raise ValueError("sum_out: expected None, as there is no residual")
     if "gate_activation" in around and "gate" not in around:
         raise ValueError("gate_activation: expected None, as there is no gate")
-    if not around:
+    if not IN_THE_CORE & around.keys():
         return None
     return (
         activation(around.get("activation", "identity"), "activation"),
@@ -70,3 +72,12 @@ def activation(name: Any, argument: str) -> int:
         choices = ", ".join(ACTIVATIONS[1:])
         raise ValueError(f"{argument}: expected one of {choices}, got {shown(name)}")
     return ACTIVATIONS.index(name)
+
+
+from . import _affine  # noqa: E402  (which needs this module)
+
+# Stages, from the outermost on: whether a call is one of theirs, and what they do with it. They
+# finish with `proceed`, of a call that is no longer one of theirs.
+STAGES: tuple[tuple[Callable[[Call], bool], Callable[[Call], Result]], ...] = (
+    (_affine.needed, _affine.stage),
+)
