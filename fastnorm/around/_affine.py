@@ -39,9 +39,13 @@ def needed(call: Call) -> bool:
     )
 
 
-@check.as_the_core
 def stage(call: Call) -> Result:
     """Normalize with parameters that differ."""
+    with _core.FloatMode(), np.errstate(all="ignore"):
+        return _normalize(call)
+
+
+def _normalize(call: Call) -> Result:
     around = numbered(call.around)
     numbers = None if around is None else around[:3]
     laid = lay(call)
@@ -118,10 +122,10 @@ def _by_slices(call: Call, laid: Laid, given: dict[str, Parameter], numbers: Any
     contexts: list[tuple[Index, Context[Any]]] = []
     for first in np.ndindex(*laid.x.shape[:lead]):
         index = tuple(slice(i, i + 1) for i in first)
-        arrays = {name: parameter.core(index) for name, parameter in given.items()}
-        arrays |= {"x": laid.x[index], "out": laid.y[index], "return_ctx": laid.keep, **copies}
+        own: dict[str, Any] = {name: p.core(index) for name, p in given.items()} | copies
+        own |= {"x": laid.x[index], "out": laid.y[index], "return_ctx": laid.keep}
         around = None if numbers is None else (*numbers, *laid.around(index))
-        found = call.entry(**{**call.arguments, **arrays}, around=around)
+        found = call.entry(**{**call.arguments, **own}, around=around)
         if laid.keep:
             contexts.append((index, found[-1]))
     y, total = laid.delivered()

@@ -67,11 +67,11 @@ def is_dense(a: Array) -> bool:
 
 
 def target(out: MaybeArray, like_it: Array, *read: Array) -> Array:
-    """Return `out`, where it can be written piece by piece after these were read, or a new array."""
-    if out is not None and is_dense(out):
-        if all(is_same(out, a) or not overlap(out, a) for a in read):
-            return out
-    return _core.empty_like(like_it)
+    """Return `out`, where it can be written piece by piece after these were read, or an array."""
+    if out is None or not is_dense(out):
+        return _core.empty_like(like_it)
+    is_free = all(is_same(out, a) or not overlap(out, a) for a in read)
+    return out if is_free else _core.empty_like(like_it)
 
 
 def delivered(result: Array, out: MaybeArray) -> Array:
@@ -85,7 +85,7 @@ def delivered(result: Array, out: MaybeArray) -> Array:
 def pieces(shape: tuple[int, ...], lead: int, most: int = PIECE) -> Iterator[Index]:
     """Cut the first `lead` axes so that a piece has at most so many elements, where that goes.
 
-    Each piece is contiguous: of shape (4, 6, 100) with lead 2 and at most 250 elements, (1, 2, 100).
+    Each piece is contiguous: of shape (4, 6, 99) with lead 2 and at most 250 elements, (1, 2, 99).
     """
     if 0 in shape:
         return

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import _arguments, _core
@@ -62,15 +61,18 @@ class DerivedFromCore(DerivedContext):
         """Return one of them."""
 
     @property
-    def mean(self) -> Array:  # noqa: D102
+    def mean(self) -> Array:
+        """Of x, as in the core."""
         return self.statistic("mean")
 
     @property
-    def var(self) -> Array:  # noqa: D102
+    def var(self) -> Array:
+        """Of x, as in the core."""
         return self.statistic("var")
 
     @property
-    def rstd(self) -> Array:  # noqa: D102
+    def rstd(self) -> Array:
+        """Of x, as in the core."""
         return self.statistic("rstd")
 
 

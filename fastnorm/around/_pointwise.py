@@ -174,12 +174,12 @@ class Pointwise(DerivedFromCore):
         else:
             self._behind.forward(u, *self._beside_at(index), y)
 
-    def _beside_at(self, index: Index) -> tuple[MaybeArray, ...]:
-        given = (self._beside.get(name) for name in BESIDE[:2])
-        return tuple(None if a is None else a[index] for a in given)
+    def _beside_at(self, index: Index) -> tuple[MaybeArray, MaybeArray]:
+        shortcut, gate = (self._beside.get(name) for name in BESIDE[:2])
+        return None if shortcut is None else shortcut[index], None if gate is None else gate[index]
 
     def _zero_padding(self, *arrays: Array) -> None:
-        """What is behind the last channel of blocks is 0, whatever the activation of 0 is."""
+        """Let what is behind the last channel of blocks be 0, whatever the activation of 0 is."""
         form = self._form
         last = form.shared[0] % form.x[-1] if form.is_blocked else 0
         if last:

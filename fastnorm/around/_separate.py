@@ -20,14 +20,12 @@ _BATCH = _core.NORMS.index("batch")
 def add(a: Array, b: Array, out: MaybeArray = None) -> Array:
     """Return the sum of two arrays of one dtype, rounded to it."""
     wide = computed_in(a.dtype)
+    total = np.empty_like(a) if out is None else out
     if wide == a.dtype:
-        found: Array = np.add(a, b, out=out)
-        return found
-    total = (a.astype(wide) + b.astype(wide)).astype(a.dtype)
-    if out is None:
-        return total
-    out[...] = total
-    return out
+        np.add(a, b, out=total)
+    else:
+        total[...] = a.astype(wide) + b.astype(wide)
+    return total
 
 
 @dataclass(frozen=True)
@@ -45,11 +43,6 @@ class Behind:
 
     numbers: tuple[Any, ...]
 
-    @property
-    def is_needed(self) -> bool:
-        """Whether there is an activation; with arrays beside, it is needed anyway."""
-        return self.numbers[0] != 0
-
     def forward(self, u: Array, shortcut: MaybeArray, gate: MaybeArray, out: Array) -> None:
         """Write it to `out`, dense, which may be one of the arrays."""
         self._call(u, shortcut, gate, out.reshape(1, 1, -1), False)
@@ -60,8 +53,10 @@ class Behind:
         """Return the gradients of u, the shortcut and the gate."""
         _, ctx = self._call(u, shortcut, gate, None, True)
         found = _core.backward(dy.reshape(1, 1, -1), ctx, None, None)
-        parts = (found.x, found.shortcut, found.gate)
-        return tuple(None if a is None else a.reshape(u.shape) for a in parts)  # type: ignore
+        beside = (
+            None if a is None else a.reshape(u.shape) for a in (found.shortcut, found.gate)
+        )  # fmt: skip
+        return found.x.reshape(u.shape), *beside
 
     def _call(self, u: Array, shortcut: MaybeArray, gate: MaybeArray, out: MaybeArray,
               keep: bool) -> Any:  # fmt: skip
