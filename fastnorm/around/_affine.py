@@ -34,7 +34,7 @@ def needed(call: Call) -> bool:
     axis = call.arguments.get("axis")
     shared = len(axis) if isinstance(axis, (tuple, list)) else 1
     given = {name: call[name] for name in ("weight", "bias") if call[name] is not None}
-    return "cast" in call.around or any(
+    return "rounds" in call.around or any(
         _core.as_array(value, name).ndim > shared for name, value in given.items()
     )
 
@@ -79,7 +79,7 @@ def _lead(call: Call, form: Form, given: dict[str, Parameter]) -> int | None:
     """
     varies = [axis for parameter in given.values() for axis in parameter.varies()]
     lead = 1 + max(varies, default=-1)
-    if "cast" in call.around or lead > min(form.axes) or (lead and _is_coupled(call)):
+    if "rounds" in call.around or lead > min(form.axes) or (lead and _is_coupled(call)):
         return None
     if form.of_channels and lead > 1:  # positions of channels last
         return None

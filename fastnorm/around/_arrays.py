@@ -26,11 +26,18 @@ BESIDE = ("shortcut", "gate", "residual")
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
+def float_dtype(value: Any, name: str) -> np.dtype[Any]:
+    """Return the dtype of an array that has one of ours, in native byte order."""
+    dtype = _core.as_array(value, name).dtype
+    if dtype.name not in _DTYPES:
+        _arguments.refuse_dtype(name, dtype)
+    return dtype.newbyteorder("=")
+
+
 def dense(value: Any, name: str) -> Array:
     """Return an array of floats, C-contiguous, aligned and in native byte order."""
     a = np.asarray(_core.as_array(value, name))
-    if a.dtype.name not in _DTYPES:
-        _arguments.refuse_dtype(name, a.dtype)
+    float_dtype(a, name)
     return np.require(a, a.dtype.newbyteorder("="), ["C", "A"])
 
 

@@ -82,7 +82,7 @@ def plain_of(call: Call, x: Array, form: Form) -> Plain:
         if arguments.get(name) is not None
     }  # fmt: skip
     adds_x = _core.NORMS[call["norm"]] == "global_response"
-    dtype = np.dtype(np.float64) if adds_x else x.dtype if "cast" in call.around else wide
+    dtype = np.dtype(np.float64) if adds_x else x.dtype if "rounds" in call.around else wide
     if adds_x and ones is not None:
         arguments["weight"] = ones.astype(dtype)
     return Plain(call.entry, arguments, dtype, adds_x, states)
@@ -101,7 +101,7 @@ class Pointwise(DerivedFromCore):
                  numbers: Any, coupled: bool) -> None:  # fmt: skip
         self._x, self._form, self._given = laid.normalized, form, dict(given)
         self._plain = plain_of(call, self._x, form)
-        self._rounds = "cast" in call.around
+        self._rounds = "rounds" in call.around
         tau = call.arguments.get("tau")
         if tau is not None:
             written = (laid.out, laid.sum_out)
