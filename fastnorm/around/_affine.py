@@ -20,7 +20,7 @@ from . import _pointwise
 from ._arrays import BESIDE, Index, Laid, computed_in, lay, overlap
 from ._back import DerivedFromCore, gradients_of, kept, lay_back, made, others_of
 from ._call import Call, Result
-from ._parameters import Form, Parameter, form_of
+from ._parameters import Form, Parameter, check_rest, form_of
 from ._stages import numbered
 
 # a call of the core takes as long as some thousands of elements
@@ -57,7 +57,7 @@ def _normalize(call: Call) -> Result:
         if call[name] is not None
     }
     _check_states(call)
-    _check_rest(call, form, laid.x, numbers)
+    check_rest(call, form, laid.x)
     lead = _lead(call, form, given)
     if lead is None:
         return _pointwise.run(call, laid, form, given, numbers, _is_coupled(call))
@@ -99,17 +99,6 @@ def _check_states(call: Call) -> None:
         for name in ("x", "weight", "bias", "tau", "mean_logits", "var_logits"):
             if overlap(call[state], call[name]):
                 _arguments.refuse_shared(state, name, "since it is updated, ")
-
-
-def _check_rest(call: Call, form: Form, x: Array, numbers: Any) -> None:
-    """Let the core check the other arguments, with an x without samples."""
-    if 0 in form.axes:  # then there is one call, of all of x, before anything is written
-        return
-    weight = np.zeros(form.shared, x.dtype) if form.is_blocked else None
-    call.entry(
-        **{**call.arguments, "x": x[:0], "weight": weight, "bias": None, "out": None},
-        around=None if numbers is None else (*numbers, None, None, None, None),
-    )
 
 
 # ---- sample by sample ------------------------------------------------------------------------

@@ -137,8 +137,11 @@ class Laid:
         return tuple(None if a is None else a[index] for a in (*beside, self.sum))
 
 
-def lay(call: Call) -> Laid:
-    """Check the arrays of a call that are as large as x; nothing is written yet."""
+def lay(call: Call, has_y: bool = True) -> Laid:
+    """Check the arrays of a call that are as large as x; nothing is written yet.
+
+    Without `has_y` there is no array for y, but an empty one.
+    """
     x, around = dense(call["x"], "x"), call.around
     beside = {name: like(around[name], name, x) for name in BESIDE if name in around}
     out, sum_out = call["out"], around.get("sum_out")
@@ -158,7 +161,8 @@ def lay(call: Call) -> Laid:
         if _is_lost(a, name, out, sum_out, keep):
             beside[name] = a.copy()
     total = target(sum_out, x, x, *beside.values()) if "residual" in beside else None
-    return Laid(x, beside, target(out, x, x, *beside.values()), total, out, sum_out, keep)
+    y = target(out, x, x, *beside.values()) if has_y else np.empty(0, x.dtype)
+    return Laid(x, beside, y, total, out, sum_out, keep)
 
 
 def _is_lost(a: Array, name: str, out: MaybeArray, sum_out: MaybeArray, keep: bool) -> bool:

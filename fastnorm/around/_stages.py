@@ -74,11 +74,12 @@ def activation(name: Any, argument: str) -> int:
     return ACTIVATIONS.index(name)
 
 
-from . import _affine, _weights  # noqa: E402  (which need this module)
+from . import _affine, _quantized, _weights  # noqa: E402  (which need this module)
 
 # Stages, from the outermost on: whether a call is one of theirs, and what they do with it. They
 # finish with `proceed`, of a call that is no longer one of theirs.
 STAGES: tuple[tuple[Callable[[Call], bool], Callable[[Call], Result]], ...] = (
+    (_quantized.needed, _quantized.stage),
     (_weights.needed, _weights.stage),
     (_affine.needed, _affine.stage),
 )

@@ -1,8 +1,8 @@
 """Weights as checkpoints have them: less 1, as Gemma's, or multiplied in 16 bits, as Llama's.
 
 In bfloat16 an x_hat of 1.005859375, which is a float32 still, times a weight of 1.5 is
-1.5087890625, and y is 1.5078125. With ``cast="before_weight"`` x_hat becomes 1.0078125 first, whose product is
-1.51171875, and y 1.515625, one step above.
+1.5087890625, and y is 1.5078125. With ``cast="before_weight"`` x_hat becomes 1.0078125 first, whose
+product is 1.51171875, and y 1.515625, one step above.
 """
 
 from __future__ import annotations
