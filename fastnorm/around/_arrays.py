@@ -36,9 +36,11 @@ def float_dtype(value: Any, name: str) -> np.dtype[Any]:
 
 def dense(value: Any, name: str) -> Array:
     """Return an array of floats, C-contiguous, aligned and in native byte order."""
-    a = np.asarray(_core.as_array(value, name))
-    float_dtype(a, name)
-    return np.require(a, a.dtype.newbyteorder("="), ["C", "A"])
+    a = _core.as_array(value, name)
+    dtype = float_dtype(a, name)
+    if a.flags.c_contiguous and a.flags.aligned and a.dtype.isnative:
+        return a  # itself, as `Kept` looks at its attributes later
+    return np.array(a, dtype, order="C")
 
 
 def like(value: Any, name: str, x: Array) -> Array:

@@ -136,9 +136,9 @@ class LaidBack:
 
 def lay_back(x: Array, kept: Kept, dy: ArrayLike, out: MaybeArray, ds: Param) -> LaidBack:
     """Check the arrays of a backward call; nothing is written yet."""
+    kept.check()
     g = like(dy, "dy", x)
     total = None if ds is None else like(ds, "ds", x)
-    kept.check()
     kept.check_out(out, x)
     if total is not None and overlap(out, total):
         total = total.copy()

@@ -142,12 +142,12 @@ class Parameter:
     def varies(self) -> list[int]:
         """Axes along which it differs, but for those of a shared one."""
         return [
-            a for a, n in enumerate(self.view.shape) if n > 1 and a not in self.form.axes
+            a for a, n in enumerate(self.view.shape) if n != 1 and a not in self.form.axes
         ]  # fmt: skip
 
     def _index(self, index: Index) -> Index:
         return tuple(
-            part if size > 1 else slice(None)
+            part if size != 1 else slice(None)
             for part, size in zip(index, self.view.shape, strict=False)
         )
 
@@ -175,9 +175,10 @@ class Parameter:
         self.add(total, index, self.form._along(gradient.astype(np.float64), 1))
 
     def gradient(self, total: Array) -> Array:
-        """Return the sums as the parameter was given: in its shape and dtype."""
-        form = self.form
-        if form.is_blocked and self.value.ndim < len(form.x):
-            flat = total.reshape(total.shape[0], -1)[:, : form.shared[0]]
-            total = flat
-        return total.reshape(self.value.shape).astype(self.value.dtype)
+        """Return the sums as the parameter was given: in its shape and dtype.
+
+        16 bits are those of float32 rounded, as in the core.
+        """
+        if self.form.is_blocked and self.value.ndim < len(self.form.x):
+            total = total.reshape(total.shape[0], -1)[:, : self.form.shared[0]]
+        return total.reshape(self.value.shape).astype(self.view.dtype).astype(self.value.dtype)

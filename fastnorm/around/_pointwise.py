@@ -254,7 +254,8 @@ class Pointwise(DerivedFromCore):
             found = _core.backward(g, ctx, dx, None)
         else:
             found = _core.backward(g, ctx, g, None)
-            dx[...] = found.x if straight is None else found.x + straight
+            wide = computed_in(dx.dtype)
+            dx[...] = found.x if straight is None else (found.x + straight).astype(wide)
         if laid.ds is not None:
             add(dx, laid.ds[unit], dx)
         return {name: getattr(found, name) for name in self._logits}
