@@ -23,7 +23,7 @@ from fastnorm import reference
 
 # small, where parameters are applied to pieces, and large, where samples are calls of their own
 SMALL = {"NC": (12, 24), "NLC": (3, 6, 35), "NCHW": (4, 6, 7, 7), "NHWC": (4, 6, 7, 7)}
-LARGE = {"NCHW": (3, 6, 31, 37), "NHWC": (3, 6, 31, 37)}
+LARGE = {"NCHW": (3, 6, 24, 29), "NHWC": (3, 6, 24, 29)}
 HALVES = [np.float16, ml_dtypes.bfloat16]
 CHANNEL_KINDS = [("NC", "C"), ("full", None), ("positions", "NC"), ("C", "samples"), (None, "full")]
 AXIS_KINDS = [("samples", "C"), ("full", "samples"), ("positions", None), (None, "samples")]
@@ -155,8 +155,10 @@ def of_norms(norms=NORMS):
     ]
 
 
-def kinds_of(norm):
+def kinds_of(norm, shapes):
     kinds = CHANNEL_KINDS if norm.channels else AXIS_KINDS
+    if shapes is LARGE:  # those of samples
+        kinds = [k for k in kinds if {"NC", "samples"} & set(k) and "full" not in k]
     return [k for k in kinds if norm.name != "rms_norm" or k[0] is not None]
 
 
@@ -167,7 +169,7 @@ def case_id(case):
 @pytest.mark.parametrize("case", of_norms(), ids=case_id)
 def test_against_the_oracle(case, rng):
     norm, layout, shapes = case
-    for kinds in kinds_of(norm):
+    for kinds in kinds_of(norm, shapes):
         for dtype in (np.float32, np.float64):
             for around in (False, True) if dtype == np.float64 else (False,):
                 Case(norm, layout, kinds, dtype, rng, shapes, around).check()
@@ -178,7 +180,7 @@ def test_16_bits_are_float32_rounded(case, rng):
     """The product is of an x_hat in float32: y is within one step of the exact one."""
     norm, layout, shapes = case
     for dtype in HALVES:
-        for kinds in kinds_of(norm):
+        for kinds in kinds_of(norm, shapes)[:: 1 if shapes is SMALL else 2]:
             own = Case(norm, layout, kinds, dtype, rng, shapes)
             y, grads, running = own.run()
             want_y, want, _ = own.oracle()
@@ -200,8 +202,7 @@ def test_16_bits_are_float32_rounded(case, rng):
             }  # fmt: skip
             wide_y, wide_grads, wide_running = wide.run()
             same(y, wide_y.astype(dtype))
-            for got, single in zip(grads, wide_grads, strict=True):
-                assert got is single is None or same(got, single.astype(dtype))
+            same(grads.x, wide_grads.x.astype(dtype))
             for name in running.keys() & {"running_mean", "running_var"}:
                 same(running[name], wide_running[name].astype(dtype))
             # parameters may be float32 too
@@ -213,7 +214,9 @@ def test_16_bits_are_float32_rounded(case, rng):
             same(y, wide_y.astype(dtype))
             for name in ("weight", "bias"):
                 got, single = getattr(grads, name), getattr(wide_grads, name)
-                assert got is single is None or same(got, single)
+                assert got is single is None or got.dtype == np.float32
+                if got is not None:  # sums whose order is another
+                    assert_close(got, single, 1e-5, name)
 
 
 def same(got, want):
@@ -243,7 +246,7 @@ def test_what_is_around_is_as_separate_calls(case, rng):
     norm, layout, shapes = case
     dtypes = (np.float32, *HALVES) if shapes is SMALL else (ml_dtypes.bfloat16,)
     for dtype in dtypes:
-        for kinds in kinds_of(norm)[:3]:
+        for kinds in kinds_of(norm, shapes)[:3]:
             own = Case(norm, layout, kinds, dtype, rng, shapes, around=True)
             (y, s, ctx), _ = own.forward()
             ds = own.around["gate"]
