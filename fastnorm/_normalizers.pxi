@@ -6,11 +6,9 @@ cdef inline fn_norm _norm(int norm):
     return <fn_norm>norm
 
 
-cdef inline bint _is_wide(object value, Py_ssize_t rank):
+cdef inline bint _is_wide(object value, str name, Py_ssize_t rank) except -1:
     """Whether a parameter has more dimensions than one that all samples share."""
-    return value is not None and (
-        cnp.PyArray_NDIM(<cnp.ndarray>value) if isinstance(value, cnp.ndarray)
-        else np.ndim(value)) > rank
+    return value is not None and cnp.PyArray_NDIM(_array(value, name)) > rank
 
 
 def axis_norm(int norm, x, weight, bias, axis, eps, out, return_ctx, around=None, least=0.0):
@@ -23,7 +21,8 @@ def axis_norm(int norm, x, weight, bias, axis, eps, out, return_ctx, around=None
             "out": out, "return_ctx": return_ctx, "least": least}, around)
     ctx = _start_rows(x, _norm(norm), axis, eps)
     _set_axis(ctx, axis)
-    if _is_wide(weight, len(ctx.param_shape)) or _is_wide(bias, len(ctx.param_shape)):
+    if _is_wide(weight, "weight", len(ctx.param_shape)) or (
+            _is_wide(bias, "bias", len(ctx.param_shape))):
         return _around.run(axis_norm, {
             "norm": norm, "x": x, "weight": weight, "bias": bias, "axis": axis, "eps": eps,
             "out": out, "return_ctx": return_ctx, "least": least}, around)
@@ -63,7 +62,8 @@ def channel_norm(int norm, x, weight, bias, running_mean, running_var, training,
                  var_logits=None, r_max=None, d_max=None, blend=1.0, tau=None):
     """Of the channels of `layout`; around as in `axis_norm`."""
     cdef Context ctx
-    if (around and type(around) is dict) or _is_wide(weight, 1) or _is_wide(bias, 1):
+    if (around and type(around) is dict) or _is_wide(weight, "weight", 1) or (
+            _is_wide(bias, "bias", 1)):
         return _around.run(channel_norm, {
             "norm": norm, "x": x, "weight": weight, "bias": bias, "running_mean": running_mean,
             "running_var": running_var, "training": training, "momentum": momentum, "eps": eps,

@@ -12,12 +12,14 @@ from .._types import AnyContext, Array
 class Result(NamedTuple):
     """What a call gives.
 
-    y; the sum of x and the residual, where there was one; the context, where it was asked for.
+    y; the sum of x and the residual, where there was one; the context, where it was asked for; the
+    scales of a quantized y, where they were not given.
     """
 
     y: Array
     sum: Array | None = None
     ctx: AnyContext | None = None
+    scales: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Call:
 
 
 def public(found: Result) -> Any:
-    """Return y, or the tuple that the caller of a normalizer expects."""
-    some = tuple(part for part in found if part is not None)
+    """Return y, or the tuple that the caller of a normalizer expects: y, scales, sum, context."""
+    parts = (found.y, found.scales, found.sum, found.ctx)
+    some = tuple(part for part in parts if part is not None)
     return some if len(some) > 1 else found.y

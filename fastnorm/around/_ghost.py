@@ -16,12 +16,12 @@ LIKE_X = ("shortcut", "gate", "residual", "sum_out", "mask")
 _NORMS = ("batch", "batch_renorm")
 
 
-def is_ghost(call: Call) -> bool:
+def needed(call: Call) -> bool:
     """Whether a call asks for virtual batches."""
     return "virtual_batch_size" in call.around
 
 
-def in_virtual_batches(call: Call) -> Result:
+def stage(call: Call) -> Result:
     """Call the normalizer for so many samples at a time; running statistics take each in turn."""
     from ._stages import proceed
 

@@ -9,9 +9,10 @@ from .. import activations
 from ._call import Call, Result, public
 from ._keywords import Around
 
-# Stages, from the outermost on: whether a call is one of theirs, and what they do with it. They
-# finish with `proceed`, of a call that is no longer one of theirs.
-STAGES: tuple[tuple[Callable[[Call], bool], Callable[[Call], Result]], ...] = ()
+# keywords that the core does
+IN_THE_CORE = {
+    "activation", "slope", "shortcut", "gate", "gate_activation", "residual", "sum_out",
+}  # fmt: skip
 
 
 def run(entry: Callable[..., Any], arguments: Mapping[str, Any], around: Any) -> Any:
@@ -20,7 +21,8 @@ def run(entry: Callable[..., Any], arguments: Mapping[str, Any], around: Any) ->
     for name in given:
         if name not in Around.__annotations__:
             raise TypeError(f"got an unexpected keyword argument {name!r}")
-    return public(proceed(Call(entry, arguments, {k: v for k, v in given.items() if v is not None})))
+    some = {name: value for name, value in given.items() if value is not None}
+    return public(proceed(Call(entry, arguments, some)))
 
 
 def proceed(call: Call) -> Result:
@@ -32,20 +34,20 @@ def proceed(call: Call) -> Result:
 
 
 def _in_the_core(call: Call) -> Result:
-    around = _numbered(call.around)
+    around = numbered(call.around)
     found = call.entry(**call.arguments, around=around)
     if "residual" in call.around:
         return Result(*found)
     return Result(found[0], None, found[1]) if isinstance(found, tuple) else Result(found)
 
 
-def _numbered(around: Mapping[str, Any]) -> tuple[Any, ...] | None:
+def numbered(around: Mapping[str, Any]) -> tuple[Any, ...] | None:
     """Return what the core takes: numbers of activations, and arrays."""
     if "sum_out" in around and "residual" not in around:
         raise ValueError("sum_out: expected None, as there is no residual")
     if "gate_activation" in around and "gate" not in around:
         raise ValueError("gate_activation: expected None, as there is no gate")
-    if not around:
+    if not IN_THE_CORE & around.keys():
         return None
     return (
         activations.number(around["activation"]) if "activation" in around else 0,
@@ -53,3 +55,16 @@ def _numbered(around: Mapping[str, Any]) -> tuple[Any, ...] | None:
         activations.finite(around.get("slope", 0.01)),
         *(around.get(name) for name in ("shortcut", "gate", "residual", "sum_out")),
     )
+
+
+from . import _affine, _ghost, _given, _quantized, _weights  # noqa: E402  (which need this module)
+
+# Stages, from the outermost on: whether a call is one of theirs, and what they do with it. They
+# finish with `proceed`, of a call that is no longer one of theirs.
+STAGES: tuple[tuple[Callable[[Call], bool], Callable[[Call], Result]], ...] = (
+    (_quantized.needed, _quantized.stage),
+    (_ghost.needed, _ghost.stage),
+    (_weights.needed, _weights.stage),
+    (_given.needed, _given.stage),
+    (_affine.needed, _affine.stage),
+)

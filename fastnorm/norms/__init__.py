@@ -3,7 +3,7 @@
 What is entered here is in :mod:`fastnorm`, :mod:`fastnorm.functional` and :mod:`fastnorm.layers`.
 """
 
-from ._gradients import backward
+from ._gradients import backward, gradient_sums
 from .batch import (
     BatchNorm,
     BatchRenorm,
@@ -44,6 +44,7 @@ __all__ = [
     "cosine_norm",
     "filter_response_norm",
     "global_response_norm",
+    "gradient_sums",
     "group_norm",
     "instance_norm",
     "instance_renorm",

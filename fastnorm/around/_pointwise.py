@@ -1,0 +1,290 @@
+"""Parameters of any shape, applied to what the core has normalized without them.
+
+Where samples have statistics of their own, by pieces of x that stay in the cache: widened to
+float32 where they have 16 bits, normalized, multiplied, and rounded once. Else, as in batch norm in
+training, the core takes all of x, and the rest goes by pieces. Nothing is kept for backward but
+what the caller gave: it normalizes again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .. import _check as check
+from .. import _core
+from .._core import Context
+from .._types import Array, MaybeArray, Param
+from ._arrays import BESIDE, Index, Laid, computed_in, overlap, pieces
+from ._back import DerivedFromCore, LaidBack, gradients_of, kept, lay_back, made, others_of
+from ._call import Call, Result
+from ._parameters import Form, Parameter
+from ._separate import Behind, add
+
+STATES = ("running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A normalizer without its parameters.
+
+    Attributes
+    ----------
+    dtype : dtype
+        Of the x that the core gets, and of x_hat.
+    adds_x : bool
+        Whether y is what the parameters make, plus x, as of global response norm: x_hat is then
+        what the core returns less x, in float64, where that loses nothing.
+    states : dict
+        Running statistics as they were before the forward call.
+    """
+
+    entry: Callable[..., Any]
+    arguments: Mapping[str, Any]
+    dtype: np.dtype[Any]
+    adds_x: bool
+    states: Mapping[str, Array]
+
+    def __call__(self, x: Array, out: MaybeArray = None) -> tuple[Array, dict[str, Array]]:
+        """Return x_hat, and the running statistics after it."""
+        found, states = self._call(x, out, False)
+        return found, states
+
+    def with_context(self, x: Array) -> tuple[Array, Context[Any]]:
+        """Return x_hat, and what the core goes back through."""
+        (found, ctx), _ = self._call(x, None, True)
+        return found, ctx
+
+    def _call(self, x: Array, out: MaybeArray, keep: bool) -> tuple[Any, dict[str, Array]]:
+        given = x.astype(self.dtype, copy=False)
+        states = {name: a.copy() for name, a in self.states.items()}
+        own = {**self.arguments, **states, "x": given, "out": out, "return_ctx": keep}
+        found = self.entry(**own, around=None)
+        if not self.adds_x:
+            return found, states
+        return ((found[0] - given, found[1]) if keep else found - given), states
+
+
+def plain_of(call: Call, x: Array, form: Form) -> Plain:
+    """Return the normalizer of a call without its parameters."""
+    wide = computed_in(x.dtype)
+    ones = np.ones(form.shared, wide) if form.is_blocked else None  # which says how many there are
+    arguments = {**call.arguments, "weight": ones, "bias": None}
+    for name, a in others_of(call).items():
+        arguments[name] = None if name == "tau" else a.astype(wide)
+    states = {
+        name: np.array(arguments[name], wide)
+        for name in STATES
+        if arguments.get(name) is not None
+    }  # fmt: skip
+    adds_x = _core.NORMS[call["norm"]] == "global_response"
+    dtype = np.dtype(np.float64) if adds_x else x.dtype if "rounds" in call.around else wide
+    if adds_x and ones is not None:
+        arguments["weight"] = ones.astype(dtype)
+    return Plain(call.entry, arguments, dtype, adds_x, states)
+
+
+class Pointwise(DerivedFromCore):
+    """A forward call, and what leads back through it.
+
+    Attributes
+    ----------
+    coupled : bool
+        Whether all of x is one call of the core.
+    """
+
+    def __init__(self, call: Call, laid: Laid, form: Form, given: dict[str, Parameter],
+                 numbers: Any, coupled: bool) -> None:  # fmt: skip
+        self._x, self._form, self._given = laid.normalized, form, dict(given)
+        self._plain = plain_of(call, self._x, form)
+        self._rounds = "rounds" in call.around
+        tau = call.arguments.get("tau")
+        if tau is not None:
+            written = (laid.out, laid.sum_out)
+            self._given["tau"] = Parameter(tau, "tau", self._x, form, *written)
+        self._beside = {name: laid.beside[name] for name in BESIDE[:2] if name in laid.beside}
+        self._behind = Behind(numbers) if numbers and (numbers[0] or self._beside) else None
+        self._coupled = coupled or 0 in form.axes
+        self._logits = {name: a.dtype for name, a in others_of(call).items() if name != "tau"}
+        self._kind = gradients_of(call, numbers)
+        self.has_sum = laid.sum is not None
+        self._kept = kept(laid, self._given, numbers is not None or tau is not None)
+
+    # ---- forward -----------------------------------------------------------------------------
+
+    def forward(self, laid: Laid) -> dict[str, Array]:
+        """Write y, and the sum; return the running statistics."""
+        states: dict[str, Array] = {}
+        for unit in self._units():
+            x = laid.x[unit]
+            if laid.sum is not None:
+                x = add(x, laid.beside["residual"][unit])
+            x_hat, states = self._plain(x, self._place(laid))
+            if laid.sum is not None:
+                laid.sum[unit] = x
+            for part in pieces(x.shape, x.ndim):
+                index = within(unit, part)
+                u = self._rounded(self._affine(x_hat[part], x[part], index), index)
+                self._finish(u, index, laid.y[index])
+        self._zero_padding(laid.y)
+        return states
+
+    def _units(self) -> Iterator[Index]:
+        """Pieces that are one call of the core."""
+        if self._coupled:
+            return iter([()])
+        form = self._form
+        return pieces(form.x, 1 if form.of_channels else min(form.axes))
+
+    def _place(self, laid: Laid) -> MaybeArray:
+        """Return y, where all of x_hat may be written there."""
+        y, plain = laid.y, self._plain
+        free = y.dtype == plain.dtype and not plain.adds_x and self._coupled
+        return y if free and not any(overlap(y, a) for a in self._beside.values()) else None
+
+    def _part(self, name: str, index: Index) -> MaybeArray:
+        return self._given[name].part(index) if name in self._given else None
+
+    def _affine(self, x_hat: Array, x: Array, index: Index) -> Array:
+        """Return what is computed of x_hat, in the dtype in which that is done."""
+        weight, bias = self._part("weight", index), self._part("bias", index)
+        wide = computed_in(self._x.dtype)
+        found: Array = x_hat.astype(wide, copy=False)
+        if weight is not None:
+            found = found * weight
+            if self._rounds:
+                found = found.astype(self._x.dtype).astype(wide)
+        if bias is not None:
+            found = found + bias
+        return found + x.astype(wide, copy=False) if self._plain.adds_x else found
+
+    def _rounded(self, found: Array, index: Index) -> Array:
+        tau = self._part("tau", index)
+        if tau is not None:
+            found = np.maximum(found, tau)
+        return np.ascontiguousarray(found, self._x.dtype)
+
+    def _finish(self, u: Array, index: Index, y: Array) -> None:
+        if self._behind is None:
+            y[...] = u
+        else:
+            self._behind.forward(u, *self._beside_at(index), y)
+
+    def _beside_at(self, index: Index) -> tuple[MaybeArray, MaybeArray]:
+        shortcut, gate = (self._beside.get(name) for name in BESIDE[:2])
+        return None if shortcut is None else shortcut[index], None if gate is None else gate[index]
+
+    def _zero_padding(self, *arrays: Array) -> None:
+        """Let what is behind the last channel of blocks be 0, whatever the activation of 0 is."""
+        form = self._form
+        last = form.shared[0] % form.x[-1] if form.is_blocked else 0
+        if last:
+            for a in arrays:
+                a[:, -1, ..., last:] = 0
+
+    # ---- backward ----------------------------------------------------------------------------
+
+    @check.as_the_core
+    def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> Any:
+        """As :func:`fastnorm.backward`."""
+        laid = lay_back(self._x, self._kept, dy, out, ds)
+        sums = {name: parameter.total() for name, parameter in self._given.items()}
+        beside = {name: np.empty_like(a) for name, a in self._beside.items()}
+        logits = {name: np.zeros(3) for name in self._logits}
+        for unit in self._units():
+            x = self._x[unit]
+            x_hat, ctx = self._plain.with_context(x)
+            straight = np.empty_like(x_hat) if self._plain.adds_x else None
+            for part in pieces(x.shape, x.ndim):
+                index = within(unit, part)
+                g, found = self._before(laid.dy[index], x_hat[part], x[part], index, sums)
+                for name, array in beside.items():
+                    array[index] = found[name]
+                weighted = self._weighted(g, x_hat[part], index, sums)
+                if straight is not None:
+                    straight[part] = g
+                    straight[part] -= weighted
+                x_hat[part] = weighted  # it was read
+            for name, a in self._back_through(x_hat, ctx, straight, unit, laid).items():
+                logits[name] += a
+        self._zero_padding(laid.dx, *beside.values())
+        grads = {name: p.gradient(sums[name]) for name, p in self._given.items()}
+        grads |= {name: a.astype(self._logits[name]) for name, a in logits.items()}
+        return made(self._kind, laid.result(), {**grads, **beside})
+
+    def _before(self, dy: Array, x_hat: Array, x: Array, index: Index,
+                sums: dict[str, Array]) -> tuple[Array, dict[str, MaybeArray]]:  # fmt: skip
+        """Go back to what the parameters made: its gradient, in the dtype computed in."""
+        wide = computed_in(self._x.dtype)
+        tau, found = self._part("tau", index), {}
+        if self._behind is None and tau is None:
+            return dy.astype(wide, copy=False), {}
+        made_it = self._affine(x_hat, x, index)
+        if self._behind is not None:
+            u = self._rounded(made_it, index)
+            dy, *rest = self._behind.backward(dy, u, *self._beside_at(index))
+            found = dict(zip(BESIDE[:2], rest, strict=True))
+        g = dy.astype(wide, copy=False)
+        if tau is not None:
+            is_above = made_it > tau
+            self._given["tau"].add(sums["tau"], index, np.where(is_above, 0.0, g))
+            g = np.where(is_above, g, g.dtype.type(0))
+        return g, found
+
+    def _weighted(self, g: Array, x_hat: Array, index: Index, sums: dict[str, Array]) -> Array:
+        """Add to the sums of weight and bias; return the gradient of x_hat."""
+        if "bias" in self._given:
+            self._given["bias"].add(sums["bias"], index, g.astype(np.float64, copy=False))
+        weight = self._part("weight", index)
+        if weight is None:
+            return g
+        product = g.astype(np.float64) * x_hat.astype(np.float64, copy=False)
+        self._given["weight"].add(sums["weight"], index, product)
+        return g * weight
+
+    def _back_through(self, g: Array, ctx: Context[Any], straight: MaybeArray, unit: Index,
+                      laid: LaidBack) -> dict[str, Array]:  # fmt: skip
+        """Write dx of a unit; return the gradients of logits."""
+        dx = laid.dx[unit]
+        if self._plain.dtype == dx.dtype and straight is None:
+            found = _core.backward(g, ctx, dx, None)
+        else:
+            found = _core.backward(g, ctx, g, None)
+            wide = computed_in(dx.dtype)
+            dx[...] = found.x if straight is None else (found.x + straight).astype(wide)
+        if laid.ds is not None:
+            add(dx, laid.ds[unit], dx)
+        return {name: getattr(found, name) for name in self._logits}
+
+    # ---- statistics --------------------------------------------------------------------------
+
+    def statistic(self, name: str) -> Array:
+        """Return "mean", "var" or "rstd"."""
+        found: Array = getattr(self._plain.with_context(self._x)[1], name)
+        return found
+
+
+def within(unit: Index, part: Index) -> Index:
+    """Return the index into the whole of a piece of a unit, which extends as far as the unit."""
+    both = [slice(0, None)] * max(len(unit), len(part))
+    both[: len(unit)] = unit
+    for axis, piece in enumerate(part):
+        first = both[axis].start
+        both[axis] = slice(first + piece.start, first + piece.stop)
+    return tuple(both)
+
+
+def run(call: Call, laid: Laid, form: Form, given: dict[str, Parameter], numbers: Any,
+        coupled: bool) -> Result:  # fmt: skip
+    """Do it."""
+    ctx = Pointwise(call, laid, form, given, numbers, coupled)
+    states = ctx.forward(laid)
+    if coupled:
+        for name, a in states.items():
+            call[name][...] = a
+    y, total = laid.delivered()
+    return Result(y, total, ctx if laid.keep else None)
