@@ -97,22 +97,27 @@ class _GhostContext(DerivedContext):
         parts = []
         for i, ctx in enumerate(self.parts):
             at = slice(i * self.each, (i + 1) * self.each)
-            parts.append(
-                backward(g[at], ctx, None if out is None else out[at],
-                         ds=None if ds is None else np.asarray(ds)[at])
-            )  # fmt: skip
+            parts.append(backward(g[at], ctx, ds=None if ds is None else np.asarray(ds)[at]))
         return joined(parts, out)
 
 
-def joined(parts: list[Any], out: MaybeArray) -> FusedGradients:
-    """Gradients of parts of a batch as those of the batch."""
+def joined(parts: list[Any], out: MaybeArray, axis: int = 0) -> FusedGradients:
+    """Gradients of parts of a batch as those of the batch.
+
+    Parts lie side by side along `axis`; of axis 1 they are samples of which each has an axis 0.
+    """
     found: dict[str, Any] = {}
     for name in parts[0]._fields:
         arrays = [getattr(part, name) for part in parts]
         if arrays[0] is None:
             continue
         if name in ("x", "shortcut", "gate"):
-            found[name] = out if name == "x" and out is not None else np.concatenate(arrays)
+            whole = np.concatenate(arrays, axis)
+            whole = whole[0] if axis else whole
+            if name == "x" and out is not None:
+                out[...] = whole
+                whole = out
+            found[name] = whole
         else:
             total = np.sum([a.astype(np.float64) for a in arrays], axis=0)
             found[name] = total.astype(arrays[0].dtype)

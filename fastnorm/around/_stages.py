@@ -57,13 +57,23 @@ def numbered(around: Mapping[str, Any]) -> tuple[Any, ...] | None:
     )
 
 
-from . import _affine, _ghost, _given, _quantized, _weights  # noqa: E402  (which need this module)
+from . import (  # noqa: E402  (which need this module)
+    _affine,
+    _ghost,
+    _given,
+    _masks,
+    _packed,
+    _quantized,
+    _weights,
+)
 
 # Stages, from the outermost on: whether a call is one of theirs, and what they do with it. They
 # finish with `proceed`, of a call that is no longer one of theirs.
 STAGES: tuple[tuple[Callable[[Call], bool], Callable[[Call], Result]], ...] = (
     (_quantized.needed, _quantized.stage),
     (_ghost.needed, _ghost.stage),
+    (_packed.needed, _packed.stage),
+    (_masks.needed, _masks.stage),
     (_weights.needed, _weights.stage),
     (_given.needed, _given.stage),
     (_affine.needed, _affine.stage),
