@@ -1,8 +1,8 @@
 """Activations of arrays: what :func:`fastnorm.batch_norm` and its like take as ``activation=``.
 
-Vector code with the same bits on every instruction set: within 2 ulp of the exact value in float32,
-and 1 ulp in float16 and bfloat16, also in the tails, down to the smallest denormal number. NaN stays
-NaN, infinities have their limits, and -0 is kept where the function passes through 0.
+Vector code with the same bits on every instruction set: within 2 ulp of the exact value in float32
+and 1 ulp in float16 and bfloat16, in the tails too, down to the smallest denormal number. NaN
+stays NaN, infinities have their limits, and -0 is kept where the function passes through 0.
 
 Every function takes an array_like of float32, float64, float16 or bfloat16 of any shape, and `out`,
 an array of its shape and dtype, which may be x. It raises a TypeError for another dtype and a
@@ -116,7 +116,7 @@ def sigmoid(x: ArrayLike, *, out: MaybeArray = None) -> Array:
 
 
 def tanh(x: ArrayLike, *, out: MaybeArray = None) -> Array:
-    """The hyperbolic tangent.
+    """Hyperbolic tangent of x.
 
     Examples
     --------

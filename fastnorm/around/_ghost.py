@@ -72,7 +72,14 @@ def _part(call: Call, x: Array, y: Array, total: MaybeArray, at: slice) -> Call:
     around = {k: v for k, v in call.around.items() if k not in KEY}
     for name in LIKE_X:
         if around.get(name) is not None:
-            around[name] = np.broadcast_to(around[name], x.shape if name != "mask" else np.broadcast_shapes(np.shape(around[name]), (x.shape[0],) + (1,) * (x.ndim - 1)))[at]
+            around[name] = np.broadcast_to(
+                around[name],
+                x.shape
+                if name != "mask"
+                else np.broadcast_shapes(
+                    np.shape(around[name]), (x.shape[0],) + (1,) * (x.ndim - 1)
+                ),
+            )[at]
     if total is not None:
         around["sum_out"] = total[at]
     return call.but(around, x=x[at], out=y[at])

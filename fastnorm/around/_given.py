@@ -14,11 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import _core
-from .._types import Array, DerivedContext, FusedGradients, MaybeArray, Param
-from ._arrays import dense, like, target
+from .._types import Array, DerivedContext, Gradients, MaybeArray, Param
 from ._call import Call, Result
-from ._separate import Behind, add
-from ._stages import numbered
 
 NOT_WITH = ("mask", "lengths", "offsets", "virtual_batch_size", "weight_offset", "cast")
 
@@ -68,35 +65,10 @@ def stage(call: Call) -> Result:
     for name in NOT_WITH:
         if name in call.around:
             raise ValueError(f"{name}: expected None with moments")
-    return _around(call, numbered({k: v for k, v in call.around.items() if k != "moments"}), moments)
-
-
-def _around(call: Call, numbers: Any, moments: Any) -> Result:
-    """Normalize, with what is around in calls of its own."""
-    plain = call.but({})
-    if numbers is None:
-        return _normalize(plain, moments)
-    x = dense(call["x"], "x")
-    beside = {
-        name: like(array, name, x)
-        for name, array in zip(("shortcut", "gate", "residual"), numbers[3:6], strict=True)
-        if array is not None
-    }
-    total = None
-    if "residual" in beside:
-        total = target(numbers[6], x, x, beside["residual"])
-        plain = plain.but(x=add(x, beside["residual"]))
-    found = _normalize(plain.but(out=None), moments)
-    y = target(call["out"], x, x)
-    behind = Behind(numbers)
-    behind.forward(found.y, beside.get("shortcut"), beside.get("gate"), y)
-    if total is not None:
-        np.copyto(total, plain["x"])
-    ctx = found.ctx
-    if isinstance(ctx, GivenContext):
-        ctx.behind, ctx.normalized, ctx.beside = behind, found.y, beside
-        ctx.has_sum = total is not None
-    return Result(y, total, ctx)
+    around = {k: v for k, v in call.around.items() if k != "moments"}
+    if around:
+        raise ValueError(f"{min(around)}: expected None with moments; call it apart")
+    return _normalize(call.but({}), moments)
 
 
 def _normalize(call: Call, moments: Any) -> Result:
@@ -124,31 +96,17 @@ def _normalize(call: Call, moments: Any) -> Result:
 class GivenContext(DerivedContext):
     """Context of a batch norm by given moments."""
 
-    behind: Behind | None = None
-    normalized: Array
-    beside: dict[str, Array]
-
     def __init__(self, own: Any, rstd: Array, elements: float, count: float) -> None:
         self.own, self._rstd, self._elements, self._count = own, rstd, elements, count
 
-    def _before(self, dy: ArrayLike) -> tuple[Any, MaybeArray, MaybeArray]:
-        """Gradients of what was normalized, of the shortcut and of the gate."""
-        if self.behind is None:
-            return dy, None, None
-        g = like(dy, "dy", self.normalized)
-        shortcut, gate = self.beside.get("shortcut"), self.beside.get("gate")
-        return self.behind.backward(g, self.normalized, shortcut, gate)
-
     def gradient_sums(self, dy: ArrayLike) -> GradientSums:
         """Return this micro-batch's share."""
-        before = self._before(dy)[0]
-        return GradientSums(_core.measure_grad(before, self.own, None), self._elements)
+        return GradientSums(_core.measure_grad(dy, self.own, None), self._elements)
 
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None,
-                 sums: GradientSums | None = None) -> Any:  # fmt: skip
+                 sums: GradientSums | None = None) -> Gradients:  # fmt: skip
         """As :func:`fastnorm.backward`, with the sums of all micro-batches."""
-        g, dshortcut, dgate = self._before(dy)
-        own = _core.measure_grad(g, self.own, out)
+        own = _core.measure_grad(dy, self.own, out)
         total = GradientSums(own, self._elements) if sums is None else sums
         if not isinstance(total, GradientSums):
             raise TypeError(f"sums: expected GradientSums, got {type(total).__name__}")
@@ -157,10 +115,4 @@ class GivenContext(DerivedContext):
                 f"sums: expected those of all {self._count:g} elements of a channel that the "
                 f"moments are of, got {total.count:g}"
             )
-        extra = None if ds is None else like(ds, "ds", self.normalized)
-        found = _core.finish_backward(g, self.own, own, total.sums, total.count, self._rstd, out)
-        if extra is not None:
-            add(found.x, extra, found.x)
-        if self.behind is None:
-            return found
-        return FusedGradients(*found, dshortcut, dgate)
+        return _core.finish_backward(dy, self.own, own, total.sums, total.count, self._rstd, out)

@@ -139,7 +139,7 @@ class _Switched(DerivedContext):
         self._w, self._wv = (np.array(_core.softmax3(*a)) for a in logits)
 
     def masked(self, a: Array) -> Array:
-        """An array like x with zeros where it is not valid."""
+        """Return an array like x with zeros where it is not valid."""
         back = np.zeros(self._shape, a.dtype)
         view, index = self._view.of(back), self._valid.reshape(*self._moved[:-1])
         view[index] = self._view.of(a)[index]
@@ -178,7 +178,7 @@ class _Switched(DerivedContext):
         return back
 
     def update(self, call: Call) -> None:
-        """Running statistics take those of the batch."""
+        """Let the running statistics take those of the batch."""
         count = float(self._n.sum())
         if count:
             bias = count / (count - call["ddof"])
@@ -204,11 +204,14 @@ class _Switched(DerivedContext):
         if extra is not None:
             whole = whole + extra
         names = {"weight": (g * self._hat).sum((0, 1)), "bias": g.sum((0, 1))}
-        params = {name: None if self._call[name] is None else
-                  v.astype(np.asarray(self._call[name]).dtype) for name, v in names.items()}  # fmt: skip
+        params = {
+            name: None if self._call[name] is None else v.astype(np.asarray(self._call[name]).dtype)
+            for name, v in names.items()
+        }
         kinds = [np.asarray(self._call[n]).dtype for n in ("mean_logits", "var_logits")]
-        return FusedGradients(delivered(whole, out), params["weight"], params["bias"], dz, dgate,
-                              None, *(a.astype(k) for a, k in zip(logits, kinds, strict=True)))  # fmt: skip
+        logits = [a.astype(k) for a, k in zip(logits, kinds, strict=True)]
+        dx = delivered(whole, out)
+        return FusedGradients(dx, params["weight"], params["bias"], dz, dgate, None, *logits)
 
     def _grad_x(self, g: Array) -> tuple[Array, list[Array]]:
         """From the gradient of x_hat to that of x, and of the logits."""
@@ -228,8 +231,7 @@ class _Switched(DerivedContext):
         if self._call["training"]:
             of_bvar = self._wv[2] * dvar.sum(0, keepdims=True)
             of_mean = of_mean + self._part * (
-                self._w[2] * dmu.sum(0, keepdims=True)
-                + 2 * of_bvar * (self._mean - self._means[2])
+                self._w[2] * dmu.sum(0, keepdims=True) + 2 * of_bvar * (self._mean - self._means[2])
             )
             of_var = of_var + self._part * of_bvar
         dx = g * self._k[:, None] + (of_mean / n)[:, None] + 2 * self._xc * (of_var / n)[:, None]

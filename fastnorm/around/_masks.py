@@ -43,7 +43,8 @@ class View:
 
     def of(self, a: Array) -> Array:
         """Return a view of an array of x's shape."""
-        return np.moveaxis(a, self.last, range(-len(self.last), 0))
+        moved: Array = np.moveaxis(a, self.last, range(-len(self.last), 0))
+        return moved
 
 
 @dataclass
@@ -74,7 +75,7 @@ class Part:
 
 def valid_of(call: Call, x: Array, view: View) -> Array:
     """Return the mask, with the axes of the view, of which the last may have size 1."""
-    if KEYS <= call.around.keys():
+    if call.around.keys() >= KEYS:
         raise ValueError("mask, lengths: expected one of them, got both")
     mask = _mask_of(call.around["lengths"], call, x) if "lengths" in call.around else (
         _core.as_array(call.around["mask"], "mask"))  # fmt: skip
@@ -145,8 +146,7 @@ def parts_of(call: Call, x: Array, view: View, valid: Array) -> Iterator[Part]:
         return
     index = np.broadcast_to(valid[..., 0], shape[:-1])
     if _core.NORMS[call["norm"]] in _OVER_SAMPLES or not _is_of_samples(call):
-        if index.any():
-            yield Part(view, index, (int(index.sum()), shape[-1]))
+        yield Part(view, index, (int(index.sum()), shape[-1]))  # ranks meet though it be empty
         return
     counts = index.reshape(shape[0], -1).sum(1)
     for count in np.unique(counts[counts > 0]).tolist():
@@ -222,7 +222,7 @@ def _check_outputs(call: Call, x: Array, reads_x: bool) -> None:
 
 
 def _compact(call: Call, part: Part, x: Array, beside: dict[str, Array], keep: bool) -> Call:
-    """The call of one part."""
+    """Return the call of one part."""
     around = {k: v for k, v in call.around.items() if k != "sum_out"}
     around |= {name: part.gather(a) for name, a in beside.items()}
     arguments: dict[str, Any] = {"x": part.gather(x), "out": None, "return_ctx": keep}
@@ -237,7 +237,7 @@ def _compact(call: Call, part: Part, x: Array, beside: dict[str, Array], keep: b
 
 
 def _spread(a: Array, x: Array, call: Call) -> Array:
-    """A parameter of samples or positions, as an array that broadcasts against x."""
+    """Return a parameter of samples or positions as an array that broadcasts against x."""
     if "layout" in call.arguments and a.ndim == 2 and x.ndim > 2:
         axis = LAYOUTS[call["layout"]][1] % x.ndim
         return a.reshape(a.shape[0], *(a.shape[1] if i == axis else 1 for i in range(1, x.ndim)))
@@ -250,7 +250,7 @@ def is_wide(a: Array, call: Call, part: Part) -> bool:
 
 
 def gathered_parameter(value: Any, name: str, part: Part, x: Array, call: Call) -> Array:
-    """The parameter of the valid elements."""
+    """Return the parameter of the valid elements."""
     a = _core.as_array(value, name)
     if is_wide(a, call, part):
         try:
@@ -278,7 +278,7 @@ def _check_call(call: Call, x: Array, beside: dict[str, Array]) -> None:
 
 
 def _joined(parts: list[tuple[Part, Any]], x: Array, out: MaybeArray) -> Array:
-    """An array like x of the parts, with zeros elsewhere."""
+    """Return an array like x of the parts, with zeros elsewhere."""
     whole = np.zeros(x.shape, x.dtype)
     for part, found in parts:
         part.scatter(found, whole)
@@ -318,10 +318,12 @@ class MaskedContext(DerivedContext):
         }
         sums = {name: self._sum(name, found) for name in self._params}
         dx = _joined([(p, r.x) for p, r in found], self._like, out)
-        return FusedGradients(dx, sums.pop("weight", None), sums.pop("bias", None), **arrays, **sums)
+        return FusedGradients(
+            dx, sums.pop("weight", None), sums.pop("bias", None), **arrays, **sums
+        )
 
     def _sum(self, name: str, found: list[Any]) -> Array:
-        """The gradient of a parameter, of all parts, added in float64."""
+        """Return the gradient of a parameter, of all parts, added in float64."""
         own = self._params[name]
         total = np.zeros(own.shape)
         for part, grads in found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def stage(call: Call) -> Result:
     y = np.empty_like(x)
     total = np.empty_like(x) if "residual" in around else None
     contexts = []
-    for start, end in zip(offsets[:-1], offsets[1:], strict=True):
+    for start, end in pairwise(offsets):
         at = (None, slice(start, end))
         some = {k: v[at] if k in LIKE_X else v for k, v in around.items()}
         if total is not None:
@@ -46,7 +47,9 @@ def stage(call: Call) -> Result:
         contexts.append(found.ctx)
     y, total = _put(y, call["out"]), _put(total, call.around.get("sum_out"))
     keep = bool(contexts) and contexts[0] is not None
-    return Result(y, total, _PackedContext(contexts, offsets, x, total is not None) if keep else None)
+    return Result(
+        y, total, _PackedContext(contexts, offsets, x, total is not None) if keep else None
+    )
 
 
 def _put(found: Any, out: MaybeArray) -> Any:
@@ -95,9 +98,7 @@ class _PackedContext(DerivedContext):
         if out is not None:
             _arguments.check_out(out, g, g.shape)
         found = []
-        for ctx, start, end in zip(
-            self._parts, self._offsets[:-1], self._offsets[1:], strict=True
-        ):
+        for ctx, start, end in zip(self._parts, self._offsets[:-1], self._offsets[1:], strict=True):
             at = (None, slice(start, end))
             found.append(backward(g[at], ctx, ds=None if extra is None else extra[at]))
         return joined(found, out, axis=1)

@@ -5,16 +5,17 @@ With the bits that the core gives them in its pass: each rounds to x's dtype.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from .. import _arguments, _core
 from .. import _check as check
-from .. import _core
-from .._types import Array, MaybeArray
-from ._arrays import computed_in
-
+from .._types import Array, DerivedContext, FusedGradients, MaybeArray, Param
+from ._arrays import computed_in, delivered, dense, like
 
 
 def add(a: Array, b: Array, out: MaybeArray = None) -> Array:
@@ -54,7 +55,7 @@ class Behind:
     @property
     def is_needed(self) -> bool:
         """Whether there is an activation; with arrays beside, it is needed anyway."""
-        return self.numbers[0] != 0
+        return bool(self.numbers[0])
 
     @check.as_the_core
     def forward(self, u: Array, shortcut: MaybeArray, gate: MaybeArray, out: Array) -> None:
@@ -80,3 +81,51 @@ class Behind:
             dy = times(dy, _core.activate(gate_activation, slope, gate, None))
         du = _core.activate_grad(activation, slope, dy, v, None)
         return du, None if shortcut is None else du, dgate
+
+
+def with_around(normalize: Callable[..., Any], arguments: Mapping[str, Any], numbers: Any) -> Any:
+    """Call a normalizer that the core does not know, with what is around in calls of its own.
+
+    It returns y, or with a residual the sum too, and with `return_ctx` a context.
+    """
+    if numbers is None:
+        return normalize(**arguments)
+    x = dense(arguments["x"], "x")
+    named = zip(("shortcut", "gate", "residual"), numbers[3:6], strict=True)
+    beside = {name: like(array, name, x) for name, array in named if array is not None}
+    for name, out in (("out", arguments["out"]), ("sum_out", numbers[6])):
+        if out is not None:
+            _arguments.check_out(out, x, x.shape, name)
+    total = add(x, beside["residual"]) if "residual" in beside else None
+    found = normalize(**{**arguments, "x": x if total is None else total, "out": None})
+    u, ctx = found if isinstance(found, tuple) else (found, None)
+    behind = Behind(numbers)
+    y = np.empty_like(u)
+    behind.forward(u, beside.get("shortcut"), beside.get("gate"), y)
+    result = [delivered(y, arguments["out"])]
+    if total is not None:
+        result.append(delivered(total, numbers[6]))
+    if ctx is not None:
+        result.append(_Around(ctx, behind, u, beside))  # type: ignore[arg-type]
+    return tuple(result) if len(result) > 1 else result[0]
+
+
+class _Around(DerivedContext):
+    """Context of a normalizer and, in calls of their own, of what is around it."""
+
+    def __init__(self, ctx: Any, behind: Behind, u: Array, beside: Mapping[str, Array]) -> None:
+        self.own, self._behind, self._u, self._beside = ctx, behind, u, beside
+        self.has_sum = "residual" in beside
+
+    def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> FusedGradients:
+        """As :func:`fastnorm.backward`."""
+        from ..norms import backward
+
+        extra = None if ds is None else like(ds, "ds", self._u)
+        g, dshortcut, dgate = self._behind.backward(
+            like(dy, "dy", self._u), self._u, self._beside.get("shortcut"), self._beside.get("gate")
+        )
+        found = backward(g, self.own, out)
+        if extra is not None:
+            add(found.x, extra, found.x)
+        return FusedGradients(found.x, found.weight, found.bias, dshortcut, dgate)

@@ -18,7 +18,6 @@ from .._types import (
     SwitchableGradients,
     WeightGradients,
 )
-
 from ..around._given import GivenContext, GradientSums
 
 __all__ = ["backward", "gradient_sums"]
@@ -30,16 +29,22 @@ G = TypeVar("G", bound=AnyGradients)
 
 
 @overload
-def backward(
-    dy: ArrayLike, ctx: Context[G], out: MaybeArray = ..., *, ds: Param = ...
-) -> G: ...
+def backward(dy: ArrayLike, ctx: Context[G], out: MaybeArray = ..., *, ds: Param = ...) -> G: ...
 @overload
 def backward(
-    dy: ArrayLike, ctx: DerivedContext, out: MaybeArray = ..., *, ds: Param = ...,
+    dy: ArrayLike,
+    ctx: DerivedContext,
+    out: MaybeArray = ...,
+    *,
+    ds: Param = ...,
     sums: GradientSums | None = ...,
 ) -> Gradients: ...
 def backward(
-    dy: ArrayLike, ctx: AnyContext, out: MaybeArray = None, *, ds: Param = None,
+    dy: ArrayLike,
+    ctx: AnyContext,
+    out: MaybeArray = None,
+    *,
+    ds: Param = None,
     sums: GradientSums | None = None,
 ) -> AnyGradients:
     """Gradients of ``sum(dy * y)`` for the forward call that made `ctx`.
@@ -105,7 +110,7 @@ def backward(
 
 
 def gradient_sums(dy: ArrayLike, ctx: AnyContext) -> GradientSums:
-    """What a batch norm by given moments needs of each micro-batch before it can go back.
+    """Sum of a micro-batch what a batch norm by given moments needs to go back.
 
     The exact batch norm of K micro-batches takes two sweeps forward, of which the first adds their
     :class:`Moments`, and two sweeps backward, of which the first adds these sums.

@@ -134,7 +134,7 @@ class Whitened(DerivedContext):
             store(after[part], shift, y[at])
 
     @check.as_the_core
-    def backward(self, dy: ArrayLike, out: MaybeArray) -> Gradients:
+    def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> Gradients:
         """As :func:`fastnorm.backward`."""
         dy = check.gradient(dy, self._x.shape, self._x.dtype)
         dy = np.require(dy, requirements=["C", "A"])

@@ -269,8 +269,10 @@ class DecorrelatedBatchNorm(_WhiteningLayer):
                  layout: str = "NCHW", dtype: DTypeLike = np.float32) -> None:  # fmt: skip
         super().__init__(num_features, group_size, eps, momentum, affine, bias, layout, dtype)
 
-    def _forward(self, x: ArrayLike) -> _WithContext:
-        return decorrelated_batch_norm(x, training=self.training, return_ctx=True, **self._common())
+    def _forward(self, x: ArrayLike, **around: Any) -> _WithContext:
+        return decorrelated_batch_norm(
+            x, training=self.training, return_ctx=True, **self._common(), **around
+        )
 
 
 class IterNorm(_WhiteningLayer):
@@ -305,8 +307,8 @@ class IterNorm(_WhiteningLayer):
         super().__init__(num_features, group_size, eps, momentum, affine, bias, layout, dtype)
         self.iterations = check.count(iterations, "iterations")
 
-    def _forward(self, x: ArrayLike) -> _WithContext:
+    def _forward(self, x: ArrayLike, **around: Any) -> _WithContext:
         return iter_norm(
             x, training=self.training, iterations=self.iterations, return_ctx=True,
-            **self._common(),
+            **self._common(), **around,
         )  # fmt: skip
