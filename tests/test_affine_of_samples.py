@@ -296,6 +296,13 @@ def test_samples_are_calls_of_their_own(layout, dtype, rng):
         same(half, y[1:])
 
 
+def test_many_channels_behind_positions(rng):
+    """A position of channels last has enough of them for a call, but not its statistics."""
+    x, weight = rng.standard_normal((2, 2, 3, 5000))
+    y = fastnorm.instance_norm(x, weight, layout="NLC")
+    np.testing.assert_allclose(y, fastnorm.instance_norm(x, layout="NLC") * weight, atol=1e-13)
+
+
 def test_one_of_x_s_rank_is_as_a_shared_one(rng):
     x, dy = (rng.standard_normal((4, 6, 5, 5)).astype(np.float32) for _ in range(2))
     weight, states = uniform(rng, 6, x.dtype), {"running_mean": np.zeros(6, np.float32)}
@@ -320,6 +327,7 @@ def test_blocks_of_channels(rng):
         weight, bias = uniform(rng, (3, 11), dtype), uniform(rng, 11, dtype)
         x, z, dy = arrays
         xb, zb, dyb = (fastnorm.to_blocked(a, 8) for a in arrays)
+        zb[:, -1, ..., 3:] = dyb[:, -1, ..., 3:] = 1
         states = {"running_mean": uniform(rng, 11, dtype), "running_var": uniform(rng, 11, dtype)}
         for name, more in (
             ("instance_norm", {}), ("batch_norm", {"training": True}), ("batch_norm", states),

@@ -248,9 +248,13 @@ def test_outputs_that_are_given(rng):
         same(scales, want[1])
     # over x itself
     own = x.copy()
-    for place in (slice(0, 2000), slice(100, 2100)):
+    flat = own.reshape(-1).view(np.int8)
+    for out in (
+        own.view(np.int8)[:, :2000],
+        own.view(np.int8)[:, 100:2100],
+        flat[180000:].reshape(x.shape),  # of rows that are read later
+    ):
         own[...] = x
-        out = own.view(np.int8)[:, place]
         q, _ = fastnorm.layer_norm(own, out_dtype="int8", out=out)
         assert q is out
         same(q, want[0])
@@ -267,12 +271,12 @@ def test_outputs_that_are_given(rng):
 
 
 def test_a_weight_that_lies_in_out(rng):
-    (x,) = arrays(rng, (8, 400), np.float32, 1)
-    memory = np.zeros(8 * 400, np.int8)
+    (x,) = arrays(rng, (400, 400), np.float32, 1)
+    memory = np.zeros(x.size, np.int8)
     weight = memory[:1600].view(np.float32)
     weight[...] = rng.standard_normal(400)
     want = fastnorm.rms_norm(x, weight.copy(), out_dtype="int8")[0]
-    same(fastnorm.rms_norm(x, weight, out_dtype="int8", out=memory.reshape(8, 400))[0], want)
+    same(fastnorm.rms_norm(x, weight, out_dtype="int8", out=memory.reshape(x.shape))[0], want)
 
 
 def test_inputs_that_are_not_dense(rng):
@@ -376,6 +380,15 @@ def test_errors_name_the_argument_and_come_first(row):
     with pytest.raises(error, match="^" + message):
         getattr(fastnorm, name)(**call)
     assert (sum_out == 7).all()
+
+
+def test_wrong_sizes_where_channels_are_taken_apart():
+    x = np.ones((2, 6, 200, 200), np.float32)
+    for name in ("running_mean", "running_var", "weight", "bias"):
+        call = {**STATES, name: np.ones(7, np.float32), "out": np.full(x.shape, 7, np.int8)}
+        with pytest.raises(ValueError, match=rf"^{name}: expected shape \(6,\), got \(7,\)"):
+            fastnorm.batch_norm(x, **call, **INT)
+        assert (call["out"] == 7).all()
 
 
 def test_a_sum_in_the_memory_of_the_output():
