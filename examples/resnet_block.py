@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 
 import fastnorm
 
-RATE = 0.02
+RATE = 0.1
 
 
 def patches_of(x):
