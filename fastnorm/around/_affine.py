@@ -7,6 +7,7 @@ core, with its weight; else `_pointwise` applies them to what the core has norma
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,18 @@ _COUPLED = {"batch", "batch_renorm", "switchable"}  # whose samples share statis
 
 def needed(call: Call) -> bool:
     """Whether a parameter has more dimensions than a shared one, or x is rounded before them."""
-    axis = call.arguments.get("axis")
+    return "rounds" in call.around or is_wide(call.arguments)
+
+
+def is_wide(arguments: Mapping[str, Any]) -> bool:
+    """Whether a parameter has more dimensions than a shared one."""
+    axis = arguments.get("axis")
     shared = len(axis) if isinstance(axis, (tuple, list)) else 1
-    given = {name: call[name] for name in ("weight", "bias") if call[name] is not None}
-    return "rounds" in call.around or any(
-        _core.as_array(value, name).ndim > shared for name, value in given.items()
-    )
+    for name in ("weight", "bias"):
+        value = arguments[name]
+        if value is not None and _core.as_array(value, name).ndim > shared:
+            return True
+    return False
 
 
 def stage(call: Call) -> Result:

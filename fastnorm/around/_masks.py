@@ -107,10 +107,8 @@ def _mask_of(lengths: Any, call: Call, x: Array) -> Array:
             f"lengths: expected at least 0 and at most {x.shape[axis]}, the size of axis {axis}, "
             f"got {_arguments.shown(lengths.tolist())}"
         )
-    mask = np.arange(x.shape[axis]) < lengths[:, None]
-    shape = [1] * x.ndim
-    shape[0], shape[axis] = mask.shape
-    return mask.reshape(shape)
+    mask: Array = np.arange(x.shape[axis]) < lengths[:, None]
+    return np.expand_dims(mask, tuple(i for i in range(1, x.ndim) if i != axis))
 
 
 def _first_spatial(call: Call, x: Array) -> int:

@@ -22,6 +22,8 @@ def run(entry: Callable[..., Any], arguments: Mapping[str, Any], around: Any) ->
         if name not in Around.__annotations__:
             raise TypeError(f"got an unexpected keyword argument {name!r}")
     some = {name: value for name, value in given.items() if value is not None}
+    if some and IN_THE_CORE.issuperset(some) and not _affine.is_wide(arguments):  # at once
+        return entry(**arguments, around=numbered(some))
     return public(proceed(Call(entry, arguments, some)))
 
 
