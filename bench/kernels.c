@@ -72,7 +72,8 @@ int main(int argc, char **argv) {
     float *dw = array(len, 0), *db = array(len, 0);
     char *scratch = malloc(fn_scratch_bytes(sizeof *x, sizeof *x, len));
     double *s1 = malloc((size_t)most * sizeof *s1), *s2 = malloc((size_t)most * sizeof *s2);
-    const fn_view of_rows = {1, 0, n, len, 1, 0}, columns = {rows, len, len, len, len, 0};
+    const fn_view of_rows = {1, 0, n, len, 1, 0, 0, 0},
+                  columns = {rows, len, len, len, len, 0, 0, 0};
     const fn_hints none = {0, 0, 0};
     if (!x || !dy || !y || !w || !c || !a || !b || !e || !dw || !db || !s1 || !s2 || !scratch)
         return 1;
