@@ -88,7 +88,7 @@ int main(int argc, char **argv) {
         TIME("moments", k->moments(x, v, scratch, s1, s2));
         TIME("squares", k->squares(x, v, scratch, s2));
         TIME("gradients", k->gradients(x, dy, v, c, NULL, scratch, s1, s2));
-        TIME("apply", k->apply(x, y, v, c, a, b, NULL, none, scratch));
+        TIME("apply", k->apply(x, NULL, y, v, c, a, b, NULL, none, scratch));
         TIME("grad_apply", k->grad_apply(x, dy, y, v, c, a, b, e, none, scratch));
     }
     TIME("extremes", k->extremes(x, &columns, scratch, s1, s2));

@@ -10,7 +10,14 @@ import fastnorm as fn
 
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
 ACTIVATIONS = [None, *fn.activations.NAMES]
-SHAPES = [(2, 6, 5, 7), (1, 64, 14, 14), (3, 12, 40, 40), (9, 130, 3, 3), (16, 6, 7, 7), (5, 70, 1, 1)]
+SHAPES = [
+    (2, 6, 5, 7),
+    (1, 64, 14, 14),
+    (3, 12, 40, 40),
+    (9, 130, 3, 3),
+    (16, 6, 7, 7),
+    (5, 70, 1, 1),
+]
 LOGITS = [1.0, 0.5, -0.5]
 
 
@@ -130,7 +137,9 @@ def test_fused_calls_have_the_bits_of_separate_calls(call):
     before = fn.get_num_threads()
     fn.set_num_threads(call["threads"])
     try:
-        y, s, wanted = separate(norm, x, dy, ds, call["layout"], beside, call["names"], call["slope"])
+        y, s, wanted = separate(
+            norm, x, dy, ds, call["layout"], beside, call["names"], call["slope"]
+        )
         found = norm(x, layout=call["layout"], return_ctx=True, **around)
         bare = norm(x, layout=call["layout"], **around)
         grads = fn.backward(dy, found[-1], ds=ds if "residual" in beside else None)
