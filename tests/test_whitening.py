@@ -6,22 +6,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cases import assert_close, is_last
+from whitening_cases import FUNCTIONS, LAYOUTS, draw, grouped, parameters, plain, root
 
 import fastnorm
 from fastnorm.norms import _groups
 
 SIXTEEN = [np.float16, ml_dtypes.bfloat16]
-FUNCTIONS = {
-    "dbn": (fastnorm.decorrelated_batch_norm, None),
-    "iter-1": (functools.partial(fastnorm.iter_norm, iterations=1), 1),
-    "iter-5": (fastnorm.iter_norm, 5),
-    "iter-7": (functools.partial(fastnorm.iter_norm, iterations=7), 7),
-}
-LAYOUTS = {
-    "NC": (19, 8), "NCL": (5, 8, 3), "NLC": (5, 3, 8), "NCHW": (4, 8, 6, 5), "NHWC": (4, 6, 5, 8),
-    "NCDHW": (3, 8, 3, 4, 2), "NDHWC": (3, 3, 4, 2, 8), "channels_first": (3, 8, 2, 1, 3, 4),
-    "channels_last": (40, 8),
-}  # fmt: skip
 # by chainer 7.8.1 with numpy 1.23.5: functions.decorrelated_batch_normalization(x, groups=2,
 # eps=1e-3) of chainer_case(), whose groups are numbers of groups; y and the gradient of x
 CHAINER_Y = """-0.10550821076 1.22499472169 -1.25493949281 0.75942668501 0.13569382211 0.41438267921
@@ -37,55 +27,6 @@ CHAINER_DX = """0.64383458421 0.73194188505 -0.33836889597 -0.58326933799 0.0121
 def chainer_case():
     n = np.arange(24.0)
     return np.sin(n**2).reshape(3, 4, 2), np.cos(n**3).reshape(3, 4, 2)
-
-
-def grouped(x, size, layout):
-    """(groups, size, values), in float64."""
-    x = np.moveaxis(np.asarray(x, np.float64), -1 if is_last(layout) else 1, 0)
-    return x.reshape(-1, size, x[0].size)
-
-
-def root(cov, eps, iterations):
-    """The matrix that whitens one group, by the definition."""
-    cov = cov + eps * np.eye(len(cov))
-    if iterations is None:
-        values, vectors = np.linalg.eigh(cov)
-        return vectors / np.sqrt(values) @ vectors.T
-    trace, p = np.trace(cov), np.eye(len(cov))
-    for _ in range(iterations):
-        p = (3 * p - p @ p @ p @ cov / trace) / 2
-    return p / np.sqrt(trace)
-
-
-def plain(x, size, layout, iterations=None, eps=1e-5):
-    """y without weight and bias, and mean and biased covariance of each group."""
-    groups = grouped(x, size, layout)
-    mean = groups.mean(2, keepdims=True)
-    cov = (groups - mean) @ (groups - mean).transpose(0, 2, 1) / groups.shape[2]
-    y = np.array([root(c, eps, iterations) for c in cov]) @ (groups - mean)
-    first = np.moveaxis(x, -1, 1) if is_last(layout) else x
-    y = np.moveaxis(y.reshape(first.shape[1], first.shape[0], *first.shape[2:]), 0, 1)
-    return np.moveaxis(y, 1, -1) if is_last(layout) else y, mean.ravel(), cov
-
-
-def mix(rng, x, layout):
-    """Correlate the channels."""
-    axis = x.ndim - 1 if is_last(layout) else 1
-    c = x.shape[axis]
-    matrix = np.eye(c) + 0.3 * rng.standard_normal((c, c))
-    return np.moveaxis(np.tensordot(matrix, x, (1, axis)), 0, axis)
-
-
-def draw(rng, layout, dtype=np.float64, shape=None):
-    x = mix(rng, rng.standard_normal(shape or LAYOUTS[layout]), layout) + 0.7
-    return np.ascontiguousarray(x, dtype)
-
-
-def parameters(rng, channels, size, dtype=np.float64):
-    """weight, bias, running mean and covariance."""
-    w, b, mean = rng.uniform(0.5, 1.5, (3, channels))
-    a = rng.standard_normal((channels // size, size, 2 * size))
-    return [v.astype(dtype) for v in (w, b, mean, a @ a.transpose(0, 2, 1) / size)]
 
 
 def torch_version(x, weight, bias, size, layout, iterations, statistics, eps=1e-5):
@@ -325,6 +266,22 @@ def test_float32_is_right_at_large_means_and_correlations(name, correlated, trai
         assert_close(results[1][0], want + 1, 2e-6, "y")
     for got, wanted in zip(*results[::-1], strict=True):
         assert_close(got, wanted, 1e-5 if got.ndim == 1 else 2e-6, "of float32")
+
+
+@pytest.mark.parametrize("power", [-450, -90, 110, 450])
+@pytest.mark.parametrize("name", ["dbn", "iter-5"])
+def test_every_size_is_as_exact(name, power, rng):
+    """A power of two changes no digit; float32 where dx is one too."""
+    x, dy = draw(rng, "NCHW", np.float32), draw(rng, "NCHW", np.float32)
+    for dtype in (np.float32, np.float64)[abs(power) > 120 :]:
+        found = []
+        for p in (0, power):
+            y, ctx = FUNCTIONS[name][0](
+                np.ldexp(x.astype(dtype), p), training=True, eps=1e-5 * 4.0**p, return_ctx=True
+            )
+            found.append((y, np.ldexp(fastnorm.backward(dy.astype(dtype), ctx).x, p)))
+        for got, want in zip(*found[::-1], strict=True):
+            assert_close(got, want, 1e-6 if dtype is np.float32 else 1e-12, f"at 2**{p}")
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -94,6 +94,7 @@ class Whitened(DerivedContext):
     ) -> None:  # fmt: skip
         self._ctx, self._x, self._groups, self._types = ctx, x, groups, types
         self._like = x.shape, x.dtype
+        # copies: y may be written over them
         self._weight, self._bias = (
             None if p is None else p.astype(np.float64).reshape(mean.shape) for p in params
         )
