@@ -113,8 +113,8 @@ def empty_like(cnp.ndarray x):
 def start_whitening(x, weight, bias, running_mean, running_cov, training, momentum, eps,
                     group_size, layout, out, return_ctx):
     """Check all that whitening takes, as batch norm would. Return a context, for
-    `check_grad_out`; x, dense; the channels of a group; weight and bias, dense and apart from
-    `out`; running mean and covariance, dense; the dtypes of the gradients of weight and bias."""
+    `check_grad_out`; x, dense; the channels of a group; weight and bias, dense; running mean and
+    covariance, dense; the dtypes of the gradients of weight and bias."""
     cdef Context ctx = _start(x, FN_BATCH, eps)
     cdef bint keep
     if ctx.p.eps == 0:
@@ -135,8 +135,6 @@ def start_whitening(x, weight, bias, running_mean, running_cov, training, moment
     keep = _check_forward_out(ctx, out, return_ctx)
     if _overlap(out, running_cov):
         _arguments.refuse_shared("out", "running_cov")
-    if out is not None:
-        _detach(ctx, out)
     if keep:  # statistics, of which nothing is read: without, a context is not copied or pickled
         _make_saved(ctx)
         ctx.statistics[...] = 0

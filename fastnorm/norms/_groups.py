@@ -86,7 +86,8 @@ class Groups:
 
     def _matrices(self, chunk: Array) -> Array:
         """Of rows: (groups, rows, size), which BLAS reads as they lie."""
-        return chunk.reshape(-1, *chunk.shape[2:]).transpose(1, 0, 2)
+        rows = chunk.shape[0] * chunk.shape[1]  # no -1, which none of no channels can be
+        return chunk.reshape(rows, *chunk.shape[2:]).transpose(1, 0, 2)
 
     def sums(self, chunk: Array) -> Array:
         """Sum over each channel."""

@@ -93,6 +93,8 @@ class Whitened(DerivedContext):
         types: tuple[Any, ...], mean: Array, cov: Array, root: Root, trains: bool,
     ) -> None:  # fmt: skip
         self._ctx, self._x, self._groups, self._types = ctx, x, groups, types
+        self._like = x.shape, x.dtype
+        # copies: y may be written over them
         self._weight, self._bias = (
             None if p is None else p.astype(np.float64).reshape(mean.shape) for p in params
         )
@@ -136,7 +138,7 @@ class Whitened(DerivedContext):
     @check.as_the_core
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> Gradients:
         """As :func:`fastnorm.backward`."""
-        dy = check.gradient(dy, self._x.shape, self._x.dtype)
+        dy = check.gradient(dy, *self._like)
         dy = np.require(dy, requirements=["C", "A"])
         _core.check_grad_out(dy, self._ctx, out)
         sums, products = self._measure_gradient(dy)
