@@ -136,8 +136,8 @@ class Whitened(DerivedContext):
             store(after[part], shift, y[at])
 
     @check.as_the_core
-    def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> Gradients:
-        """As :func:`fastnorm.backward`."""
+    def backward(self, dy: ArrayLike, out: MaybeArray) -> Gradients:
+        """Go back, as :func:`fastnorm.backward`."""
         dy = check.gradient(dy, *self._like)
         dy = np.require(dy, requirements=["C", "A"])
         _core.check_grad_out(dy, self._ctx, out)
@@ -156,7 +156,7 @@ class Whitened(DerivedContext):
         """Sum dy, and dy (x - mean)^T."""
         groups = self._groups
         sums, products = np.zeros(self._mean.shape), np.zeros(self._root.matrix.shape)
-        if not (self._trains or any(self._types)):
+        if not (self._trains or any(kind is not None for kind in self._types)):
             return sums, products
         buffers = groups.buffer(self._working), groups.buffer(self._working)
         center, x, dy = self._spread(self._center), groups.view(self._x), groups.view(dy)
