@@ -31,12 +31,15 @@ _COUPLED = {"batch", "batch_renorm", "switchable"}  # whose samples share statis
 
 def needed(call: Call) -> bool:
     """Whether a parameter has more dimensions than a shared one, or x is rounded before them."""
+    if "rounds" in call.around:
+        return True
     axis = call.arguments.get("axis")
     shared = len(axis) if isinstance(axis, (tuple, list)) else 1
-    given = {name: call[name] for name in ("weight", "bias") if call[name] is not None}
-    return "rounds" in call.around or any(
-        _core.as_array(value, name).ndim > shared for name, value in given.items()
-    )
+    for name in ("weight", "bias"):
+        value = call[name]
+        if value is not None and _core.as_array(value, name).ndim > shared:
+            return True
+    return False
 
 
 def stage(call: Call) -> Result:
