@@ -128,6 +128,9 @@ cdef extern from "fastnorm.h" nogil:
     fn_status fn_extremes(fn_dtype, int64_t, int64_t, const void*, double*)
     fn_status fn_affine(fn_dtype, int64_t, int64_t, int, const void*, const double*,
                         const double*, const double*, void*, int*)
+    ctypedef enum fn_small:
+        FN_INT8
+    void fn_quantize(fn_small, int64_t, int64_t, int, const float*, float*, void*)
     void fn_set_num_threads(int)
     int fn_get_num_threads()
     ctypedef struct fn_learned_choice:

@@ -101,6 +101,20 @@ def affine(x, center, factor, shift, out, by_row=False):
     return infinite != 0
 
 
+def quantize(int kind, cnp.ndarray y, cnp.ndarray scale, bint find, cnp.ndarray q):
+    """`q = y / scale` in int8 (kind 0), float8_e4m3fn (1) or float8_e5m2 (2), where each of the
+    scales is that of a row, as long as there are scales; `find` them first. All are dense."""
+    cdef int64_t rows = cnp.PyArray_SIZE(scale), size = cnp.PyArray_SIZE(y)
+    if not (cnp.PyArray_TYPE(y) == cnp.PyArray_TYPE(scale) == cnp.NPY_FLOAT32
+            and cnp.PyArray_ISCARRAY_RO(y) and cnp.PyArray_ISCARRAY(scale)
+            and cnp.PyArray_ISCARRAY(q) and cnp.PyArray_ITEMSIZE(q) == 1
+            and cnp.PyArray_SIZE(q) == size and rows and size % rows == 0 and 0 <= kind < 3):
+        raise ValueError("expected dense y and q of one size, and a scale for each row")
+    with nogil:
+        fn_quantize(<fn_small>kind, rows, size // rows, find, <float*>cnp.PyArray_DATA(y),
+                    <float*>cnp.PyArray_DATA(scale), cnp.PyArray_DATA(q))
+
+
 def empty_like(cnp.ndarray x):
     """An array of x's shape and dtype, C-contiguous, from the cache of buffers."""
     return _new(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), cnp.PyArray_TYPE(x),
