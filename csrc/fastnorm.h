@@ -149,9 +149,9 @@ fn_status fn_forward(const fn_problem *problem, const fn_params *params, const v
 fn_status fn_backward(const fn_problem *problem, const fn_params *params, const double *saved,
                       const void *x, const void *dy, const fn_grads *grads);
 
-/* y = act(x), and dx = dy * act'(x), of n elements; y may be x, dx may be x or dy.  At most 2 ulp of
- * float, 1 of 16 bits, with the same bits everywhere.  The derivative is 0 at the bounds of relu and
- * relu6, and slope at 0 of leaky relu; of NaN relu's is 0. */
+/* y = act(x), and dx = dy * act'(x), of n elements; y may be x, dx may be x or dy.  At most 2 ulp
+ * of float, 1 of 16 bits, with the same bits everywhere.  The derivative is 0 at the bounds of relu
+ * and relu6, and slope at 0 of leaky relu; of NaN relu's is 0. */
 fn_status fn_activate(fn_dtype dtype, fn_activation activation, double slope, int64_t n,
                       const void *x, void *y);
 fn_status fn_activate_grad(fn_dtype dtype, fn_activation activation, double slope, int64_t n,

@@ -43,8 +43,8 @@ static int is_in_kernel(const fn_job *job, int backward) {
     const fn_around *a = job->around;
     const fn_plan *pl = &job->plan;
     const int relu = a->activation == FN_RELU, identity = a->activation == FN_IDENTITY;
-    if (pl->esize == 2 || a->gate || job->params.tau || (pl->elem && (job->weight || job->params.bias)) ||
-        (a->residual && !fn_needs_moments(pl)))
+    if (pl->esize == 2 || a->gate || job->params.tau ||
+        (pl->elem && (job->weight || job->params.bias)) || (a->residual && !fn_needs_moments(pl)))
         return 0;
     return relu || (identity && a->shortcut && !backward);
 }
@@ -65,8 +65,8 @@ void fn_start_around(fn_job *job, const fn_around *around, const fn_grads *grads
     const int activates = around->activation != FN_IDENTITY || around->gate;
     job->around = around;
     job->tiles = fn_ceil_div(fn_plan_scratch(&job->plan), FN_LINE) * FN_LINE;
-    job->turns = job->tiles +
-                 fn_ceil_div(TILES * TILE_BYTES + own_bytes(&job->plan), FN_LINE) * FN_LINE;
+    job->turns =
+        job->tiles + fn_ceil_div(TILES * TILE_BYTES + own_bytes(&job->plan), FN_LINE) * FN_LINE;
     job->by_turns = fn_goes_by_turns(&job->plan, around, job->dy != NULL);
     if (job->by_turns)
         job->first_row = start / (job->plan.s * (int64_t)job->plan.esize);
@@ -107,7 +107,8 @@ static void add_rows(const fn_job *job, int64_t i, int64_t rows, int64_t stride,
     }
     for (int64_t r = 0; r < rows; r++) {
         const int64_t at = (i + r * stride) * size;
-        job->plan.k->activate(FN_IDENTITY, 0, b->x + at, b->residual + at, b->sum + at, len, 0, NULL);
+        job->plan.k->activate(FN_IDENTITY, 0, b->x + at, b->residual + at, b->sum + at, len, 0,
+                              NULL);
     }
 }
 
@@ -125,10 +126,16 @@ static const char *row_of(const fn_job *job, const char *array, const fn_piece *
 
 /* what is read next, where it comes from memory: it is fetched meanwhile */
 static const char *next_of(const fn_job *job, const fn_piece *at, int64_t r) {
-    return job->use.fetch && !job->by_turns ? row_of(job, job->x, at, at->rows + r) + (at->rows == 1) * at->len * (int64_t)job->plan.esize : NULL;
+    return job->use.fetch && !job->by_turns
+               ? row_of(job, job->x, at, at->rows + r) +
+                     (at->rows == 1) * at->len * (int64_t)job->plan.esize
+               : NULL;
 }
 static int64_t beside_x(const fn_job *job) {
-    const char *other = job->after == take_grads ? job->dy : job->dy ? NULL : job->beside.shortcut ? job->beside.shortcut : job->beside.gate;
+    const char *other = job->after == take_grads ? job->dy
+                        : job->dy                ? NULL
+                        : job->beside.shortcut   ? job->beside.shortcut
+                                                 : job->beside.gate;
     return job->use.fetch && !job->by_turns && other ? other - job->x : 0;
 }
 

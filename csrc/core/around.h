@@ -1,7 +1,7 @@
-/* What stands around a normalizer in the same pass (fn_around of fastnorm.h): by pieces that stay in
- * the L1.  A piece of y or dx is written to a tile, memory of the thread, by the ordinary kernels;
- * what follows reads it there, and writes to the output.  So each stage rounds as the call of its
- * own would, and no kernel of a normalizer knows of it. */
+/* What stands around a normalizer in the same pass (fn_around of fastnorm.h): by pieces that stay
+ * in the L1.  A piece of y or dx is written to a tile, memory of the thread, by the ordinary
+ * kernels; what follows reads it there, and writes to the output.  So each stage rounds as the call
+ * of its own would, and no kernel of a normalizer knows of it. */
 #ifndef FN_AROUND_H
 #define FN_AROUND_H
 
@@ -37,9 +37,10 @@ void fn_after_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1,
 void fn_after_in_place(fn_job *job, int64_t i, int64_t rows, int64_t len, int64_t stride);
 
 /* Backward: the gradient of what the normalizer gave is made from that of y, and takes its place as
- * job->dy.  By chunks: fn_grad_chunk makes it part by part, between the begin and the end of domains
- * [d, d1), or of all.  Ahead: all of it before the first sum, where the forward coefficients are no
- * coefficients to take sums with (switchable norm), or dy is changed a second time (a floor). */
+ * job->dy.  By chunks: fn_grad_chunk makes it part by part, between the begin and the end of
+ * domains [d, d1), or of all.  Ahead: all of it before the first sum, where the forward
+ * coefficients are no coefficients to take sums with (switchable norm), or dy is changed a second
+ * time (a floor). */
 void fn_begin_grads_before(fn_job *job, int64_t d, int64_t d1);
 void fn_end_grads_before(fn_job *job, int64_t d, int64_t d1);
 void fn_begin_all_grads_before(fn_job *job);

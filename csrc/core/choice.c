@@ -71,16 +71,12 @@ static int64_t size_of(unsigned class) { return (int64_t)(2 + class % 2) << clas
 enum { NORM, DTYPE, BACKWARD, TRAINING, AROUND, FORM, MOST, BYTES, COUNT, RUN, FIELDS };
 static const int bits[FIELDS] = {4, 2, 1, 1, 1, 2, 11, 7, 7, 7};
 static uint64_t key_of(const fn_plan *plan, int64_t bytes, int backward, int around, int most) {
-    const unsigned fields[FIELDS] = {(unsigned)plan->p.norm,
-                                     (unsigned)plan->p.dtype,
-                                     (unsigned)backward,
-                                     (unsigned)fn_needs_moments(plan),
-                                     (unsigned)around,
-                                     plan->block ? 2 : (unsigned)plan->col,
-                                     (unsigned)most,
-                                     size_class(bytes),
-                                     size_class(plan->count),
-                                     size_class(plan->col ? plan->cols : plan->s)};
+    const unsigned fields[FIELDS] = {
+        (unsigned)plan->p.norm,  (unsigned)plan->p.dtype,
+        (unsigned)backward,      (unsigned)fn_needs_moments(plan),
+        (unsigned)around,        plan->block ? 2 : (unsigned)plan->col,
+        (unsigned)most,          size_class(bytes),
+        size_class(plan->count), size_class(plan->col ? plan->cols : plan->s)};
     uint64_t key = 0;
 #pragma GCC unroll 16
     for (int i = 0; i < FIELDS; i++)

@@ -113,7 +113,8 @@ typedef struct {
 
 static void look_for_infinity(affine *of, const fn_job *job, int64_t at, int64_t count) {
     double low, high;
-    job->plan.k->extremes(job->x + at, &(fn_view){count, 1, 1, 1, 1, 0, 0, 0}, job->scratch, &low, &high);
+    job->plan.k->extremes(job->x + at, &(fn_view){count, 1, 1, 1, 1, 0, 0, 0}, job->scratch, &low,
+                          &high);
     if (low == -INFINITY || high == INFINITY)
         atomic_store_explicit(&of->infinite, 1, memory_order_relaxed);
 }

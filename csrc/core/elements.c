@@ -117,8 +117,8 @@ static void task_rows(fn_job *job, int64_t task) {
     char *block = block_sums(job, &g, task);
     int64_t since_flush = 0;
     const int stream = job->use.stream && !(job->by_turns && job->around->out_rows);
-    const fn_hints hints = {job->use.fetch && !job->by_turns ? step * len * (int64_t)pl->esize : 0, 0,
-                            stream};
+    const fn_hints hints = {job->use.fetch && !job->by_turns ? step * len * (int64_t)pl->esize : 0,
+                            0, stream};
     for (int64_t r = part * each; r < r1; r += step) {
         const int64_t rows = fn_min(step, r1 - r);
         const char *dy = job->dy;

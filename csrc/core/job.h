@@ -34,8 +34,9 @@ struct fn_job {
     int64_t elem_parts; /* 0: they do not, or their gradients are not wanted */
     int want_dbias;     /* of the elements; dweight, where there is a weight */
 
-    /* What stands around (around.h).  after: what follows a piece of what is written, NULL: nothing.
-     * before: the gradient of what the normalizer gave, where grads_before says that it is not dy.
+    /* What stands around (around.h).  after: what follows a piece of what is written, NULL:
+     * nothing. before: the gradient of what the normalizer gave, where grads_before says that it is
+     * not dy.
      */
     const fn_around *around;
     fn_beside beside;
@@ -44,7 +45,7 @@ struct fn_job {
     char *before;
     int in_kernel; /* the kernel that writes does what comes after, with a floor for each plane */
     void *floor;
-    int64_t out_ld; /* columns: from row to row of what is written */
+    int64_t out_ld;       /* columns: from row to row of what is written */
     int64_t tiles, turns; /* where their memory begins in the scratch */
     int by_turns;         /* see turns.h; first_row: of the slice */
     int64_t first_row;

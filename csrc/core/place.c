@@ -238,8 +238,7 @@ static void apply(fn_job *job, int64_t i, int64_t p, const fn_view *view, fn_hin
 
 /* Likewise with what comes after, where that is a kernel's too: a shortcut, relu, or both. */
 static int in_kernel(const fn_job *job, int64_t p, int64_t p1) {
-    return job->in_kernel && !job->masking && !fn_any_careful(&job->cf, p, p1) &&
-           fn_is_of_y(job);
+    return job->in_kernel && !job->masking && !fn_any_careful(&job->cf, p, p1) && fn_is_of_y(job);
 }
 static void apply_after(fn_job *job, int64_t i, int64_t p, const fn_view *view, fn_hints hints) {
     const fn_coefs *cf = &job->cf;
@@ -277,7 +276,8 @@ void fn_place_rows(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, in
                    int64_t len, fn_hints hints) {
     const fn_plan *pl = &job->plan;
     const int64_t i = fn_plane_at(pl, p, g) + off;
-    const fn_view view = {g1 - g, pl->seg_stride, (p1 - p) / pl->cols * len, len, pl->cols, 0, 0, 0};
+    const fn_view view = {g1 - g, pl->seg_stride, (p1 - p) / pl->cols * len, len, pl->cols, 0, 0,
+                          0};
     if (in_kernel(job, p, p1)) {
         apply_after(job, i, p, &view, hints);
         return;

@@ -35,8 +35,7 @@ static char *memory(const fn_job *job, int array) {
 }
 /* as if it were an array of all rows, of which row p lies at `first` */
 static char *from_row(const fn_job *job, const char *first, int64_t p) {
-    return (char *)((uintptr_t)first -
-                    (uintptr_t)(p * job->plan.s * (int64_t)job->plan.esize));
+    return (char *)((uintptr_t)first - (uintptr_t)(p * job->plan.s * (int64_t)job->plan.esize));
 }
 
 static char *gather(const fn_job *job, const char *array, const fn_rows *rows, int64_t p,

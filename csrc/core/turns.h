@@ -1,6 +1,7 @@
-/* Rows that lie apart in memory, as one head of many does, and sums with a residual: a few rows at a
- * time, a turn, go through memory of the thread, where they lie behind one another and stay in the
- * caches.  So what lies apart is read and written where it is, once, and no kernel knows of it. */
+/* Rows that lie apart in memory, as one head of many does, and sums with a residual: a few rows at
+ * a time, a turn, go through memory of the thread, where they lie behind one another and stay in
+ * the caches.  So what lies apart is read and written where it is, once, and no kernel knows of it.
+ */
 #ifndef FN_TURNS_H
 #define FN_TURNS_H
 

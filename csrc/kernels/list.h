@@ -113,17 +113,18 @@ typedef struct {
     X(extremes, (const void *x, const fn_view *view, void *scratch, double *low, double *high))    \
     X(gradients, (const void *x, const void *dy, const fn_view *view, const void *center,          \
                   const void *weight, void *scratch, double *sum_dy, double *sum_dy_xc))           \
-    X(apply, (const void *x, const void *add, void *y, const fn_view *view, const void *center, const void *scale,  \
-              const void *shift, const void *floor, fn_hints hints, void *scratch))                \
-    X(above,                                                                                       \
-      (const void *x, const void *dy, const void *add, void *out, const fn_view *view, const void *center,          \
+    X(apply,                                                                                       \
+      (const void *x, const void *add, void *y, const fn_view *view, const void *center,           \
        const void *scale, const void *shift, const void *floor, fn_hints hints, void *scratch))    \
+    X(above, (const void *x, const void *dy, const void *add, void *out, const fn_view *view,      \
+              const void *center, const void *scale, const void *shift, const void *floor,         \
+              fn_hints hints, void *scratch))                                                      \
     X(grad_apply,                                                                                  \
       (const void *x, const void *dy, void *dx, const fn_view *view, const void *center,           \
        const void *a, const void *b, const void *e, fn_hints hints, void *scratch))                \
     X(apply_elem, (const void *x, void *y, int64_t rows, int64_t stride, int64_t out_stride,       \
-                   int64_t len, int by_row, const void *center, const void *scale, const void *shift, const void *weight,   \
-                   const void *bias, fn_hints hints))                                              \
+                   int64_t len, int by_row, const void *center, const void *scale,                 \
+                   const void *shift, const void *weight, const void *bias, fn_hints hints))       \
     X(grad_apply_elem,                                                                             \
       (const void *x, const void *dy, void *dx, int64_t rows, int64_t stride, int64_t len,         \
        int by_row, const void *center, const void *scale, const void *shift, const void *b,        \
@@ -134,11 +135,11 @@ typedef struct {
                  double *sum, double *square))                                                     \
     X(narrow, (const double *v, int64_t n, void *to))                                              \
     X(activate, (int kind, double slope, const void *x, const void *add, void *y, int64_t n,       \
-                 int stream, const void *next))                                                                      \
+                 int stream, const void *next))                                                    \
     X(activate_grad, (int kind, double slope, const void *x, const void *add, const void *dy,      \
-                      void *dx, int64_t n, int stream, const void *next))                                            \
-    X(gate, (int kind, double slope, const void *x, const void *gate, void *y, int64_t n,          \
-             int stream))                                                                          \
+                      void *dx, int64_t n, int stream, const void *next))                          \
+    X(gate,                                                                                        \
+      (int kind, double slope, const void *x, const void *gate, void *y, int64_t n, int stream))   \
     X(gate_grad, (int kind, double slope, const void *x, const void *gate, const void *dy,         \
                   void *dx, void *dgate, int64_t n))                                               \
     X(limit, (const void *x, const void *dy, void *y, int64_t len, int stream))
