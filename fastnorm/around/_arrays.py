@@ -146,7 +146,19 @@ def lay(call: Call, has_y: bool = True) -> Laid:
     """
     x, around = dense(call["x"], "x"), call.around
     beside = {name: like(around[name], name, x) for name in BESIDE if name in around}
+    keep = check_written(call, x)
     out, sum_out = call["out"], around.get("sum_out")
+    for name, a in beside.items():
+        if _is_lost(a, name, out, sum_out, keep):
+            beside[name] = a.copy()
+    total = target(sum_out, x, x, *beside.values()) if "residual" in beside else None
+    y = target(out, x, x, *beside.values()) if has_y else np.empty(0, x.dtype)
+    return Laid(x, beside, y, total, out, sum_out, keep)
+
+
+def check_written(call: Call, x: Array) -> bool:
+    """Raise where `out` or `sum_out` cannot be written; return whether a context is wanted."""
+    out, sum_out = call["out"], call.around.get("sum_out")
     keep = bool(_arguments.flag(call["return_ctx"], "return_ctx"))
     for name, to in (("out", out), ("sum_out", sum_out)):
         if to is None:
@@ -157,14 +169,9 @@ def lay(call: Call, has_y: bool = True) -> Laid:
                 _arguments.refuse_shared(name, state)
     if overlap(out, sum_out):
         _arguments.refuse_shared("sum_out", "out")
-    if keep and "residual" not in around and overlap(out, x):
+    if keep and "residual" not in call.around and overlap(out, x):
         _arguments.refuse_out_over_x()
-    for name, a in beside.items():
-        if _is_lost(a, name, out, sum_out, keep):
-            beside[name] = a.copy()
-    total = target(sum_out, x, x, *beside.values()) if "residual" in beside else None
-    y = target(out, x, x, *beside.values()) if has_y else np.empty(0, x.dtype)
-    return Laid(x, beside, y, total, out, sum_out, keep)
+    return keep
 
 
 def _is_lost(a: Array, name: str, out: MaybeArray, sum_out: MaybeArray, keep: bool) -> bool:

@@ -6,6 +6,7 @@ switchable norm, whose three statistics cross the parts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,34 +14,44 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import _arguments, _core
+from .. import _check as check
 from .._types import Array, DerivedContext, FusedGradients, MaybeArray, Param
-from ._arrays import delivered, like
+from ._arrays import delivered, like, overlap
 from ._call import Call, Result
+from ._masks import check_back
+from ._parameters import Parameter
+from ._separate import Behind, add
 
-Update = Callable[[list[Any], Array, Any, Array], None]
+# of a part of the call and what it gave, all of them; the view; the mask; what was normalized
+Update = Callable[[list[Any], Any, Array, Array], None]
 
 
 def without_running(call: Call) -> tuple[Call, Update | None]:
     """Return the call of a part, and what updates the running statistics when all are done."""
     norm = _core.NORMS[call["norm"]]
+    check_states(call)
     given = call.arguments.get("running_mean") is not None
     if not given or not call["training"] or norm not in ("instance", "instance_renorm"):
         return call, None
     if norm == "instance_renorm":  # it corrects by them, and takes the moments of the batch
         return call.but(training=False), _update_by_batch(call)
-    _check_states(call)
     return call.but(running_mean=None, running_var=None), _update_by_means(call)
 
 
-def _check_states(call: Call) -> None:
-    """Raise what the core would of running statistics: by a call of no samples."""
-    x = call["x"]
-    around = {k: v[:0] if k in ("shortcut", "gate", "residual") else v
-              for k, v in call.around.items() if k != "sum_out"}  # fmt: skip
-    narrow = {n: None for n in ("weight", "bias") if np.ndim(call[n]) > 1}
-    from ._stages import proceed
-
-    proceed(call.but(around, x=x[:0], out=None, return_ctx=False, **narrow))
+def check_states(call: Call) -> None:
+    """Raise what the core would of running statistics, of which the parts show it too little."""
+    if call.arguments.get("running_mean") is None and call.arguments.get("running_var") is None:
+        return
+    x, names = call["x"], ("weight", "bias", "tau", "mean_logits", "var_logits")
+    if call["training"]:
+        read = {"x": x, **{name: call.arguments.get(name) for name in names}}
+        for state in ("running_mean", "running_var"):
+            for name, array in read.items():
+                if overlap(call[state], array):
+                    _arguments.refuse_shared(state, name, "since it is updated, ")
+    none = {"x": x[:0], "weight": None, "bias": None, "out": None, "return_ctx": False}
+    if _core.NORMS[call["norm"]] in ("instance", "instance_renorm", "switchable"):
+        call.entry(**{**call.arguments, **none})
 
 
 def _move(call: Call, mean: Array, var: Array) -> None:
@@ -53,25 +64,26 @@ def _move(call: Call, mean: Array, var: Array) -> None:
 def _update_by_means(call: Call) -> Update:
     """As torch: the means over the samples of their means and variances."""
 
-    def update(made: list[Any], x: Array, view: Any, valid: Array) -> None:
+    def update(made: list[Any], view: Any, valid: Array, x: Array) -> None:
         means, variances = [], []
         for part, found in made:
             count = part.shape[1]
+            if not part.shape[0]:  # nothing is valid
+                return
             if count <= call["ddof"]:
                 _arguments.refuse_count("channel of a sample", count, count, call["ddof"], x.shape)
             means.append(found.ctx.mean)
             variances.append(found.ctx.var * count / (count - call["ddof"]))
-        if means:
-            _move(call, np.concatenate(means).mean(0), np.concatenate(variances).mean(0))
+        _move(call, np.concatenate(means).mean(0), np.concatenate(variances).mean(0))
 
     return update
 
 
 def _update_by_batch(call: Call) -> Update:
-    def update(made: list[Any], x: Array, view: Any, valid: Array) -> None:
+    def update(made: list[Any], view: Any, valid: Array, x: Array) -> None:
         from ..statistics.moments import Moments
 
-        whole = view.of(x if "residual" not in call.around else x + call.around["residual"])
+        whole = view.moved(x)
         index = np.broadcast_to(valid[..., 0], whole.shape[:-1])
         if not index.any():
             return
@@ -87,30 +99,34 @@ def _update_by_batch(call: Call) -> Update:
 # ---- switchable norm -------------------------------------------------------------------------
 
 
-def switchable(call: Call, x: Array, view: Any, valid: Array, keep: bool) -> Result:
+def switchable(
+    call: Call, view: Any, valid: Array, given: dict[str, Parameter], beside: dict[str, Array]
+) -> Result:
     """Switchable norm of the valid elements, in float64; what is around in calls of its own."""
-    from ._separate import Behind, add
     from ._stages import numbered
 
-    _check_states(call)
-    numbers = numbered(call.around)
-    beside = {n: like(call.around[n], n, x) for n in ("shortcut", "gate", "residual")
-              if n in call.around}  # fmt: skip
-    total = None if "residual" not in beside else add(x, beside["residual"])
-    ctx = _Switched(call, x if total is None else total, view, valid)
-    u = ctx.forward()
-    y = u
+    if "rounds" in call.around:
+        raise ValueError("cast: expected None for switchable norm with a mask")
+    x, numbers = call["x"], numbered(call.around)
+    narrow = {"x": x[:0], "weight": None, "bias": None, "out": None, "return_ctx": False}
+    call.entry(**{**call.arguments, **narrow})  # for its checks
+    check_states(call)
+    total = add(x, beside["residual"]) if "residual" in beside else None
+    ctx = _Switched(call, x if total is None else total, view, valid, given)
+    y = ctx.normalized
     if numbers is not None:
-        ctx.behind, ctx.normalized, ctx.beside = Behind(numbers), u, beside
-        y = np.empty_like(u)
-        ctx.behind.forward(u, beside.get("shortcut"), beside.get("gate"), y)
+        ctx.behind, ctx.beside = Behind(numbers), beside
+        y = np.empty_like(y)
+        ctx.behind.forward(ctx.normalized, beside.get("shortcut"), beside.get("gate"), y)
     y = ctx.masked(y)
+    ctx.has_sum = total is not None
+    total = None if total is None else ctx.masked(total)
     if call["training"] and call["running_mean"] is not None:
         ctx.update(call)
+    y = delivered(y, call["out"])
     if total is not None:
-        ctx.has_sum = True
-        total = delivered(ctx.masked(total), call.around.get("sum_out"))
-    return Result(delivered(y, call["out"]), total, ctx if keep else None)
+        total = delivered(total, call.around.get("sum_out"))
+    return Result(y, total, ctx if call["return_ctx"] else None)
 
 
 class _Switched(DerivedContext):
@@ -120,37 +136,52 @@ class _Switched(DerivedContext):
     the channels, and the batch statistics means over the samples weighted by n / N.
     """
 
-    behind: Any = None
-    normalized: Array
+    behind: Behind | None = None
     beside: dict[str, Array]
 
-    def __init__(self, call: Call, x: Array, view: Any, valid: Array) -> None:
-        moved = view.of(x)
-        self._call, self._view, self._dtype, self._shape = call, view, x.dtype, x.shape
-        index = np.broadcast_to(valid, (*moved.shape[:-1], 1))
-        self._moved = moved.shape
-        self._valid = index.reshape(moved.shape[0], -1, 1)
-        exact = moved.astype(np.float64).reshape(moved.shape[0], -1, moved.shape[-1])
+    def __init__(
+        self, call: Call, x: Array, view: Any, valid: Array, given: dict[str, Parameter]
+    ) -> None:
+        names = ("training", "eps", "running_mean", "running_var", "mean_logits", "var_logits")
+        copies: dict[str, Any] = {
+            name: None if call[name] is None else np.array(call[name]) for name in names
+        }
+        self._call, self._view, self._given, self.beside = copies, view, given, {}
+        self._dtype, self._shape = x.dtype, x.shape
+        self._moved = view.moved(x).shape
+        rows = (self._moved[0], math.prod(self._moved[1:-1]))
+        self._valid = np.broadcast_to(valid, (*self._moved[:-1], 1)).reshape(*rows, 1)
+        exact = view.moved(x).astype(np.float64).reshape(*rows, self._moved[-1])
         self._x = np.where(self._valid, exact, 0)
         self._n = self._valid.sum(1).astype(np.float64)  # (samples, 1)
         self._part = np.divide(self._n, self._n.sum(), where=self._n > 0,
                                out=np.zeros_like(self._n))  # fmt: skip
         logits = [np.asarray(call[name], np.float64) for name in ("mean_logits", "var_logits")]
         self._w, self._wv = (np.array(_core.softmax3(*a)) for a in logits)
+        self._measure()
+        y = self._back(self._hat)
+        y = y * given["weight"].view if "weight" in given else y
+        y = y + given["bias"].view if "bias" in given else y
+        self.normalized = self.masked(y.astype(self._dtype))
+
+    def _back(self, a: Array) -> Array:
+        """Return an array of (samples, space, channels) in x's shape."""
+        last = range(-len(self._view.last), 0)
+        return np.moveaxis(a.reshape(self._moved), last, self._view.last)
+
+    def _there(self, a: Array) -> Array:
+        """Return an array of x's shape as (samples, space, channels), with 0 where not valid."""
+        moved = self._view.moved(a).astype(np.float64).reshape(self._x.shape)
+        return np.where(self._valid, moved, 0)
 
     def masked(self, a: Array) -> Array:
-        """Return an array like x with zeros where it is not valid."""
-        back = np.zeros(self._shape, a.dtype)
-        view, index = self._view.of(back), self._valid.reshape(*self._moved[:-1])
-        view[index] = self._view.of(a)[index]
-        return back
+        """Return an array of x's shape with 0 where it is not valid."""
+        found = np.zeros(self._shape, a.dtype)
+        view, index = self._view.moved(found), self._valid.reshape(self._moved[:-1])
+        view[index] = self._view.moved(a)[index]
+        return found
 
-    def _param(self, name: str, default: float) -> Any:
-        value = self._call[name]
-        return default if value is None else np.asarray(value, np.float64)
-
-    def forward(self) -> Array:
-        """Return weight * x_hat + bias, rounded."""
+    def _measure(self) -> None:
         n = np.maximum(self._n, 1)
         self._mean = self._x.sum(1) / n
         self._xc = np.where(self._valid, self._x - self._mean[:, None], 0)
@@ -161,57 +192,53 @@ class _Switched(DerivedContext):
             bmean = (self._part * self._mean).sum(0, keepdims=True)
             bvar = (self._part * (self._var + (self._mean - bmean) ** 2)).sum(0, keepdims=True)
         else:
-            bmean = self._param("running_mean", 0.0)[None]
-            bvar = self._param("running_var", 1.0)[None]
+            states = (self._call["running_mean"], self._call["running_var"])
+            bmean, bvar = (state.astype(np.float64)[None] for state in states)
         self._means = [self._mean, lmean, bmean]
         self._vars = [self._var, lvar, bvar]
         mixed = sum(w * m for w, m in zip(self._w, self._means, strict=True))
         var = sum(w * v for w, v in zip(self._wv, self._vars, strict=True))
         self._k = 1 / np.sqrt(var + self._call["eps"])
         self._hat = np.where(self._valid, (self._x - mixed[:, None]) * self._k[:, None], 0)
-        y = self._hat * self._param("weight", 1.0) + self._param("bias", 0.0)
-        return self._like_x(y)
-
-    def _like_x(self, a: Array) -> Array:
-        back = np.empty(self._shape, self._dtype)
-        self._view.of(back)[...] = np.where(self._valid, a, 0).reshape(self._moved)
-        return back
 
     def update(self, call: Call) -> None:
         """Let the running statistics take those of the batch."""
-        count = float(self._n.sum())
-        if count:
-            bias = count / (count - call["ddof"])
-            _move(call, self._means[2][0], self._vars[2][0] * bias)
+        count, ddof = int(self._n.sum()), int(call["ddof"])
+        if not count or not self._x.size:
+            return
+        values = count * self._moved[-1]
+        if values == 1 or count <= ddof:
+            _arguments.refuse_count("batch", values, count, ddof, self._shape)
+        _move(call, self._means[2][0], self._vars[2][0] * (count / (count - ddof)))
 
+    @check.as_the_core
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> FusedGradients:
         """As :func:`fastnorm.backward`."""
         zero = np.broadcast_to(np.zeros((), self._dtype), self._shape)
         g0 = self.masked(like(dy, "dy", zero))
         extra = None if ds is None else self.masked(like(ds, "ds", zero))
-        if out is not None:
-            _arguments.check_out(out, g0, self._shape)
+        check_back(out, g0, self._given)
         dz = dgate = None
         if self.behind is not None:
             shortcut, gate = self.beside.get("shortcut"), self.beside.get("gate")
             g0, dz, dgate = self.behind.backward(g0, self.normalized, shortcut, gate)
-            dz = None if dz is None else self.masked(dz)
-            dgate = None if dgate is None else self.masked(dgate)
-        moved = self._view.of(g0).astype(np.float64).reshape(self._x.shape)
-        g = np.where(self._valid, moved, 0)
-        dx, logits = self._grad_x(g * self._param("weight", 1.0))
-        whole = self._like_x(dx)
+            dz, dgate = (None if a is None else self.masked(a) for a in (dz, dgate))
+        g = self._back(self._there(g0))  # zeros where x is not valid, whatever a gate holds
+        found = {}
+        for name, product in (("weight", g * self._back(self._hat)), ("bias", g)):
+            if name in self._given:
+                total = self._given[name].total()
+                self._given[name].add(total, (), product)
+                found[name] = self._given[name].gradient(total)
+        g = g * self._given["weight"].view if "weight" in self._given else g
+        exact, logits = self._grad_x(self._there(g))
+        dx = np.ascontiguousarray(self._back(exact).astype(self._dtype))
         if extra is not None:
-            whole = whole + extra
-        names = {"weight": (g * self._hat).sum((0, 1)), "bias": g.sum((0, 1))}
-        params = {
-            name: None if self._call[name] is None else v.astype(np.asarray(self._call[name]).dtype)
-            for name, v in names.items()
-        }
-        kinds = [np.asarray(self._call[n]).dtype for n in ("mean_logits", "var_logits")]
-        logits = [a.astype(k) for a, k in zip(logits, kinds, strict=True)]
-        dx = delivered(whole, out)
-        return FusedGradients(dx, params["weight"], params["bias"], dz, dgate, None, *logits)
+            dx = add(dx, extra)
+        kinds = [self._call[n].dtype for n in ("mean_logits", "var_logits")]
+        logits = [a.astype(kind) for a, kind in zip(logits, kinds, strict=True)]
+        dx = delivered(dx, out)
+        return FusedGradients(dx, found.get("weight"), found.get("bias"), dz, dgate, None, *logits)
 
     def _grad_x(self, g: Array) -> tuple[Array, list[Array]]:
         """From the gradient of x_hat to that of x, and of the logits."""

@@ -7,9 +7,9 @@ too, is never looked at, and the result is that of a call on ``x[valid]``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,11 +18,13 @@ from .. import _arguments, _core
 from .. import _check as check
 from .._arguments import LAYOUTS
 from .._types import Array, DerivedContext, FusedGradients, MaybeArray, Param
-from ._arrays import delivered, dense, like
+from ._arrays import BESIDE, check_written, delivered, dense, like, overlap
 from ._call import Call, Result
+from ._parameters import Parameter, form_of
+
+Index: TypeAlias = tuple[Array, ...]
 
 KEYS = frozenset({"mask", "lengths"})
-LIKE_X = ("shortcut", "gate", "residual")
 _OVER_SAMPLES = ("batch", "batch_renorm")
 
 
@@ -35,16 +37,36 @@ def needed(call: Call) -> bool:
 class View:
     """x with the axes that a mask cannot cut behind the others: the channels, or a domain's.
 
-    `last` are these axes.
+    `last` are these axes. Where they are the last ones anyway, the others are one: a row of x
+    (B, T, C) has one number.
     """
 
     shape: tuple[int, ...]
     last: tuple[int, ...]
 
+    @property
+    def lead(self) -> int:
+        """How many axes a mask can cut."""
+        return len(self.shape) - len(self.last)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether they are one axis in `of`."""
+        return self.last == tuple(range(self.lead, len(self.shape)))
+
+    def moved(self, a: Array) -> Array:
+        """Return an array of x's rank, with all axes of its own."""
+        return np.moveaxis(a, self.last, range(-len(self.last), 0))
+
     def of(self, a: Array) -> Array:
-        """Return a view of an array of x's shape."""
-        moved: Array = np.moveaxis(a, self.last, range(-len(self.last), 0))
-        return moved
+        """Return a view of a dense array of x's shape."""
+        if not self.is_flat:
+            return self.moved(a)
+        return a.reshape(math.prod(a.shape[: self.lead]), *a.shape[self.lead :])
+
+    def index(self, valid: Array) -> Index:
+        """Return where in `of` the positions are that count; in order."""
+        return (np.flatnonzero(valid),) if self.is_flat else np.nonzero(valid)
 
 
 @dataclass
@@ -56,18 +78,27 @@ class Part:
     """
 
     view: View
-    index: Array
+    index: Index
     shape: tuple[int, ...]
     pattern: MaybeArray = None
 
     def gather(self, a: Array) -> Array:
         """Return the valid elements of an array of x's shape."""
-        return self.view.of(a)[self.index].reshape(self.shape)
+        of = self.view.of(a)
+        if len(self.index) > 1 or self.pattern is not None:
+            return of[self.index].reshape(self.shape)
+        (rows,) = self.index
+        found = _core.empty_like(np.broadcast_to(np.zeros((), a.dtype), (len(rows), *of.shape[1:])))
+        # clip: as they are all there, NumPy need not make a copy in case that one is not
+        np.take(of, rows, 0, out=found, mode="clip")
+        return found.reshape(self.shape)
 
     def scatter(self, found: Array, to: Array) -> None:
         """Write them back."""
-        view = self.view.of(to)
-        view[self.index] = found.reshape(view[self.index].shape)
+        of = self.view.of(to)
+        if self.pattern is None:
+            found = found.reshape(len(self.index[0]), *of.shape[len(self.index) :])
+        of[self.index] = found
 
 
 # ---- what is valid ---------------------------------------------------------------------------
@@ -92,7 +123,7 @@ def valid_of(call: Call, x: Array, view: View) -> Array:
         raise ValueError(
             f"mask: expected size 1 along the channels, axis {view.last[0]}, got shape {mask.shape}"
         )
-    return view.of(mask)
+    return view.moved(mask)
 
 
 def _mask_of(lengths: Any, call: Call, x: Array) -> Array:
@@ -112,11 +143,17 @@ def _mask_of(lengths: Any, call: Call, x: Array) -> Array:
 
 
 def _first_spatial(call: Call, x: Array) -> int:
-    if x.ndim < 3 and ("axis" not in call.arguments or x.ndim < 2):
+    """Return the first axis behind the samples that is not the channels'.
+
+    For layer norm: that is not normalized; axis 1 where all are.
+    """
+    of_axes = "axis" in call.arguments
+    over = _arguments.axes(call["axis"], x.ndim) if of_axes else ()
+    if x.ndim < 2 or (x.ndim == 2 and (not of_axes or 1 in over)):
         raise ValueError(f"lengths: expected x with a spatial axis, got shape {x.shape}")
-    if "axis" in call.arguments and x.ndim == 2 and 1 in _arguments.axes(call["axis"], 2):
-        raise ValueError(f"lengths: expected x with a spatial axis, got shape {x.shape}")
-    return 2 if "layout" in call.arguments and LAYOUTS[call["layout"]][1] == 1 else 1
+    if of_axes:
+        return next((axis for axis in range(1, x.ndim) if axis not in over), 1)
+    return 2 if LAYOUTS[call["layout"]][1] == 1 else 1
 
 
 def view_of(call: Call, x: Array) -> View:
@@ -135,21 +172,31 @@ def view_of(call: Call, x: Array) -> View:
 # ---- parts -----------------------------------------------------------------------------------
 
 
-def parts_of(call: Call, x: Array, view: View, valid: Array) -> Iterator[Part]:
-    """Cut the valid elements into parts that the normalizer sees as it would see all of x."""
-    shape = view.of(x).shape
-    lead = len(shape) - len(view.last)
+def parts_of(call: Call, view: View, valid: Array) -> list[Part]:
+    """Cut the valid elements into parts that the normalizer sees as it would see all of x.
+
+    There is one at least, which may be empty: it is looked at as any other.
+    """
+    shape = view.moved(np.broadcast_to(np.False_, view.shape)).shape
     if "axis" in call.arguments:
-        yield from _of_domains(view, valid, shape, lead)
-        return
-    index = np.broadcast_to(valid[..., 0], shape[:-1])
+        return _of_domains(view, valid, shape)
+    positions = np.broadcast_to(valid[..., 0], shape[:-1])
+    index = view.index(positions)
     if _core.NORMS[call["norm"]] in _OVER_SAMPLES or not _is_of_samples(call):
-        yield Part(view, index, (int(index.sum()), shape[-1]))  # ranks meet though it be empty
-        return
-    counts = index.reshape(shape[0], -1).sum(1)
-    for count in np.unique(counts[counts > 0]).tolist():
-        some = index & (counts == count).reshape(-1, *(1,) * (index.ndim - 1))
-        yield Part(view, some, (int((counts == count).sum()), count, shape[-1]))
+        return [Part(view, index, (len(index[0]), shape[-1]))]
+    counts = positions.sum(tuple(range(1, positions.ndim)))
+    starts = np.cumsum(counts) - counts
+    return [
+        # samples 1 and 4 of 3 elements, from 5 and 20 on: elements 5, 6, 7, 20, 21, 22
+        Part(view, _some(index, starts[counts == count], count),
+             (int((counts == count).sum()), count, shape[-1]))
+        for count in np.unique(counts[counts > 0]).tolist()
+    ] or [Part(view, index, (0, 1, shape[-1]))]  # fmt: skip
+
+
+def _some(index: Index, starts: Array, count: int) -> Index:
+    which = (starts[:, None] + np.arange(count)).reshape(-1)
+    return tuple(a[which] for a in index)
 
 
 def _is_of_samples(call: Call) -> bool:
@@ -157,21 +204,22 @@ def _is_of_samples(call: Call) -> bool:
     return bool(call["training"]) or _core.NORMS[call["norm"]] != "instance"
 
 
-def _of_domains(view: View, valid: Array, shape: tuple[int, ...], lead: int) -> Iterator[Part]:
-    domain = shape[lead:]
-    if valid.shape[lead:] == (1,) * len(domain):  # domains count as a whole, or not at all
-        index = np.broadcast_to(valid.reshape(valid.shape[:lead]), shape[:lead])
-        if index.any():
-            yield Part(view, index, (int(index.sum()), *domain))
-        return
-    every = np.broadcast_to(valid, shape).reshape(*shape[:lead], -1)
-    rows = every.reshape(-1, every.shape[-1])
-    patterns, which = np.unique(rows, axis=0, return_inverse=True)
-    which = which.reshape(shape[:lead])
-    for i, pattern in enumerate(patterns):
+def _of_domains(view: View, valid: Array, shape: tuple[int, ...]) -> list[Part]:
+    lead, domain = shape[: view.lead], shape[view.lead :]
+    if valid.shape[view.lead :] == (1,) * len(domain):  # domains count as a whole, or not at all
+        whole = np.broadcast_to(valid.reshape(valid.shape[: view.lead]), lead)
+        index = view.index(whole)
+        return [Part(view, index, (len(index[0]), *domain))]
+    rows = np.broadcast_to(valid, shape).reshape(math.prod(lead), math.prod(domain))
+    patterns, which, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
+    order = np.split(np.argsort(which.reshape(-1), kind="stable"), np.cumsum(counts)[:-1])
+    parts = []
+    for pattern, some in zip(patterns, order, strict=True):
         if pattern.any():
-            index = (which == i)[(..., *[None] * len(domain))] & pattern.reshape(domain)
-            yield Part(view, index, (int((which == i).sum()), int(pattern.sum())), pattern)
+            first = (some,) if view.is_flat else np.unravel_index(some, lead)
+            index = (*(a[:, None] for a in first), *np.nonzero(pattern.reshape(domain)))
+            parts.append(Part(view, index, (len(some), int(pattern.sum())), pattern))
+    return parts or [Part(view, view.index(np.zeros(lead, bool)), (0, *domain))]
 
 
 # ---- the call --------------------------------------------------------------------------------
@@ -186,155 +234,138 @@ def stage(call: Call) -> Result:
     x = dense(call["x"], "x")
     view = view_of(call, x)
     valid = valid_of(call, x, view)
-    beside = {n: like(call.around[n], n, x) for n in LIKE_X if n in call.around}
-    keep = _arguments.flag(call["return_ctx"], "return_ctx")
-    _check_outputs(call, x, keep and "residual" not in beside)
+    beside = {n: like(call.around[n], n, x) for n in BESIDE if n in call.around}
+    keep = check_written(call, x)
+    given = parameters_of(call, x)
     plain = call.without(KEYS).but(x=x)
     if _core.NORMS[call["norm"]] == "switchable":
-        return statistics.switchable(plain, x, view, valid, keep)
-    bare, update = statistics.without_running(plain)
+        return statistics.switchable(plain, view, valid, given, beside)
+    plain, update = statistics.without_running(plain)
+    # all that needs memory of x's size comes before running statistics are written
+    y, total = zeros_like(x), zeros_like(x) if "residual" in beside else None
     made = []
-    for part in parts_of(call, x, view, valid):
-        compact = _compact(bare, part, x, beside, keep or update is not None)
-        made.append((part, proceed(compact)))
-    if not made:
-        _check_call(bare, x, beside)
+    for part in parts_of(call, view, valid):
+        compact = _compact(plain, part, given, beside)
+        made.append((part, proceed(compact.but(return_ctx=keep or update is not None))))
+    for part, found in made:
+        part.scatter(found.y, y)
+        if total is not None and found.sum is not None:
+            part.scatter(found.sum, total)
     if update is not None:
-        update(made, x, view, valid)
-    y = _joined([(p, r.y) for p, r in made], x, call["out"])
-    total = None
-    if "residual" in beside:
-        sums = [(p, r.sum) for p, r in made]
-        total = _joined(sums, x, call.around.get("sum_out"))
-    contexts = [(p, r.ctx) for p, r in made]
-    ctx = MaskedContext(contexts, x, call, sorted(beside), total is not None) if keep else None
+        update(made, view, valid, x if total is None else total)
+    y = delivered(y, call["out"])
+    if total is not None:
+        total = delivered(total, call.around.get("sum_out"))
+    contexts = [(part, found.ctx) for part, found in made]
+    ctx = MaskedContext(contexts, x, given, beside) if keep else None
     return Result(y, total, ctx)
 
 
-def _check_outputs(call: Call, x: Array, reads_x: bool) -> None:
-    for name, out in (("out", call["out"]), ("sum_out", call.around.get("sum_out"))):
-        if out is not None:
-            _arguments.check_out(out, x, x.shape, name)
-    if reads_x and call["out"] is not None and _arguments.may_overlap(call["out"], x):
-        _arguments.refuse_out_over_x()
+def parameters_of(call: Call, x: Array) -> dict[str, Parameter]:
+    """Return weight, bias and tau, where they are given: checked, and apart from what is written.
+
+    They are used in the dtype that is computed in, so that the sums of several parts are rounded
+    once.
+    """
+    form = form_of(call, x)
+    written = (call["out"], call.around.get("sum_out"))
+    given = {name: call.arguments.get(name) for name in ("weight", "bias", "tau")}
+    return {
+        name: Parameter(value, name, x, form, *written)
+        for name, value in given.items()
+        if value is not None
+    }
 
 
-def _compact(call: Call, part: Part, x: Array, beside: dict[str, Array], keep: bool) -> Call:
+def _is_wide(parameter: Parameter) -> bool:
+    """Whether it differs between samples or positions."""
+    return parameter.value.shape != parameter.form.shared
+
+
+def _compact(call: Call, part: Part, given: dict[str, Parameter], beside: dict[str, Array]) -> Call:
     """Return the call of one part."""
     around = {k: v for k, v in call.around.items() if k != "sum_out"}
     around |= {name: part.gather(a) for name, a in beside.items()}
-    arguments: dict[str, Any] = {"x": part.gather(x), "out": None, "return_ctx": keep}
+    arguments: dict[str, Any] = {"x": part.gather(call["x"]), "out": None}
     if "layout" in call.arguments:
         arguments["layout"] = "NC" if len(part.shape) == 2 else "NLC"
     else:
         arguments["axis"] = tuple(range(1, len(part.shape)))
-    for name in ("weight", "bias"):
-        if call[name] is not None:
-            arguments[name] = gathered_parameter(call[name], name, part, x, call)
+    for name, parameter in given.items():
+        if _is_wide(parameter):
+            arguments[name] = part.gather(np.broadcast_to(parameter.view, part.view.shape))
+        else:
+            own = parameter.core(())
+            arguments[name] = own if part.pattern is None else own.reshape(-1)[part.pattern]
     return call.but(around, **arguments)
 
 
-def _spread(a: Array, x: Array, call: Call) -> Array:
-    """Return a parameter of samples or positions as an array that broadcasts against x."""
-    if "layout" in call.arguments and a.ndim == 2 and x.ndim > 2:
-        axis = LAYOUTS[call["layout"]][1] % x.ndim
-        return a.reshape(a.shape[0], *(a.shape[1] if i == axis else 1 for i in range(1, x.ndim)))
-    return a
-
-
-def is_wide(a: Array, call: Call, part: Part) -> bool:
-    """Whether it differs between samples or positions."""
-    return a.ndim > (1 if "layout" in call.arguments else len(part.view.last))
-
-
-def gathered_parameter(value: Any, name: str, part: Part, x: Array, call: Call) -> Array:
-    """Return the parameter of the valid elements."""
-    a = _core.as_array(value, name)
-    if is_wide(a, call, part):
-        try:
-            return part.gather(np.broadcast_to(_spread(a, x, call), x.shape))
-        except ValueError:
-            _arguments.refuse_parameter(a, name, x.dtype, x.shape)
-    if part.pattern is not None:
-        return np.ascontiguousarray(a.reshape(-1)[part.pattern])
-    return a
-
-
-def _check_call(call: Call, x: Array, beside: dict[str, Array]) -> None:
-    """Raise what the normalizer would, where no element is valid: of a call on no samples."""
-    none = {name: a[:0] for name, a in beside.items()}
-    rest = {k: v for k, v in call.around.items() if k not in ("sum_out", *LIKE_X)}
-    narrow = {n: None for n in ("weight", "bias") if np.ndim(call[n]) > 1}
-    if "axis" in call.arguments:
-        call = call.but(axis=_arguments.axes(call["axis"], x.ndim))
-        if 0 in call["axis"]:
-            return
-    call.but({**rest, **none}, x=x[:0], out=None, return_ctx=False, **narrow)
-    from ._stages import proceed
-
-    proceed(call.but({**rest, **none}, x=x[:0], out=None, return_ctx=False, **narrow))
-
-
-def _joined(parts: list[tuple[Part, Any]], x: Array, out: MaybeArray) -> Array:
-    """Return an array like x of the parts, with zeros elsewhere."""
-    whole = np.zeros(x.shape, x.dtype)
-    for part, found in parts:
-        part.scatter(found, whole)
-    return delivered(whole, out)
+def zeros_like(x: Array) -> Array:
+    """Return zeros, from the cache of buffers."""
+    found = _core.empty_like(x)
+    found.reshape(-1).view(np.uint8)[...] = 0
+    return found
 
 
 class MaskedContext(DerivedContext):
-    """Context of a call with a mask: those of its parts."""
+    """Context of a call with a mask: those of its parts, which hold copies of the valid elements.
 
-    def __init__(self, parts: list[Any], x: Array, call: Call, beside: list[str],
-                 has_sum: bool) -> None:  # fmt: skip
-        self._parts, self._beside, self.has_sum = parts, beside, has_sum
+    What :func:`fastnorm.backward` returns is a :class:`FusedGradients`, whatever is around. What dy
+    holds where the mask is False, NaN too, is not looked at; the gradients are 0 there.
+    """
+
+    def __init__(
+        self, parts: list[Any], x: Array, given: dict[str, Parameter], beside: dict[str, Array]
+    ) -> None:
+        self._parts, self._given, self.has_sum = parts, given, "residual" in beside
+        self._beside = [name for name in BESIDE[:2] if name in beside]
         self._shape, self._dtype = x.shape, x.dtype
-        self._like = np.broadcast_to(np.zeros((), x.dtype), x.shape)
-        self._call = call.but({}, x=None, out=None)
-        names = ("weight", "bias", "tau")
-        given = {n: self._call.arguments.get(n) for n in names}
-        self._params = {n: _core.as_array(a, n) for n, a in given.items() if a is not None}
 
     @check.as_the_core
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> FusedGradients:
-        """As :func:`fastnorm.backward`; dy of what is not valid is not looked at."""
+        """As :func:`fastnorm.backward`."""
         from ..norms import backward
 
-        g = like(dy, "dy", self._like)
-        extra = None if ds is None else like(ds, "ds", self._like)
-        if out is not None:
-            _arguments.check_out(out, g, self._shape)
+        whole = np.broadcast_to(np.zeros((), self._dtype), self._shape)
+        g = like(dy, "dy", whole)
+        extra = None if ds is None else like(ds, "ds", whole)
+        check_back(out, g, self._given)
         found = []
         for part, ctx in self._parts:
             more = None if extra is None else part.gather(extra)
             found.append((part, backward(part.gather(g), ctx, ds=more)))
-        arrays = {
-            name: _joined([(p, getattr(r, name)) for p, r in found], self._like, None)
-            for name in self._beside
-            if name != "residual"
-        }
-        sums = {name: self._sum(name, found) for name in self._params}
-        dx = _joined([(p, r.x) for p, r in found], self._like, out)
+        arrays = {}
+        for name in ("x", *self._beside):
+            arrays[name] = zeros_like(g)
+            for part, grads in found:
+                part.scatter(getattr(grads, name), arrays[name])
+        sums = {name: self._sum(name, found) for name in self._given}
+        dx = delivered(arrays.pop("x"), out)
         return FusedGradients(
             dx, sums.pop("weight", None), sums.pop("bias", None), **arrays, **sums
         )
 
     def _sum(self, name: str, found: list[Any]) -> Array:
         """Return the gradient of a parameter, of all parts, added in float64."""
-        own = self._params[name]
-        total = np.zeros(own.shape)
+        own = self._given[name]
+        total = own.total() if _is_wide(own) else np.zeros(own.form.shared)
         for part, grads in found:
             a = getattr(grads, name).astype(np.float64)
-            if name != "tau" and is_wide(own, self._call, part):
+            if _is_wide(own):
                 whole = np.zeros(self._shape)
                 part.scatter(a, whole)
-                shape = _spread(own, self._like, self._call).shape
-                shape = (1,) * (whole.ndim - len(shape)) + shape
-                axes = tuple(i for i, n in enumerate(shape) if n == 1)
-                total += whole.sum(axes, keepdims=True).reshape(own.shape)
+                own.add(total, (), whole)
             elif part.pattern is not None:
                 total.reshape(-1)[part.pattern] += a
             else:
                 total += a
-        return total.astype(own.dtype)
+        return own.gradient(total)
+
+
+def check_back(out: MaybeArray, dy: Array, given: dict[str, Parameter]) -> None:
+    """Raise where the gradient of x cannot be written to `out`."""
+    if out is not None:
+        _arguments.check_out(out, dy, dy.shape)
+    for name, parameter in given.items():
+        if overlap(out, parameter.value):
+            _arguments.refuse_shared("out", f"the {name} of the forward call")

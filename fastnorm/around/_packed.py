@@ -10,11 +10,12 @@ from numpy.typing import ArrayLike
 
 from .. import _arguments, _core
 from .._types import Array, DerivedContext, FusedGradients, MaybeArray, Param
-from ._arrays import dense, like
+from ._arrays import BESIDE, check_written, delivered, dense, like, overlap
+from ._back import Kept
 from ._call import Call, Result
+from ._parameters import Form, Parameter
 
 _NORMS = ("instance", "group")
-LIKE_X = ("shortcut", "gate", "residual", "sum_out")
 
 
 def needed(call: Call) -> bool:
@@ -28,47 +29,52 @@ def stage(call: Call) -> Result:
 
     x = dense(call["x"], "x")
     offsets = _offsets(call, x)
+    keep = check_written(call, x)
     around = {k: v for k, v in call.around.items() if k != "offsets"}
-    for name in LIKE_X[:3]:
-        if name in around:
-            around[name] = like(around[name], name, x)
-    for name, out in (("out", call["out"]), ("sum_out", around.get("sum_out"))):
-        if out is not None:
-            _arguments.check_out(out, x, x.shape, name)
-    y = np.empty_like(x)
-    total = np.empty_like(x) if "residual" in around else None
+    written = (call["out"], around.pop("sum_out", None))
+    beside = {n: like(around[n], n, x) for n in BESIDE if n in around}
+    if keep:  # backward reads them again
+        beside = {
+            n: a.copy() if any(overlap(to, a) for to in written) else a for n, a in beside.items()
+        }
+    form = Form((len(offsets) - 1, x.shape[1]), (1,), x.shape[1:], True)
+    given = {
+        name: Parameter(call[name], name, x, form, *written)
+        for name in ("weight", "bias")
+        if call[name] is not None
+    }
+    y = _core.empty_like(x)
+    total = _core.empty_like(x) if "residual" in beside else None
     contexts = []
-    for start, end in pairwise(offsets):
+    for i, (start, end) in enumerate(pairwise(offsets)):
         at = (None, slice(start, end))
-        some = {k: v[at] if k in LIKE_X else v for k, v in around.items()}
+        some = {**around, **{n: a[at] for n, a in beside.items()}}
         if total is not None:
             some["sum_out"] = total[at]
-        found = proceed(call.but(some, x=x[at], layout="NLC", out=y[at]))
+        own = {name: p.core((slice(i, i + 1),)) for name, p in given.items()}
+        found = proceed(call.but(some, x=x[at], layout="NLC", out=y[at], **own))
         contexts.append(found.ctx)
-    y, total = _put(y, call["out"]), _put(total, call.around.get("sum_out"))
-    keep = bool(contexts) and contexts[0] is not None
-    return Result(
-        y, total, _PackedContext(contexts, offsets, x, total is not None) if keep else None
-    )
-
-
-def _put(found: Any, out: MaybeArray) -> Any:
-    if out is None or found is None:
-        return found
-    out[...] = found
-    return out
+    read = {n: a for n, a in beside.items() if n != "residual"}
+    read["x"] = x if total is None else total
+    ctx = _PackedContext(contexts, offsets, read, given, total is not None) if keep else None
+    y = delivered(y, written[0])
+    return Result(y, None if total is None else delivered(total, written[1]), ctx)
 
 
 def _offsets(call: Call, x: Array) -> list[int]:
     for name in ("mask", "lengths"):
         if name in call.around:
-            raise ValueError(f"{name}: expected None with offsets")
-    if _core.NORMS[call["norm"]] not in _NORMS or call.arguments.get("running_mean") is not None:
+            raise ValueError(f"{name}, offsets: expected one of them, got both")
+    states = (call.arguments.get("running_mean"), call.arguments.get("running_var"))
+    if _core.NORMS[call["norm"]] not in _NORMS or any(state is not None for state in states):
         raise ValueError(
             "offsets: expected None; instance and group norm, without running statistics, take them"
         )
     if x.ndim != 2:
         raise ValueError(f"offsets: expected x of shape (total, C), got {x.shape}")
+    layout = call["layout"]
+    if not isinstance(layout, str) or _arguments.LAYOUTS.get(layout, (9,))[0] not in (0, 2):
+        _arguments.refuse_layout(layout, x.shape)
     offsets = _core.as_array(call.around["offsets"], "offsets")
     if offsets.dtype.kind not in "iu":
         raise TypeError(f"offsets: expected integers, got {offsets.dtype}")
@@ -84,21 +90,33 @@ def _offsets(call: Call, x: Array) -> list[int]:
 class _PackedContext(DerivedContext):
     """The contexts of the samples."""
 
-    def __init__(self, parts: list[Any], offsets: list[int], x: Array, has_sum: bool) -> None:
+    def __init__(
+        self, parts: list[Any], offsets: list[int], read: dict[str, Array],
+        given: dict[str, Parameter], has_sum: bool,
+    ) -> None:  # fmt: skip
         self._parts, self._offsets, self.has_sum = parts, offsets, has_sum
-        self._like = np.broadcast_to(np.zeros((), x.dtype), x.shape)
+        self._given, self._beside = given, [n for n in BESIDE[:2] if n in read]
+        self._kept = Kept({**{n: p.value for n, p in given.items()}, **read})
+        self._shape, self._dtype = read["x"].shape, read["x"].dtype
 
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> FusedGradients:
         """As :func:`fastnorm.backward`; gradients of the parameters are added in float64."""
         from ..norms import backward
-        from ._ghost import joined
 
-        g = like(dy, "dy", self._like)
-        extra = None if ds is None else like(ds, "ds", self._like)
-        if out is not None:
-            _arguments.check_out(out, g, g.shape)
-        found = []
-        for ctx, start, end in zip(self._parts, self._offsets[:-1], self._offsets[1:], strict=True):
+        whole = np.broadcast_to(np.zeros((), self._dtype), self._shape)
+        self._kept.check()
+        g = like(dy, "dy", whole)
+        extra = None if ds is None else like(ds, "ds", whole)
+        self._kept.check_out(out, g)
+        arrays = {name: _core.empty_like(g) for name in ("x", *self._beside)}
+        totals = {name: parameter.total() for name, parameter in self._given.items()}
+        for i, (start, end) in enumerate(pairwise(self._offsets)):
             at = (None, slice(start, end))
-            found.append(backward(g[at], ctx, ds=None if extra is None else extra[at]))
-        return joined(found, out, axis=1)
+            found = backward(g[at], self._parts[i], ds=None if extra is None else extra[at])
+            for name, array in arrays.items():
+                array[at] = getattr(found, name)
+            for name, total in totals.items():
+                self._given[name].add_core(total, (slice(i, i + 1),), getattr(found, name))
+        sums = {name: self._given[name].gradient(total) for name, total in totals.items()}
+        dx = delivered(arrays.pop("x"), out)
+        return FusedGradients(dx, sums.get("weight"), sums.get("bias"), **arrays)

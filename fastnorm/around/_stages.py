@@ -74,9 +74,9 @@ from . import (  # noqa: E402  (which need this module)
 STAGES: tuple[tuple[Callable[[Call], bool], Callable[[Call], Result]], ...] = (
     (_quantized.needed, _quantized.stage),
     (_ghost.needed, _ghost.stage),
+    (_weights.needed, _weights.stage),
     (_packed.needed, _packed.stage),
     (_masks.needed, _masks.stage),
-    (_weights.needed, _weights.stage),
     (_given.needed, _given.stage),
     (_affine.needed, _affine.stage),
 )
