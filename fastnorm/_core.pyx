@@ -216,7 +216,7 @@ cdef class Context:
     cdef Place[PARAMS] places   # of the parameters
     cdef Place x_place
     cdef fn_around around
-    cdef list beside            # what is around, as the C library reads it, or None; None: nothing is
+    cdef list beside            # what is around, as the C library reads it; None: nothing is
     cdef Place[BESIDES] beside_places
     cdef bint has_rows          # whether the rows of x lie apart, as x_rows says
     cdef fn_rows x_rows, out_rows

@@ -66,7 +66,7 @@ class Call:
 
         args: list[Any] = []
         for name, parameter in list(self.parameters.items())[1:]:
-            if parameter.kind is not parameter.KEYWORD_ONLY:
+            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
                 size = 3 if name.endswith("logits") else count
                 args.append(3 if name == "num_groups" else draw(size))
         options = {**self.options, **({"layout": layout} if self.channels else {})}

@@ -31,14 +31,15 @@ def norms(channels, axis, weight, bias):
     mean, var = of(dtype, *[0.25] * channels), of(dtype, *[1.5] * channels)
     running = {"running_mean": mean, "running_var": var}
     logits = of(dtype, *LOGITS), of(dtype, *LOGITS[::-1])
-    affine = (weight, bias)
+    affine, half = (weight, bias), of(dtype, 0.5)[0]
     return {
         "batch": lambda x, **k: fn.batch_norm(x, *affine, training=True, **k),
         "inference": lambda x, **k: fn.batch_norm(x, *affine, **running, **k),
-        "renorm": lambda x, **k: fn.batch_renorm(x, *affine, **running, momentum=0.0, training=True, **k),
+        "renorm": lambda x, **k: fn.batch_renorm(x, *affine, **running, momentum=0.0,
+                                                 training=True, **k),
         "group": lambda x, **k: fn.group_norm(x, 2, *affine, **k),
         "instance": lambda x, **k: fn.instance_norm(x, *affine, **k),
-        "filter": lambda x, **k: fn.filter_response_norm(x, *affine, tau=bias * of(dtype, 0.5)[0], **k),
+        "filter": lambda x, **k: fn.filter_response_norm(x, *affine, tau=bias * half, **k),
         "global": lambda x, **k: fn.global_response_norm(x, *affine, **k),
         "switchable": lambda x, **k: fn.switchable_norm(x, *affine, *logits, training=True, **k),
         "layer": lambda x, layout, **k: fn.layer_norm(x, *affine, axis=axis, **k),

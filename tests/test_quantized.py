@@ -178,7 +178,6 @@ def test_rows_of_zeros_of_tiny_and_of_infinite_values():
     assert np.isinf(scales[0])
     assert q.tolist() == [[0, 0, 0]]
 
-
     q, scales = fastnorm.layer_norm(np.zeros((3, 4), np.float32), axis=0, out_dtype="int8")
     assert (q.any(), scales.tolist()) == (False, [1, 1, 1, 1])
 

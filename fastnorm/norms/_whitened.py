@@ -136,7 +136,7 @@ class Whitened(DerivedContext):
             store(after[part], shift, y[at])
 
     @check.as_the_core
-    def backward(self, dy: ArrayLike, out: MaybeArray) -> Gradients:
+    def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> Gradients:
         """Go back, as :func:`fastnorm.backward`."""
         dy = check.gradient(dy, *self._like)
         dy = np.require(dy, requirements=["C", "A"])

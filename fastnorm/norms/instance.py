@@ -367,5 +367,6 @@ class InstanceRenorm(_InstanceLayer):
         step = int(self.buffers["num_batches_tracked"])
         return instance_renorm(
             x, training=self.training, r_max=at_step(self.r_max, step),
-            d_max=at_step(self.d_max, step), blend=self.blend, return_ctx=True, **self._common(), **around,
+            d_max=at_step(self.d_max, step), blend=self.blend, return_ctx=True, **self._common(),
+            **around,
         )  # fmt: skip
