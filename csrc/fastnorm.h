@@ -181,6 +181,15 @@ fn_status fn_apply_grad(const fn_problem *problem, const fn_params *params, cons
  * NaN where there is nothing else */
 fn_status fn_extremes(fn_dtype dtype, int64_t rows, int64_t cols, const void *x, double *extremes);
 
+/* numbers of 8 bits: the largest are 127, 448 and 57344 */
+typedef enum { FN_INT8, FN_E4M3FN, FN_E5M2 } fn_small;
+
+/* q[r][j] = y[r][j] / scale[r], rounded to nearest even, and where it is beyond the largest number,
+ * that; an int8 goes down to -128, and is 0 for NaN.  With find, scale[r] = max |y[r]| / the
+ * largest number comes first, and 1 where that is 0.  y, scale and q do not overlap. */
+void fn_quantize(fn_small kind, int64_t rows, int64_t cols, int find, const float *y, float *scale,
+                 void *q);
+
 /* y = (x - center[j]) * factor[j] + shift[j] in column j of x[rows][cols], or with by_row in row j;
  * *infinite: whether x has infinities.  y may be x, no other overlap. */
 fn_status fn_affine(fn_dtype dtype, int64_t rows, int64_t cols, int by_row, const void *x,

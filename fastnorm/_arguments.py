@@ -243,6 +243,14 @@ def group_size(value: Any, channels: int) -> int:
     return max(1, min(found, channels))
 
 
+def iterations(value: Any) -> int:
+    """Return a number of iterations."""
+    found = integer(value, "iterations")
+    if not 1 <= found <= 1000:
+        raise ValueError(f"iterations: expected 1 to 1000, got {shown(value)}")
+    return found
+
+
 # ---- axes and layouts ------------------------------------------------------------------------
 
 

@@ -68,15 +68,14 @@ cdef int _point_around(Context ctx) except -1:
     return 0
 
 
-cdef object _take_sum(Context ctx):
-    """The caller's sum. From now on it is what was normalized."""
-    out = _returned(ctx.sum, ctx.sum_out, ctx.axes, ctx.shape)
-    out = _deliver(ctx.sum, out, ctx.axes)
+cdef int _take_sum(Context ctx, object total) except -1:
+    """The caller gets the sum in `total`. From now on it is what was normalized."""
+    _deliver(ctx.sum, total, ctx.axes)
     ctx.x = ctx.sum
     ctx.has_rows = False
     ctx.sum = ctx.sum_out = ctx.beside[RESIDUAL] = None
     ctx.around.residual = ctx.around.sum = NULL
-    return out
+    return 0
 
 
 cdef int _zero_padding(Context ctx, object array) except -1:

@@ -72,6 +72,7 @@ def affine(
     x: Array, center: ArrayLike, factor: ArrayLike, shift: ArrayLike, out: Array,
     by_row: bool = False,
 ) -> bool: ...  # fmt: skip
+def quantize(kind: int, y: Array, scale: Array, find: bool, q: Array) -> None: ...
 def empty_like(x: Array) -> Array: ...
 
 # Normalizers that are computed in Python: what they take, checked.

@@ -128,6 +128,9 @@ cdef extern from "fastnorm.h" nogil:
     fn_status fn_extremes(fn_dtype, int64_t, int64_t, const void*, double*)
     fn_status fn_affine(fn_dtype, int64_t, int64_t, int, const void*, const double*,
                         const double*, const double*, void*, int*)
+    ctypedef enum fn_small:
+        FN_INT8
+    void fn_quantize(fn_small, int64_t, int64_t, int, const float*, float*, void*)
     void fn_set_num_threads(int)
     int fn_get_num_threads()
     ctypedef struct fn_learned_choice:
@@ -271,6 +274,11 @@ cdef object _forward(Context ctx, object out, object return_ctx):
     _point(ctx)
     if keep and not given:
         _make_saved(ctx)
+    if ctx.has_sum:
+        total = _returned(ctx.sum, ctx.sum_out, ctx.axes, ctx.shape)
+        result = (out, total, ctx) if keep else (out, total)
+    else:
+        result = (out, ctx) if keep else out
     if not empty:
         with nogil:
             if given:
@@ -283,14 +291,13 @@ cdef object _forward(Context ctx, object out, object return_ctx):
         _deliver(y, out, ctx.axes)
     if ctx.beside is not None:
         _zero_padding(ctx, out)
-    result = (out, _take_sum(ctx)) if ctx.has_sum else (out,)
-    if keep:
-        result += (ctx,)
+    if ctx.has_sum:
+        _take_sum(ctx, total)
     if ctx.updates and (given or not empty):  # a rank without samples takes what the others have
         _update(ctx)
     if keep:
         _settle(ctx)
-    return result if len(result) > 1 else out
+    return result
 
 
 cdef int _point(Context ctx) except -1:

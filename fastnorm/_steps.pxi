@@ -101,6 +101,20 @@ def affine(x, center, factor, shift, out, by_row=False):
     return infinite != 0
 
 
+def quantize(int kind, cnp.ndarray y, cnp.ndarray scale, bint find, cnp.ndarray q):
+    """`q = y / scale` in int8 (kind 0), float8_e4m3fn (1) or float8_e5m2 (2), where each of the
+    scales is that of a row, as long as there are scales; `find` them first. All are dense."""
+    cdef int64_t rows = cnp.PyArray_SIZE(scale), size = cnp.PyArray_SIZE(y)
+    if not (cnp.PyArray_TYPE(y) == cnp.PyArray_TYPE(scale) == cnp.NPY_FLOAT32
+            and cnp.PyArray_ISCARRAY_RO(y) and cnp.PyArray_ISCARRAY(scale)
+            and cnp.PyArray_ISCARRAY(q) and cnp.PyArray_ITEMSIZE(q) == 1
+            and cnp.PyArray_SIZE(q) == size and rows and size % rows == 0 and 0 <= kind < 3):
+        raise ValueError("expected dense y and q of one size, and a scale for each row")
+    with nogil:
+        fn_quantize(<fn_small>kind, rows, size // rows, find, <float*>cnp.PyArray_DATA(y),
+                    <float*>cnp.PyArray_DATA(scale), cnp.PyArray_DATA(q))
+
+
 def empty_like(cnp.ndarray x):
     """An array of x's shape and dtype, C-contiguous, from the cache of buffers."""
     return _new(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), cnp.PyArray_TYPE(x),
@@ -113,8 +127,8 @@ def empty_like(cnp.ndarray x):
 def start_whitening(x, weight, bias, running_mean, running_cov, training, momentum, eps,
                     group_size, layout, out, return_ctx):
     """Check all that whitening takes, as batch norm would. Return a context, for
-    `check_grad_out`; x, dense; the channels of a group; weight and bias, dense and apart from
-    `out`; running mean and covariance, dense; the dtypes of the gradients of weight and bias."""
+    `check_grad_out`; x, dense; the channels of a group; weight and bias, dense; running mean and
+    covariance, dense; the dtypes of the gradients of weight and bias."""
     cdef Context ctx = _start(x, FN_BATCH, eps)
     cdef bint keep
     if ctx.p.eps == 0:
@@ -135,8 +149,6 @@ def start_whitening(x, weight, bias, running_mean, running_cov, training, moment
     keep = _check_forward_out(ctx, out, return_ctx)
     if _overlap(out, running_cov):
         _arguments.refuse_shared("out", "running_cov")
-    if out is not None:
-        _detach(ctx, out)
     if keep:  # statistics, of which nothing is read: without, a context is not copied or pickled
         _make_saved(ctx)
         ctx.statistics[...] = 0

@@ -143,6 +143,18 @@ def test_the_doc_of_choices_has_the_figures_of_small_batches(example):
             assert 100 * formula(int(size)) == pytest.approx(float(value), abs=0.051)
 
 
+def test_the_doc_of_choices_has_the_table_of_whitening(example):
+    module = example("whitening")
+    results = module.measure(module.features())
+    lines = (ROOT / "docs/choosing.md").read_text().splitlines()
+    for row in module.rows(results):
+        assert row in lines
+    left = [group for _, group, *_ in results]
+    assert left[1] == pytest.approx(left[0], rel=1e-3), "batch norm leaves it"
+    assert left[1:] == sorted(left[1:], reverse=True), "each step takes some"
+    assert left[-1] < 1e-3
+
+
 @pytest.mark.long
 def test_batch_effects_are_removed(example, tmp_path):
     module = example("batch_effects")

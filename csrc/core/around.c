@@ -126,11 +126,10 @@ static const char *row_of(const fn_job *job, const char *array, const fn_piece *
 
 /* what is read next, where it comes from memory: it is fetched meanwhile */
 static const char *next_of(const fn_job *job, const fn_piece *at, int64_t r) {
-    return job->use.fetch && !job->by_turns
-               ? row_of(job, job->x, at, at->rows + r) +
-                     (at->rows == 1) * at->len * (int64_t)job->plan.esize
-               : NULL;
+    return job->use.fetch && !job->by_turns ? row_of(job, job->x, at, at->rows + r) : NULL;
 }
+/* how far behind x the array lies that is read with what the kernel gives: it is fetched while x is
+ * read */
 static int64_t beside_x(const fn_job *job) {
     const char *other = job->after == take_grads ? job->dy
                         : job->dy                ? NULL

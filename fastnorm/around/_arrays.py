@@ -19,8 +19,8 @@ from ._call import Call
 
 Index: TypeAlias = tuple[slice, ...]
 
-# elements of a piece: 64 KB in float32, so that a handful of temporaries stays in the L2
-PIECE = 1 << 14
+# elements of a piece, 256 KB in float32: with smaller ones Python takes longer than the arrays
+PIECE = 1 << 16
 
 BESIDE = ("shortcut", "gate", "residual")
 _DTYPES = ("float32", "float64", "float16", "bfloat16")

@@ -49,17 +49,23 @@ class Around(TypedDict, total=False):
         Added to the weight, in the dtype that is computed in: 1 for checkpoints that store the
         weight less 1, as Gemma's.
     cast : {"before_weight"}
-        Round to x's dtype before the product with the weight, as Llama does.
+        Round to x's dtype before the product with the weight, the product before the bias is added,
+        and the sum, as Llama does in 16 bits; of float32 and float64 it changes nothing. Gradients
+        are those of a call without weight and bias and of these steps.
     moments : Moments
         Statistics that come from elsewhere, as of several micro-batches, instead of those of x.
     virtual_batch_size : int
         Ghost batch norm: so many samples at a time have statistics of their own.
     out_dtype : dtype
-        Of y: int8, or float8_e4m3fn and float8_e5m2 of the package ml_dtypes, rounded to nearest
-        even.
-    scale : array_like
-        What y is divided by before it is rounded to `out_dtype`; without, the largest magnitude of
-        each row gets the largest number, and the scales are returned behind y.
+        Of y: int8, or float8_e4m3fn and float8_e5m2 of the package ml_dtypes. y, in x's dtype, is
+        divided in float32 by `scale`, rounded to nearest even, and at most the largest number: 127
+        (at least -128), 448 or 57344. NaN is NaN, in int8 0. Of layer norm, RMS norm, and batch
+        norm in inference.
+    scale : float or array_like
+        What y is divided by, above 0; float32. An array broadcasts against y, with size 1 along the
+        normalized axes; of batch norm it is one for each channel. Without, layer and RMS norm bring
+        the largest magnitude of each row to the largest number, and return the scales behind y: of
+        x's shape without the normalized axes, 1 for a row of zeros.
     """
 
     activation: str | None

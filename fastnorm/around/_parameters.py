@@ -160,12 +160,17 @@ class Parameter:
         """Return what the core takes for a piece in which it does not vary but along its axes."""
         return self.form.core(self.part(index))
 
+    @property
+    def sums_in(self) -> np.dtype[Any]:
+        """In which the gradient is summed; there are no sums where it is as large as x."""
+        return np.dtype(self.view.dtype if self.view.shape == self.form.x else np.float64)
+
     def total(self) -> Array:
         """Return zeros, for the sums that make the gradient."""
-        return np.zeros(self.view.shape)
+        return np.zeros(self.view.shape, self.sums_in)
 
     def add(self, total: Array, index: Index, product: Array) -> None:
-        """Add what a piece brings: an array of the piece's shape, float64."""
+        """Add what a piece brings: an array of the piece's shape, of the dtype `sums_in`."""
         to = total[self._index(index)]
         over = tuple(a for a, n in enumerate(to.shape) if n == 1 and product.shape[a] != 1)
         to += product.sum(over, keepdims=True) if over else product

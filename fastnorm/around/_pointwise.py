@@ -19,7 +19,7 @@ from .. import _check as check
 from .. import _core
 from .._core import Context
 from .._types import Array, MaybeArray, Param
-from ._arrays import BESIDE, Index, Laid, computed_in, overlap, pieces
+from ._arrays import BESIDE, Index, Laid, computed_in, is_same, overlap, pieces
 from ._back import DerivedFromCore, LaidBack, gradients_of, kept, lay_back, made, others_of
 from ._call import Call, Result
 from ._parameters import Form, Parameter
@@ -123,13 +123,13 @@ class Pointwise(DerivedFromCore):
             x = laid.x[unit]
             if laid.sum is not None:
                 x = add(x, laid.beside["residual"][unit])
-            x_hat, states = self._plain(x, self._place(laid))
+            x_hat, states = self._plain(x, self._place(laid.y, unit))
             if laid.sum is not None:
                 laid.sum[unit] = x
             for part in pieces(x.shape, x.ndim):
                 index = within(unit, part)
-                u = self._rounded(self._affine(x_hat[part], x[part], index), index)
-                self._finish(u, index, laid.y[index])
+                found = self._affine(x_hat[part], x[part], index, is_lost=True)
+                self._finish(self._rounded(found, index), index, laid.y[index])
         self._zero_padding(laid.y)
         return states
 
@@ -140,27 +140,32 @@ class Pointwise(DerivedFromCore):
         form = self._form
         return pieces(form.x, 1 if form.of_channels else min(form.axes))
 
-    def _place(self, laid: Laid) -> MaybeArray:
-        """Return y, where all of x_hat may be written there."""
-        y, plain = laid.y, self._plain
-        free = y.dtype == plain.dtype and not plain.adds_x and self._coupled
-        return y if free and not any(overlap(y, a) for a in self._beside.values()) else None
+    def _place(self, y: Array, unit: Index) -> MaybeArray:
+        """Return the unit of y, where x_hat may be written there."""
+        if y.dtype != self._plain.dtype or self._plain.adds_x:
+            return None
+        return None if any(overlap(y, a) for a in self._beside.values()) else y[unit]
 
     def _part(self, name: str, index: Index) -> MaybeArray:
         return self._given[name].part(index) if name in self._given else None
 
-    def _affine(self, x_hat: Array, x: Array, index: Index) -> Array:
-        """Return what is computed of x_hat, in the dtype in which that is done."""
+    def _affine(self, x_hat: Array, x: Array, index: Index, is_lost: bool = False) -> Array:
+        """Return what is computed of x_hat, in the dtype in which that is done.
+
+        It may lie in the memory of x_hat where that is lost.
+        """
         weight, bias = self._part("weight", index), self._part("bias", index)
         wide = computed_in(self._x.dtype)
-        found: Array = x_hat.astype(wide, copy=False)
+        found: Array = x_hat.astype(wide, copy=not is_lost)
         if weight is not None:
-            found = found * weight
+            found *= weight
             if self._rounds:
                 found = found.astype(self._x.dtype).astype(wide)
         if bias is not None:
-            found = found + bias
-        return found + x.astype(wide, copy=False) if self._plain.adds_x else found
+            found += bias
+        if self._plain.adds_x:
+            found += x.astype(wide, copy=False)
+        return found
 
     def _rounded(self, found: Array, index: Index) -> Array:
         tau = self._part("tau", index)
@@ -170,7 +175,8 @@ class Pointwise(DerivedFromCore):
 
     def _finish(self, u: Array, index: Index, y: Array) -> None:
         if self._behind is None:
-            y[...] = u
+            if not is_same(u, y):
+                y[...] = u
         else:
             self._behind.forward(u, *self._beside_at(index), y)
 
@@ -231,20 +237,23 @@ class Pointwise(DerivedFromCore):
         g = dy.astype(wide, copy=False)
         if tau is not None:
             is_above = made_it > tau
-            self._given["tau"].add(sums["tau"], index, np.where(is_above, 0.0, g))
+            self._given["tau"].add(
+                sums["tau"], index, np.where(is_above, 0.0, g.astype(np.float64))
+            )
             g = np.where(is_above, g, g.dtype.type(0))
         return g, found
 
     def _weighted(self, g: Array, x_hat: Array, index: Index, sums: dict[str, Array]) -> Array:
         """Add to the sums of weight and bias; return the gradient of x_hat."""
-        if "bias" in self._given:
-            self._given["bias"].add(sums["bias"], index, g.astype(np.float64, copy=False))
-        weight = self._part("weight", index)
+        bias, weight = self._given.get("bias"), self._given.get("weight")
+        if bias is not None:
+            bias.add(sums["bias"], index, g.astype(bias.sums_in, copy=False))
         if weight is None:
             return g
-        product = g.astype(np.float64) * x_hat.astype(np.float64, copy=False)
-        self._given["weight"].add(sums["weight"], index, product)
-        return g * weight
+        x_hat = x_hat.astype(computed_in(x_hat.dtype), copy=False)
+        product = np.multiply(g, x_hat, dtype=weight.sums_in, casting="same_kind")
+        weight.add(sums["weight"], index, product)
+        return g * weight.part(index)
 
     def _back_through(self, g: Array, ctx: Context[Any], straight: MaybeArray, unit: Index,
                       laid: LaidBack) -> dict[str, Array]:  # fmt: skip

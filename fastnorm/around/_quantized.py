@@ -20,7 +20,7 @@ from .._types import Array, MaybeArray
 from ._arrays import BESIDE, Index, Laid, delivered, lay, overlap, pieces
 from ._call import Call, Result
 from ._parameters import Form, Parameter, check_rest, form_of
-from ._stages import numbered, proceed
+from ._stages import IN_THE_CORE, numbered, proceed
 
 # the largest magnitude of each dtype
 MOST = {"int8": 127.0, "float8_e4m3fn": 448.0, "float8_e5m2": 57344.0}
@@ -47,37 +47,59 @@ def _quantize(call: Call) -> Result:
     out, around = call["out"], dict(call.around)
     scale = around.pop("scale", None)
     del around["out_dtype"]
-    call = call.but(around, out=None)
-    numbered(around)
+    call = call.but(around, out=None, return_ctx=False)
+    numbers = numbered(around)
     laid = lay(call, has_y=False)
     form = form_of(call, laid.x)
     given = _parameters(call, laid.x, form, out)
     check_rest(call, form, laid.x)
     q = _place(call, laid, out, np.empty(laid.x.shape, dtype) if out is None else out, dtype)
-    scales = Scales(scale, form, laid.x)
+    scales = Scales(scale, form, laid.x, MOST[dtype.name])
+    _by_pieces(call, laid, form, given, numbers, scales, q)
+    total = None if laid.sum is None else delivered(laid.sum, laid.sum_out)
+    return Result(delivered(q, out), total, None, scales.found)
+
+
+def _by_pieces(call: Call, laid: Laid, form: Form, given: dict[str, Parameter], numbers: Any,
+               scales: Scales, q: Array) -> None:  # fmt: skip
+    """Normalize a piece into y, and quantize that."""
+    # whether the core does it all: to look at a piece, the stages take as long as to normalize it
+    is_plain = call.around.keys() <= IN_THE_CORE and all(
+        parameter.value.shape == form.shared for parameter in given.values()
+    )
     y = np.empty(0, laid.x.dtype)
     for index in _pieces(call, form, laid.x):
         x = laid.x[index]
         if y.size < x.size:  # the first one
             y = np.empty(x.size, laid.x.dtype)
         part = y[: x.size].reshape(x.shape)
-        proceed(_piece(call, laid, form, given, index, part))
-        _round(part.astype(np.float32, copy=False), scales, index, q[index], dtype)
-    total = None if laid.sum is None else delivered(laid.sum, laid.sum_out)
-    return Result(delivered(q, out), total, None, scales.found)
+        piece = _piece(call, laid, form, given, index, part)
+        if is_plain:
+            beside = None if numbers is None else (*numbers[:3], *laid.around(index))
+            call.entry(**piece, around=beside)
+        else:
+            arrays = zip((*BESIDE, "sum_out"), laid.around(index), strict=True)
+            own = {name: a for name, a in arrays if a is not None}
+            proceed(Call(call.entry, piece, {**call.around, **own}))
+        _round(part.astype(np.float32, copy=False), scales, index, q[index])
 
 
-def _round(y: Array, scales: Scales, index: Index, q: Array, dtype: np.dtype[Any]) -> None:
+def _round(y: Array, scales: Scales, index: Index, q: Array) -> None:
     """Write y, which is lost, to q."""
-    most = MOST[dtype.name]
-    np.divide(y, scales.of(y, index, most), out=y)
-    if dtype.kind == "i":
-        np.rint(y, out=y)
-        np.clip(y, -most - 1, most, out=y)
-        y[np.isnan(y)] = 0
-    else:
-        np.clip(y, -most, most, out=y)
-    q[...] = y
+    if not y.size:
+        return
+    view, find = scales.of(index), scales.found is not None
+    rows = tuple(n for n, m in zip(view.shape, y.shape, strict=True) if n == m)
+    by_rows = view.shape == rows + (1,) * (view.ndim - len(rows))
+    if not by_rows:  # rows are not behind one another
+        if find:
+            view[...] = scales.largest(y)
+        np.divide(y, view, out=y)
+        view, find = np.ones(1, np.float32), False
+    dense = q if q.flags.c_contiguous else np.empty(q.shape, q.dtype)
+    _core.quantize(list(MOST).index(q.dtype.name), y, np.ascontiguousarray(view), find, dense)
+    if dense is not q:
+        q[...] = dense
 
 
 class Scales:
@@ -89,9 +111,9 @@ class Scales:
         Those that were not given: x's shape without the normalized axes, float32.
     """
 
-    def __init__(self, given: Any, form: Form, x: Array) -> None:
+    def __init__(self, given: Any, form: Form, x: Array, most: float) -> None:
         self.found: MaybeArray = None
-        self._over = form.axes
+        self._over, self._most = form.axes, np.float32(most)
         if given is not None:
             self._view = _given(given, form, x)
             return
@@ -104,16 +126,17 @@ class Scales:
         kept = [1 if a in form.axes else n for a, n in enumerate(x.shape)]
         self._view = self.found.reshape(kept)
 
-    def of(self, y: Array, index: Index, most: float) -> Array:
-        """Return what broadcasts against a piece of y; find it, where it was not given."""
+    def of(self, index: Index) -> Array:
+        """Return what broadcasts against a piece of y."""
         sizes = zip(index, self._view.shape, strict=False)
-        view = self._view[tuple(i if n > 1 else slice(None) for i, n in sizes)]
-        if self.found is None or not y.size:
-            return view
-        largest = np.maximum(y.max(self._over, keepdims=True), -y.min(self._over, keepdims=True))
-        np.divide(largest, np.float32(most), out=view)
-        view[view == 0] = 1  # of zeros, and where the quotient is too small for a float32
-        return view
+        return self._view[tuple(i if n > 1 else slice(None) for i, n in sizes)]
+
+    def largest(self, y: Array) -> Array:
+        """Find those of a piece."""
+        ends = y.max(self._over, keepdims=True), -y.min(self._over, keepdims=True)
+        found: Array = np.maximum(*ends) / self._most
+        found[found == 0] = 1  # of zeros, and where the quotient is too small for a float32
+        return found
 
 
 # ---- checks ----------------------------------------------------------------------------------
@@ -225,15 +248,13 @@ def _pieces(call: Call, form: Form, x: Array) -> Iterator[Index]:
 
 
 def _piece(call: Call, laid: Laid, form: Form, given: dict[str, Parameter], index: Index,
-           y: Array) -> Call:  # fmt: skip
-    """Return the call of a piece, into y."""
-    arrays = zip((*BESIDE, "sum_out"), laid.around(index), strict=True)
-    around = {**call.around, **{name: a for name, a in arrays if a is not None}}
-    own = {name: _cut(parameter, index) for name, parameter in given.items()}
+           y: Array) -> dict[str, Any]:  # fmt: skip
+    """Return the arguments of a piece, into y."""
+    own: dict[str, Any] = {name: _cut(parameter, index) for name, parameter in given.items()}
     if form.of_channels and len(index) > 1 and form.axes == (1,):
         for name in ("running_mean", "running_var"):
             own[name] = _core.as_array(call[name], name)[index[1]]
-    return call.but(around, **own, x=laid.x[index], out=y)
+    return {**call.arguments, **own, "x": laid.x[index], "out": y}
 
 
 def _cut(parameter: Parameter, index: Index) -> Array:

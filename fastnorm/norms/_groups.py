@@ -21,7 +21,9 @@ CHUNK = 1 << 17  # elements, at most, of few channels
 # Multiplications of a product: OpenBLAS does so many in the thread that asks for them. Threads that
 # meet for every small product gain a tenth, and lose all where another process has their processor.
 PRODUCT = 1 << 18
-MANY, FEW = 256, 64  # values of a channel: at least for products larger than that; at least
+# Values of a channel that a chunk has at least: where groups are so large that products are for
+# threads anyway, and where channels are so many that it has more than CHUNK elements.
+MANY, FEW = 256, 64
 SHORT = 16  # planes shorter than that are turned into rows where they are copied
 
 
@@ -86,7 +88,8 @@ class Groups:
 
     def _matrices(self, chunk: Array) -> Array:
         """Of rows: (groups, rows, size), which BLAS reads as they lie."""
-        return chunk.reshape(-1, *chunk.shape[2:]).transpose(1, 0, 2)
+        rows = chunk.shape[0] * chunk.shape[1]  # no -1, which none of no channels can be
+        return chunk.reshape(rows, *chunk.shape[2:]).transpose(1, 0, 2)
 
     def sums(self, chunk: Array) -> Array:
         """Sum over each channel."""

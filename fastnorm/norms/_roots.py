@@ -56,7 +56,8 @@ class InverseRoot(Root):
     def gradient(self, dmatrix: Array) -> Array:
         """As :meth:`Root.gradient`: (1/a - 1/b) / (a^2 - b^2) is -1 / (a b (a + b))."""
         a, b = self._root[:, :, np.newaxis], self._root[:, np.newaxis]
-        return self._back(self._turned(dmatrix) / (-a * b * (a + b)))
+        # one after the other: the third power of a deviation may be no float64
+        return self._back(self._turned(dmatrix) / a / b / -(a + b))
 
 
 class NewtonSchulz(Root):

@@ -93,6 +93,8 @@ class Whitened(DerivedContext):
         types: tuple[Any, ...], mean: Array, cov: Array, root: Root, trains: bool,
     ) -> None:  # fmt: skip
         self._ctx, self._x, self._groups, self._types = ctx, x, groups, types
+        self._like = x.shape, x.dtype
+        # copies: y may be written over them
         self._weight, self._bias = (
             None if p is None else p.astype(np.float64).reshape(mean.shape) for p in params
         )
@@ -134,9 +136,9 @@ class Whitened(DerivedContext):
             store(after[part], shift, y[at])
 
     @check.as_the_core
-    def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> Gradients:
-        """As :func:`fastnorm.backward`."""
-        dy = check.gradient(dy, self._x.shape, self._x.dtype)
+    def backward(self, dy: ArrayLike, out: MaybeArray) -> Gradients:
+        """Go back, as :func:`fastnorm.backward`."""
+        dy = check.gradient(dy, *self._like)
         dy = np.require(dy, requirements=["C", "A"])
         _core.check_grad_out(dy, self._ctx, out)
         sums, products = self._measure_gradient(dy)
@@ -154,7 +156,7 @@ class Whitened(DerivedContext):
         """Sum dy, and dy (x - mean)^T."""
         groups = self._groups
         sums, products = np.zeros(self._mean.shape), np.zeros(self._root.matrix.shape)
-        if not (self._trains or any(self._types)):
+        if not (self._trains or any(kind is not None for kind in self._types)):
             return sums, products
         buffers = groups.buffer(self._working), groups.buffer(self._working)
         center, x, dy = self._spread(self._center), groups.view(self._x), groups.view(dy)

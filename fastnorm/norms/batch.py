@@ -63,7 +63,8 @@ def batch_norm(
     x : array_like, float32, float64, float16 or bfloat16
         Input, ``(N, C, *)`` or, by `layout`, ``(N, *, C)``.
     weight, bias : array_like, shape (C,), optional
-        Scale and shift of each channel; x's dtype.
+        Scale and shift of each channel; x's dtype. Also (N, C), of each sample, or of x's number of
+        dimensions, broadcasting against x: of each position.
     running_mean, running_var : ndarray, shape (C,), optional
         Read in inference, where both are required; updated in training, when given.
     training : bool
@@ -222,7 +223,8 @@ def batch_renorm(
     x : array_like, float32, float64, float16 or bfloat16
         Input, ``(N, C, *)`` or, by `layout`, ``(N, *, C)``.
     weight, bias : array_like, shape (C,), optional
-        Scale and shift of each channel; x's dtype.
+        Scale and shift of each channel; x's dtype. Also (N, C), of each sample, or of x's number of
+        dimensions, broadcasting against x: of each position.
     running_mean, running_var : ndarray, shape (C,)
         Read always, updated in training.
     training : bool

@@ -49,7 +49,8 @@ def group_norm(
     num_groups : int
         Number of groups; divides C. 1 is Layer Norm over channels and space, C Instance Norm.
     weight, bias : array_like, shape (C,), optional
-        Scale and shift of each channel; x's dtype.
+        Scale and shift of each channel; x's dtype. Also (N, C), of each sample, or of x's number of
+        dimensions, broadcasting against x: of each position.
     eps : float
         Added to the variance, at least 0.
     layout : str

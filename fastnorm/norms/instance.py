@@ -65,7 +65,8 @@ def instance_norm(
     x : array_like, float32, float64, float16 or bfloat16
         Input, ``(N, C, *)`` or, by `layout`, ``(N, *, C)``.
     weight, bias : array_like, shape (C,), optional
-        Scale and shift of each channel; x's dtype.
+        Scale and shift of each channel; x's dtype. Also (N, C), of each sample, or of x's number of
+        dimensions, broadcasting against x: of each position.
     running_mean, running_var : ndarray, shape (C,), optional
         With input statistics updated, when given, by the means over the samples of the instances'
         means and variances; else used, and both required.
@@ -260,7 +261,8 @@ def instance_renorm(
     x : array_like, float32, float64, float16 or bfloat16
         Input, ``(N, C, *)`` or, by `layout`, ``(N, *, C)``.
     weight, bias : array_like, shape (C,), optional
-        Scale and shift of each channel; x's dtype.
+        Scale and shift of each channel; x's dtype. Also (N, C), of each sample, or of x's number of
+        dimensions, broadcasting against x: of each position.
     running_mean, running_var : ndarray, shape (C,)
         Population statistics: read always, in training updated by the batch's moments.
     r_max, d_max : float

@@ -49,7 +49,8 @@ def layer_norm(
     x : array_like, float32, float64, float16 or bfloat16
         Input of any shape with at least one axis.
     weight, bias : array_like, optional
-        Their shape is that of `axis` in x, in x's axis order; x's dtype.
+        Their shape is that of `axis` in x, in x's axis order; x's dtype. Also of x's number of
+        dimensions, broadcasting against x: (B, 1, C) for each sample of (B, T, C).
     axis : int or sequence of int
         Axes that share a mean and a variance, exactly these; ``axis=1`` normalizes the
         channels of each pixel of an NCHW image.
@@ -173,7 +174,8 @@ def rms_norm(
     x : array_like, float32, float64, float16 or bfloat16
         Input of any shape with at least one axis.
     weight : array_like, optional
-        Its shape is that of `axis` in x, in x's axis order; x's dtype.
+        Its shape is that of `axis` in x, in x's axis order; x's dtype. Also of x's number of
+        dimensions, broadcasting against x: (B, 1, C) for each sample of (B, T, C).
     axis : int or sequence of int
         Axes that share a root mean square, exactly these.
     eps : float or None

@@ -56,7 +56,8 @@ def switchable_norm(
     x : array_like, float32, float64, float16 or bfloat16
         Input, ``(N, C, *)`` or, by `layout`, ``(N, *, C)``.
     weight, bias : array_like, shape (C,), or None
-        Scale and shift of each channel; x's dtype.
+        Scale and shift of each channel; x's dtype. Also (N, C), of each sample, or of x's number of
+        dimensions, broadcasting against x: of each position.
     mean_logits, var_logits : array_like, shape (3,)
         What the two softmaxes are taken of, in the order (in, ln, bn); x's dtype.
     running_mean, running_var : ndarray, shape (C,), optional

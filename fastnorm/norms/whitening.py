@@ -166,7 +166,7 @@ return_ctx
         As in :func:`decorrelated_batch_norm`. Running statistics are the same for both: the
         covariance, where the paper's code averages W.
     iterations : int
-        Steps, at least 1; 5 in the paper. With many, y is that of :func:`decorrelated_batch_norm`.
+        Steps, 1 to 1000; 5 in the paper. With many, y is that of :func:`decorrelated_batch_norm`.
 
     Returns
     -------
@@ -200,7 +200,7 @@ return_ctx
     [[1.0, 0.0], [0.0, 1.0]]
     """
     return whiten(x, weight, bias, running_mean, running_cov, training, group_size, momentum, eps,
-                  layout, out, return_ctx, check.count(iterations, "iterations"))  # fmt: skip
+                  layout, out, return_ctx, arguments.iterations(iterations))  # fmt: skip
 
 
 class _WhiteningLayer(RunningNorm):
@@ -283,7 +283,7 @@ class IterNorm(_WhiteningLayer):
     num_features, group_size, eps, momentum, affine, bias, layout, dtype
         As in :class:`DecorrelatedBatchNorm`, whose checkpoints load.
     iterations : int
-        Steps, at least 1.
+        Steps, 1 to 1000.
 
     References
     ----------
@@ -305,7 +305,7 @@ class IterNorm(_WhiteningLayer):
                  bias: bool = True, layout: str = "NCHW",
                  dtype: DTypeLike = np.float32) -> None:  # fmt: skip
         super().__init__(num_features, group_size, eps, momentum, affine, bias, layout, dtype)
-        self.iterations = check.count(iterations, "iterations")
+        self.iterations = arguments.iterations(iterations)
 
     def _forward(self, x: ArrayLike, **around: Any) -> _WithContext:
         return iter_norm(

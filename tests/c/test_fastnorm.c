@@ -188,6 +188,29 @@ static void test_running_statistics(void) {
     check(mean[0] == 7 && var[0] == 7, "weight norm has no running statistics");
 }
 
+static void test_numbers_of_8_bits(void) {
+    static const float v[] = {0.5f, 1.5f, -2.5f, 126.5f, 300, -INFINITY, NAN, -0.0f};
+    static const signed char whole[] = {0, 2, -2, 126, 127, -128, 0, 0};
+    static const unsigned char e4m3fn[] = {0x30, 0x3c, 0xc2, 0x70, 0x79, 0xfe, 0x7f, 0x80};
+    static const unsigned char e5m2[] = {0x38, 0x3e, 0xc1, 0x58, 0x5d, 0xfb, 0x7f, 0x80};
+    enum { COUNT = sizeof v / sizeof *v, LONG = 12 * COUNT }; /* with and without vectors */
+    float many[LONG], scales[2] = {1, 1};
+    unsigned char q[LONG];
+    for (int i = 0; i < LONG; i++)
+        many[i] = v[i % COUNT];
+    for (int kind = FN_INT8; kind <= FN_E5M2; kind++) {
+        const void *wants[] = {whole, e4m3fn, e5m2};
+        fn_quantize((fn_small)kind, 1, LONG, 0, many, scales, q);
+        for (int i = 0; i < LONG; i += COUNT)
+            check(memcmp(q + i, wants[kind], COUNT) == 0, "fn_quantize");
+    }
+    for (int i = 0; i < LONG; i++)
+        many[i] = i < LONG / 2 ? 0 : (float)-i;
+    fn_quantize(FN_INT8, 2, LONG / 2, 1, many, scales, q);
+    check(scales[0] == 1 && scales[1] == (LONG - 1) / 127.0f, "scales that fn_quantize finds");
+    check(q[0] == 0 && (signed char)q[LONG - 1] == -127, "fn_quantize with scales that it finds");
+}
+
 static void test_errors(void) {
     fn_problem p = {.norm = FN_GROUP, .n = N, .c = C, .s = S, .groups = 4, .eps = 1e-5};
     fn_params q = {0};
@@ -361,6 +384,7 @@ int main(void) {
         test_weight_norm(FN_CHANNELS_LAST, channel_last, "weight norm, channels last");
         test_running_statistics();
     }
+    test_numbers_of_8_bits();
     test_errors();
     test_choices();
     test_quota();
