@@ -216,6 +216,69 @@ def test_a_rank_whose_lengths_are_wrong():
     assert "lengths: expected" in second
 
 
+def failure(call):
+    try:
+        call()
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return "none"
+
+
+def test_a_rank_that_fails_fails_all_each_way():
+    """With a mask, what is wrong of dy, or for a layer, is found before the ranks meet."""
+
+    def call(comm):
+        wrong = comm.rank == 1
+        x, some = np.ones((2, 3, 4), np.float32), np.ones((2, 1, 1), bool)
+        layer = fastnorm.SyncBatchNorm(3, comm=comm)
+        found = [failure(lambda: layer(x[:, :2] if wrong else x, mask=some))]
+        for around in (
+            {"mask": some},
+            {"activation": "relu"},
+            {"mask": some, "activation": "relu"},
+        ):
+            layer(x, **around)
+            found.append(failure(lambda: layer.backward(x[:1] if wrong else x)))
+        return [*found, layer(x, mask=some).tobytes() == bytes(96)]
+
+    for *found, works_again in on_threads(2, call)[0]:
+        assert "x: expected 3 channels" in found[0]
+        assert all("dy: expected x's shape (2, 3, 4), got (1, 3, 4)" in text for text in found[1:])
+        assert works_again
+
+
+def test_batches_without_a_valid_element_are_not_counted():
+    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    for layer in (fastnorm.BatchNorm(3), fastnorm.SwitchableNorm(3), fastnorm.SyncBatchNorm(3)):
+        layer(x, lengths=[0, 0])
+        assert layer.buffers["num_batches_tracked"] == 0
+        layer(x, lengths=[0, 2])
+        assert layer.buffers["num_batches_tracked"] == 1
+
+    def call(comm):  # a rank without one counts the batch of the others
+        layer = fastnorm.SyncBatchNorm(3, comm=comm, momentum=None)
+        for most in (4, 0, 4):
+            layer(x, lengths=[0, most * comm.rank], activation="relu")
+        return layer.buffers
+
+    first, second = on_threads(2, call)[0]
+    for name, value in second.items():
+        assert value.tobytes() == first[name].tobytes()
+    assert first["num_batches_tracked"] == 2
+
+
+def test_normalize_by_another_norm(rng):
+    x, mask = rng.standard_normal((4, 5)), rng.random((4, 5)) < 0.6
+    y, ctx = fastnorm.normalize(np.where(mask, x, np.nan), 3, activation="relu", mask=mask,
+                                return_ctx=True)  # fmt: skip
+    dx = fastnorm.backward(x, ctx).x
+    for own, got, dgot, valid in zip(x, y, dx, mask, strict=True):
+        want, ctx = fastnorm.normalize(own[valid], 3, 0, return_ctx=True)
+        assert_close(got[valid], np.maximum(want, 0), 1e-14, "y")
+        assert_close(dgot[valid], fastnorm.backward(own[valid] * (want > 0), ctx).x, 1e-13, "dx")
+        assert not got[~valid].any()
+
+
 @pytest.mark.parametrize("channels_first", [False, True])
 def test_layers_take_masks(channels_first, rng, mask):
     layout = "NCL" if channels_first else "NLC"
