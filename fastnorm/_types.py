@@ -34,6 +34,21 @@ class DerivedContext(ABC):
     """
 
     has_sum = False
+    # no element counted, so that running statistics were left alone
+    is_empty = False
+
+    @property
+    def inner(self) -> Any:
+        """The context of the call that this one was made of, if it was one."""
+        return None
+
+    def fail(self, error: Exception) -> None:
+        """Tell the other processes of a call, if there are any, before `error` is raised here.
+
+        They would wait for this one in their `backward`.
+        """
+        if isinstance(self.inner, DerivedContext):
+            self.inner.fail(error)
 
     @abstractmethod
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> Any:

@@ -159,13 +159,20 @@ class _Entry:
 
     def tell(self, error: Exception) -> None:
         """Raise on all ranks where this one has met none yet: they would wait for it."""
-
-        def fail() -> tuple[str, Array]:
-            raise error
-
         if not self.met and isinstance(self.comm, Communicator):
             self.met = True
-            allreduce(self.comm, fail, np.add)
+            allreduce(self.comm, _Failed(error).measure, np.add)
+
+
+@dataclass(slots=True)
+class _Failed:
+    """What is wrong on this rank, where it has nothing to contribute."""
+
+    error: Exception
+
+    def measure(self) -> tuple[str, Array]:
+        """Raise it."""
+        raise self.error
 
 
 def _communicator(comm: Communicator | None) -> Communicator:
@@ -262,6 +269,10 @@ class SyncContext(DerivedContext):
         """One over the root of variance and eps."""
         return self.own.rstd
 
+    def fail(self, error: Exception) -> None:
+        """Raise it on all ranks."""
+        allreduce(self._comm, _Failed(error).measure, np.add)
+
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> Gradients:
         """Sum over the ranks what their means need; one collective."""
         own, summed = allreduce(self._comm, _Backward(self, dy, out).measure, np.add)
@@ -333,7 +344,11 @@ class SyncBatchNorm(BatchNorm):
         if not self._synchronizes():
             return super()._forward(x, **around)
         if around:
-            super()._check(x)
+            try:
+                super()._check(x)
+            except Exception as error:
+                _Entry(self.comm).tell(error)
+                raise
             return sync_batch_norm(
                 x, comm=self.comm, training=True, return_ctx=True, **self._common(), **around
             )
@@ -348,8 +363,11 @@ class SyncBatchNorm(BatchNorm):
         """Normalize x."""
         y = super().__call__(x, **around)
         # a rank without samples counts the others' batch, or its cumulative average would differ
-        others = self._ctx.count if isinstance(self._ctx, SyncContext) else 0
-        if others and not np.size(y) and self.training and self.buffers:
+        ctx: Any = self._ctx
+        none = not np.size(y) or getattr(ctx, "is_empty", False)
+        while ctx is not None and not isinstance(ctx, SyncContext):
+            ctx = getattr(ctx, "inner", None)
+        if none and ctx is not None and ctx.count and self.training and self.buffers:
             _core.count_up(self.buffers["num_batches_tracked"])
         return y
 

@@ -1,6 +1,7 @@
 """Masks and lengths: as a call on the valid elements, whatever x holds elsewhere.
 
-test_masks.py has the first of each, test_masks_beside.py what is around, and where results go.
+test_masks.py has the first of each; test_masks_beside.py what is around, test_masks_arguments.py
+where results go and what is refused.
 """
 
 import copy

@@ -167,6 +167,8 @@ def check_written(call: Call, x: Array) -> bool:
         for state in ("running_mean", "running_var"):
             if overlap(to, call.arguments.get(state)):
                 _arguments.refuse_shared(name, state)
+    if sum_out is not None and "residual" not in call.around:
+        raise ValueError("sum_out: expected None, as there is no residual")
     if overlap(out, sum_out):
         _arguments.refuse_shared("sum_out", "out")
     if keep and "residual" not in call.around and overlap(out, x):

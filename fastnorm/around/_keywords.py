@@ -38,13 +38,16 @@ class Around(TypedDict, total=False):
         Where to write s: x, the residual, or an array apart from both.
     mask : array_like of bool
         What counts: True for valid elements. It broadcasts against x, with size 1 along the
-        channels. Statistics and gradients are those of the valid elements; y and dx are 0
-        elsewhere, whatever x holds there.
+        channels; for the normalizers of axes to any shape. Statistics and gradients are those of
+        the valid elements; y and dx are 0 elsewhere, whatever x holds there. The gradients are a
+        :class:`FusedGradients`.
     lengths : array_like of int, shape (N,)
-        Instead of a mask: of each sample, how many elements along the first spatial axis count.
+        Instead of a mask: of each sample, how many elements along the first spatial axis count; for
+        the normalizers of axes that is the first axis behind the samples that is not normalized.
     offsets : array_like of int, shape (samples + 1,)
         x is (total, C): samples of different lengths behind one another, of which sample i is
-        ``x[offsets[i]:offsets[i + 1]]``. For instance and group norm.
+        ``x[offsets[i]:offsets[i + 1]]``. For instance and group norm without running statistics;
+        weight and bias may be (samples, C).
     weight_offset : float
         Added to the weight, in the dtype that is computed in: 1 for checkpoints that store the
         weight less 1, as Gemma's.

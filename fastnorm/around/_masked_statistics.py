@@ -150,6 +150,7 @@ class _Switched(DerivedContext):
         self._dtype, self._shape = x.dtype, x.shape
         self._moved = view.moved(x).shape
         rows = (self._moved[0], math.prod(self._moved[1:-1]))
+        self.is_empty = not valid.any()
         self._valid = np.broadcast_to(valid, (*self._moved[:-1], 1)).reshape(*rows, 1)
         exact = view.moved(x).astype(np.float64).reshape(*rows, self._moved[-1])
         self._x = np.where(self._valid, exact, 0)

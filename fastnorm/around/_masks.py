@@ -320,6 +320,12 @@ class MaskedContext(DerivedContext):
         self._parts, self._given, self.has_sum = parts, given, "residual" in beside
         self._beside = [name for name in BESIDE[:2] if name in beside]
         self._shape, self._dtype = x.shape, x.dtype
+        self.is_empty = not any(part.shape[0] for part, _ in parts)
+
+    @property
+    def inner(self) -> Any:
+        """Of the first part: ranks of sync batch norm have one."""
+        return self._parts[0][1]
 
     @check.as_the_core
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> FusedGradients:
@@ -327,9 +333,13 @@ class MaskedContext(DerivedContext):
         from ..norms import backward
 
         whole = np.broadcast_to(np.zeros((), self._dtype), self._shape)
-        g = like(dy, "dy", whole)
-        extra = None if ds is None else like(ds, "ds", whole)
-        check_back(out, g, self._given)
+        try:
+            g = like(dy, "dy", whole)
+            extra = None if ds is None else like(ds, "ds", whole)
+            check_back(out, g, self._given)
+        except Exception as error:
+            self.fail(error)
+            raise
         found = []
         for part, ctx in self._parts:
             more = None if extra is None else part.gather(extra)

@@ -117,13 +117,23 @@ class _Around(DerivedContext):
         self.own, self._behind, self._u, self._beside = ctx, behind, u, beside
         self.has_sum = "residual" in beside
 
+    @property
+    def inner(self) -> Any:
+        """Of the normalizer alone."""
+        return self.own
+
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> FusedGradients:
         """As :func:`fastnorm.backward`."""
         from ..norms import backward
 
-        extra = None if ds is None else like(ds, "ds", self._u)
+        try:
+            dy = like(dy, "dy", self._u)
+            extra = None if ds is None else like(ds, "ds", self._u)
+        except Exception as error:
+            self.fail(error)
+            raise
         g, dshortcut, dgate = self._behind.backward(
-            like(dy, "dy", self._u), self._u, self._beside.get("shortcut"), self._beside.get("gate")
+            dy, self._u, self._beside.get("shortcut"), self._beside.get("gate")
         )
         found = backward(g, self.own, out)
         if extra is not None:

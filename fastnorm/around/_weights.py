@@ -77,6 +77,12 @@ class Retyped(DerivedFromCore):
 
     def __init__(self, ctx: AnyContext, dtype: np.dtype[Any], has_sum: bool) -> None:
         self._ctx, self._dtype, self.has_sum = ctx, dtype, has_sum
+        self.is_empty = getattr(ctx, "is_empty", False)
+
+    @property
+    def inner(self) -> Any:
+        """The context."""
+        return self._ctx
 
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> Any:
         """As :func:`fastnorm.backward`."""

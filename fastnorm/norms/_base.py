@@ -177,7 +177,7 @@ class Norm(Layer):
             raise ValueError("num_batches_tracked: expected a writeable array, got a read-only one")
         *found, self._ctx = self._forward(x, **around)
         # an empty batch leaves the running statistics alone, so their average must not count it
-        if counts and found[0].size:
+        if counts and found[0].size and not getattr(self._ctx, "is_empty", False):
             _core.count_up(self.buffers["num_batches_tracked"])
         return tuple(found) if len(found) > 1 else found[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Literal, Unpack, overload
 
 import numpy as np
@@ -11,7 +12,8 @@ from numpy.typing import ArrayLike
 from .. import _check as check
 from .. import _core
 from .._types import Array, Axes, DerivedContext, Gradients, MaybeArray, Param, PlainContext
-from ..around import Around
+from ..around import Around, run
+from ..around._separate import with_around
 
 _L2 = _core.NORMS.index("l2")
 
@@ -105,6 +107,32 @@ def normalize(
             _L2, x, None, None, axis, 0.0, out, return_ctx, around, eps
         )
         return y
+    arguments = {
+        "norm": _L2, "x": x, "weight": None, "bias": None, "axis": axis, "eps": 0.0, "out": out,
+        "return_ctx": return_ctx,
+    }  # fmt: skip
+    found: Array | tuple[Array, PlainContext] = run(_Entry(ord, eps), arguments, around)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What :func:`fastnorm.around.run` calls in place of the core."""
+
+    ord: float
+    least: float
+
+    def __call__(self, around: Any = None, **arguments: Any) -> Any:
+        names = ("x", "axis", "out", "return_ctx")
+        return with_around(self._normalize, {name: arguments[name] for name in names}, around)
+
+    def _normalize(self, **arguments: Any) -> Any:
+        return _divide(**arguments, ord=self.ord, eps=self.least)
+
+
+def _divide(
+    x: ArrayLike, axis: Axes, out: MaybeArray, return_ctx: bool, ord: float, eps: float
+) -> Array | tuple[Array, PlainContext]:
     # the core checks x, axis and out, and what is returned has the dtype and memory that it chooses
     bare, axes = _core.checked_rows(x, axis, out, return_ctx)
     ctx = _Lengths(bare, ord, axes, eps)
