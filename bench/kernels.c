@@ -72,7 +72,8 @@ int main(int argc, char **argv) {
     float *dw = array(len, 0), *db = array(len, 0);
     char *scratch = malloc(fn_scratch_bytes(sizeof *x, sizeof *x, len));
     double *s1 = malloc((size_t)most * sizeof *s1), *s2 = malloc((size_t)most * sizeof *s2);
-    const fn_view of_rows = {1, 0, n, len, 1, 0}, columns = {rows, len, len, len, len, 0};
+    const fn_view of_rows = {1, 0, n, len, 1, 0, 0, 0},
+                  columns = {rows, len, len, len, len, 0, 0, 0};
     const fn_hints none = {0, 0, 0};
     if (!x || !dy || !y || !w || !c || !a || !b || !e || !dw || !db || !s1 || !s2 || !scratch)
         return 1;
@@ -87,7 +88,7 @@ int main(int argc, char **argv) {
         TIME("moments", k->moments(x, v, scratch, s1, s2));
         TIME("squares", k->squares(x, v, scratch, s2));
         TIME("gradients", k->gradients(x, dy, v, c, NULL, scratch, s1, s2));
-        TIME("apply", k->apply(x, y, v, c, a, b, NULL, none, scratch));
+        TIME("apply", k->apply(x, NULL, y, v, c, a, b, NULL, none, scratch));
         TIME("grad_apply", k->grad_apply(x, dy, y, v, c, a, b, e, none, scratch));
     }
     TIME("extremes", k->extremes(x, &columns, scratch, s1, s2));

@@ -93,17 +93,28 @@ typedef enum {
     FN_ACTIVATION_COUNT
 } fn_activation;
 
+/* Where the rows of an array lie that are not behind one another, in elements: of levels 2 with
+ * counts 4096, 8 and strides 3072, 128, row i begins at i / 8 * 3072 + i % 8 * 128. */
+enum { FN_LEVELS = 8 };
+typedef struct {
+    int levels;
+    int64_t count[FN_LEVELS], stride[FN_LEVELS];
+} fn_rows;
+
 /* What stands around a normalizer in the same pass, in arrays shaped as x, of its dtype; NULL: it
  * does not.  Each stage rounds to x's dtype, so that the bits are those of calls one by one:
  *     sum = x + residual,   y = activation(norm(sum) + shortcut) * gate_activation(gate)
  * fn_forward writes `sum`, which may be x or residual; fn_backward takes it for x, and the gradient
- * of it for `dsum`, which is added to dx. */
+ * of it for `dsum`, which is added to dx.
+ * x_rows, dy_rows, out_rows (y, dx): where the rows of layer, RMS and L2 norm lie, each of at most
+ * 32 KiB; NULL: behind one another, as those of all other arrays. */
 typedef struct {
     fn_activation activation, gate_activation;
     double slope;
     const void *shortcut, *gate, *residual;
     void *sum;
     const void *dsum;
+    const fn_rows *x_rows, *dy_rows, *out_rows;
 } fn_around;
 
 /* Parameters, of the compute type (float; FN_F64: double).  NULL: weight 1, bias 0, no running
@@ -137,6 +148,14 @@ fn_status fn_forward(const fn_problem *problem, const fn_params *params, const v
  * forward call.  grads->x may be dy or x, no other overlap. */
 fn_status fn_backward(const fn_problem *problem, const fn_params *params, const double *saved,
                       const void *x, const void *dy, const fn_grads *grads);
+
+/* y = act(x), and dx = dy * act'(x), of n elements; y may be x, dx may be x or dy.  At most 2 ulp
+ * of float, 1 of 16 bits, with the same bits everywhere.  The derivative is 0 at the bounds of relu
+ * and relu6, and slope at 0 of leaky relu; of NaN relu's is 0. */
+fn_status fn_activate(fn_dtype dtype, fn_activation activation, double slope, int64_t n,
+                      const void *x, void *y);
+fn_status fn_activate_grad(fn_dtype dtype, fn_activation activation, double slope, int64_t n,
+                           const void *x, const void *dy, void *dx);
 
 /* The steps one by one, for statistics that come from more than one array: over processes, or over
  * blocks of a file.  FN_BATCH with training, and FN_LAYER without weight and bias; D domains

@@ -5,7 +5,7 @@ parameters, running statistics and torch's state names; control of threads and i
 """
 
 from . import _wait_policy  # noqa: F401  isort: skip  (first: it loads the core)
-from . import comm, norms, outofcore
+from . import activations, comm, norms, outofcore
 from ._core import Context, __version__
 from ._settings import (
     available_isas,
@@ -20,10 +20,12 @@ from ._settings import (
 from ._types import (
     DerivedContext,
     FilterResponseGradients,
+    FusedGradients,
     Gradients,
     SwitchableGradients,
     WeightGradients,
 )
+from .around import Around
 from .blocked import from_blocked, to_blocked
 from .deploy import Folded, FoldedBefore, fold_batch_norm, fold_batch_norm_before
 from .guide import Recommendation, recommend
@@ -32,11 +34,13 @@ from .norms import *
 from .sync import SyncBatchNorm, sync_batch_norm
 
 __all__ = [
+    "Around",
     "Context",
     "DerivedContext",
     "FilterResponseGradients",
     "Folded",
     "FoldedBefore",
+    "FusedGradients",
     "Gradients",
     "Moments",
     "Recommendation",
@@ -44,6 +48,7 @@ __all__ = [
     "SyncBatchNorm",
     "WeightGradients",
     "__version__",
+    "activations",
     "available_isas",
     "comm",
     "fold_batch_norm",

@@ -232,6 +232,25 @@ def groups(value: Any, channels: int) -> int:
     return found
 
 
+def group_size(value: Any, channels: int) -> int:
+    """Return the channels of a group: all of them where they are fewer."""
+    found = integer(value, "group_size")
+    if found < 1 or (found < channels and channels % found):
+        raise ValueError(
+            f"group_size: expected a positive divisor of the {channels} channels, or at least as "
+            f"many, got {shown(value)}"
+        )
+    return max(1, min(found, channels))
+
+
+def iterations(value: Any) -> int:
+    """Return a number of iterations."""
+    found = integer(value, "iterations")
+    if not 1 <= found <= 1000:
+        raise ValueError(f"iterations: expected 1 to 1000, got {shown(value)}")
+    return found
+
+
 # ---- axes and layouts ------------------------------------------------------------------------
 
 
@@ -317,15 +336,19 @@ def weight_axis(axis: Any, g: Any, shape: Shape) -> tuple[int, Shape]:
 # ---- running statistics ----------------------------------------------------------------------
 
 
-def refuse_running(mean: Any, var: Any, channels: int, why: str) -> NoReturn:
-    """Refuse running statistics of which one or both are missing."""
-    if mean is None and var is None:
-        raise ValueError(
-            f"running_mean, running_var: expected arrays of shape ({channels},) {why}, got None"
-        )
+def refuse_running(
+    mean: Any, second: Any, channels: int, why: str, name: str = "running_var",
+    shape: Shape | None = None,
+) -> NoReturn:  # fmt: skip
+    """Refuse running statistics of which one or both are missing; `shape`: where they differ."""
+    if mean is None and second is None:
+        wanted = f"shape ({channels},)"
+        if shape is not None:
+            wanted = f"shapes ({channels},) and {shape}"
+        raise ValueError(f"running_mean, {name}: expected arrays of {wanted} {why}, got None")
     raise ValueError(
-        "running_mean, running_var: expected both or neither, got only "
-        + ("running_var" if mean is None else "running_mean")
+        f"running_mean, {name}: expected both or neither, got only "
+        + (name if mean is None else "running_mean")
     )
 
 
@@ -347,4 +370,11 @@ def refuse_count(domain: str, values: int, of_channel: int, ddof: int, shape: Sh
     raise ValueError(
         f"ddof: expected less than the {of_channel} value(s) of a channel that update "
         f"running_var, got {ddof}"
+    )
+
+
+def refuse_single(shape: Shape) -> NoReturn:
+    """Refuse a batch of one value of each channel, which has no covariance."""
+    raise ValueError(
+        f"x: expected more than one value for each channel in training, got shape {shape}"
     )

@@ -54,6 +54,9 @@ cdef int _set_sum(Context ctx, object out, bint keep) except -1:
 
 cdef int _point_around(Context ctx) except -1:
     ctx.q.around = NULL
+    ctx.around.x_rows = &ctx.x_rows if ctx.has_rows else NULL
+    if ctx.has_rows or ctx.around.out_rows != NULL:
+        ctx.q.around = &ctx.around
     if ctx.beside is None:
         return 0
     ctx.around.shortcut = _data(ctx.beside[SHORTCUT])
@@ -65,14 +68,14 @@ cdef int _point_around(Context ctx) except -1:
     return 0
 
 
-cdef object _take_sum(Context ctx):
-    """The caller's sum. From now on it is what was normalized."""
-    out = _returned(ctx.sum, ctx.sum_out, ctx.axes, ctx.shape)
-    out = _deliver(ctx.sum, out, ctx.axes)
+cdef int _take_sum(Context ctx, object total) except -1:
+    """The caller gets the sum in `total`. From now on it is what was normalized."""
+    _deliver(ctx.sum, total, ctx.axes)
     ctx.x = ctx.sum
+    ctx.has_rows = False
     ctx.sum = ctx.sum_out = ctx.beside[RESIDUAL] = None
     ctx.around.residual = ctx.around.sum = NULL
-    return out
+    return 0
 
 
 cdef int _zero_padding(Context ctx, object array) except -1:
@@ -97,7 +100,7 @@ cdef object _gradient_of_sum(object ds, Context c, object out):
         return None
     if not c.has_sum:
         raise ValueError("ds: expected None, as the forward call had no residual")
-    g = _gradient(ds, "ds", c)
+    g = _gradient(_dense_input(ds, "ds"), "ds", c)
     return g.copy() if _overlap(out, g) else g
 
 
@@ -121,3 +124,77 @@ cdef int _put_beside(Context c, cnp.ndarray target, cnp.ndarray given) except -1
         _assign(given, _permuted(target, c.axes, True))
     _zero_padding(c, given)
     return 0
+
+
+# ---- rows that lie apart ---------------------------------------------------------------------
+
+cdef enum: TURN_ROW = 32 * 1024  # FN_TURN_ROW of core/turns.h
+
+
+cdef bint _find_rows(cnp.ndarray a, tuple over, fn_rows* rows):
+    """Whether the elements of the axes `over`, the last ones, lie behind one another, as rows that
+    lie apart: `x[..., :128]`, one head of many. Where they lie goes to `rows`."""
+    cdef int rank = cnp.PyArray_NDIM(a), last = rank - <int>len(over), i
+    cdef int64_t size = cnp.PyArray_ITEMSIZE(a), row = size, count, stride
+    if not cnp.PyArray_ISBEHAVED_RO(a) or cnp.PyArray_SIZE(a) == 0 or <int>over[0] != last:
+        return False
+    for i in range(rank - 1, last - 1, -1):
+        if cnp.PyArray_DIM(a, i) != 1 and cnp.PyArray_STRIDE(a, i) != row:
+            return False
+        row *= cnp.PyArray_DIM(a, i)
+    if row > TURN_ROW:
+        return False
+    rows.levels = 0
+    for i in range(last):
+        count, stride = cnp.PyArray_DIM(a, i), cnp.PyArray_STRIDE(a, i)
+        if count == 1:
+            continue
+        if stride % size:
+            return False
+        stride //= size
+        if rows.levels and rows.stride[rows.levels - 1] == stride * count:
+            rows.count[rows.levels - 1] *= count
+            rows.stride[rows.levels - 1] = stride
+            continue
+        if rows.levels == 8:
+            return False
+        rows.count[rows.levels], rows.stride[rows.levels] = count, stride
+        rows.levels += 1
+    return True
+
+
+cdef cnp.ndarray _input(object value, str name, tuple over, fn_rows* rows):
+    """As `_dense_input`; but an array whose rows lie apart is itself."""
+    cdef cnp.ndarray a = _array(value, name)
+    cdef fn_rows unused
+    if over is None or cnp.PyArray_ISCARRAY_RO(a) or not _find_rows(
+            a, over, &unused if rows == NULL else rows):
+        return _dense_input(a, name)
+    _dtype(a, name)
+    return a
+
+
+cdef cnp.ndarray _rows_target(Context ctx, object out, cnp.ndarray source):
+    """As `_target`; but what has rows that lie apart is written as it lies."""
+    cdef cnp.ndarray o
+    ctx.around.out_rows = NULL
+    if out is not None and ctx.over is not None and ctx.axes is None:
+        o = out
+        # over x or dy itself: a turn is read before it is written
+        same = cnp.PyArray_DATA(o) == cnp.PyArray_DATA(source) and (
+            (<object>o).strides == (<object>source).strides)
+        if not cnp.PyArray_ISCARRAY(o) and cnp.PyArray_ISBEHAVED(o) and (
+                _find_rows(o, ctx.over, &ctx.out_rows)) and (same or not _overlap(o, source)) and (
+                    _is_injective(&ctx.out_rows)):
+            ctx.around.out_rows = &ctx.out_rows
+            return o
+    return _target(out, source, ctx.axes)
+
+
+cdef bint _is_injective(fn_rows* rows):
+    """Whether no two rows are the same memory, as those of a broadcast array are."""
+    cdef int i
+    for i in range(rows.levels):
+        if rows.stride[i] == 0:
+            return False
+    return True

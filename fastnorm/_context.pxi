@@ -38,7 +38,8 @@ cdef int _check_places(Context c) except -1:
     """Backward trusts that the arrays are what they were in the forward call."""
     cdef int i
     if c.axes is None:  # else it is a copy of the context's own
-        _check_place(c.x, c.x_place, c.shape, "v" if c.p.norm == FN_WEIGHT else "x")
+        _check_place(c.x, c.x_place, c.shape, "v" if c.p.norm == FN_WEIGHT else "x",
+                     c.over if c.has_rows else None)
     for i in range(PARAMS):
         if c.params[i] is not None:
             _check_place(c.params[i], c.places[i], c.param_shape if i < MEAN_LOGITS else (3,),
@@ -49,9 +50,13 @@ cdef int _check_places(Context c) except -1:
     return 0
 
 
-cdef inline int _check_place(cnp.ndarray a, Place place, tuple shape, str name) except -1:
+cdef inline int _check_place(cnp.ndarray a, Place place, tuple shape, str name,
+                             tuple over=None) except -1:
+    """`over`: its rows over these axes may lie apart, as they did."""
+    cdef fn_rows rows
     if cnp.PyArray_DATA(a) != place.data or cnp.PyArray_TYPE(a) != place.num or not (
-            cnp.PyArray_ISCARRAY_RO(a) and _has_shape(a, shape)):
+            _has_shape(a, shape) and (cnp.PyArray_ISCARRAY_RO(a) if over is None else
+                                      _find_rows(a, over, &rows))):
         _arguments.refuse_changed(name)
     return 0
 

@@ -159,7 +159,15 @@ def restore(*state: Any) -> _core.Context:
         if param is not None:
             fits = fits and np.shape(param) == (of.param_shape if i < 3 else (3,))
             fits = fits and kind is not None and is_parameter_type(kind, of.x.dtype)
-    ctx = _core.made_context(*of._replace(params=params)) if fits else None
+    around = of.around
+    if around is not None:
+        beside = [None if a is None else np.require(a, None, ["C", "A"]) for a in around[3:5]]
+        fits = fits and 0 <= around[0] < 10 and 0 <= around[1] < 10
+        fits = fits and all(
+            a is None or (a.shape, a.dtype) == (of.x.shape, of.x.dtype) for a in beside
+        )
+        around = (*around[:3], beside[0], beside[1], around[5])
+    ctx = _core.made_context(*of._replace(params=params, around=around)) if fits else None
     if ctx is None:
         raise ValueError("statistics: expected those of the pickled context")
     return ctx

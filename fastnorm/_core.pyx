@@ -69,6 +69,10 @@ cdef extern from "fastnorm.h" nogil:
         FN_GLOBAL_RESPONSE
     ctypedef enum fn_activation:
         FN_IDENTITY
+    ctypedef struct fn_rows:
+        int levels
+        int64_t[8] count
+        int64_t[8] stride
     ctypedef struct fn_around:
         fn_activation activation, gate_activation
         double slope
@@ -77,6 +81,9 @@ cdef extern from "fastnorm.h" nogil:
         const void *residual
         void *sum
         const void *dsum
+        const fn_rows *x_rows
+        const fn_rows *dy_rows
+        const fn_rows *out_rows
     ctypedef enum fn_status:
         FN_OK
         FN_NO_MEMORY
@@ -109,6 +116,9 @@ cdef extern from "fastnorm.h" nogil:
     fn_status fn_forward(const fn_problem*, const fn_params*, const void*, void*, double*)
     fn_status fn_backward(const fn_problem*, const fn_params*, const double*, const void*,
                           const void*, const fn_grads*)
+    fn_status fn_activate(fn_dtype, fn_activation, double, int64_t, const void*, void*)
+    fn_status fn_activate_grad(fn_dtype, fn_activation, double, int64_t, const void*, const void*,
+                               void*)
     fn_status fn_measure(const fn_problem*, const void*, int, const double*, double*)
     fn_status fn_apply(const fn_problem*, const fn_params*, const double*, const void*, void*)
     fn_status fn_measure_grad(const fn_problem*, const fn_params*, const double*, const void*,
@@ -208,6 +218,8 @@ cdef class Context:
     cdef fn_around around
     cdef list beside            # what is around, as the C library reads it, or None; None: nothing is
     cdef Place[BESIDES] beside_places
+    cdef bint has_rows          # whether the rows of x lie apart, as x_rows says
+    cdef fn_rows x_rows, out_rows
     cdef object sum_out         # during a forward call: the caller's array for the sum, and the
     cdef cnp.ndarray sum        # one that the C library writes
     cdef bint has_sum           # whether x is the sum of an input and a residual
@@ -251,7 +263,7 @@ cdef object _forward(Context ctx, object out, object return_ctx):
     cdef bint keep = _check_forward_out(ctx, out, return_ctx)
     cdef bint empty = cnp.PyArray_SIZE(ctx.x) == 0
     cdef fn_status status = FN_OK
-    y = _target(out, ctx.x, ctx.axes)
+    y = _rows_target(ctx, out, ctx.x)
     if ctx.beside is not None:
         _set_sum(ctx, out, keep)
     if out is not None:
@@ -262,6 +274,11 @@ cdef object _forward(Context ctx, object out, object return_ctx):
     _point(ctx)
     if keep and not given:
         _make_saved(ctx)
+    if ctx.has_sum:
+        total = _returned(ctx.sum, ctx.sum_out, ctx.axes, ctx.shape)
+        result = (out, total, ctx) if keep else (out, total)
+    else:
+        result = (out, ctx) if keep else out
     if not empty:
         with nogil:
             if given:
@@ -274,14 +291,13 @@ cdef object _forward(Context ctx, object out, object return_ctx):
         _deliver(y, out, ctx.axes)
     if ctx.beside is not None:
         _zero_padding(ctx, out)
-    result = (out, _take_sum(ctx)) if ctx.has_sum else (out,)
-    if keep:
-        result += (ctx,)
+    if ctx.has_sum:
+        _take_sum(ctx, total)
     if ctx.updates and (given or not empty):  # a rank without samples takes what the others have
         _update(ctx)
     if keep:
         _settle(ctx)
-    return result if len(result) > 1 else out
+    return result
 
 
 cdef int _point(Context ctx) except -1:
@@ -331,7 +347,7 @@ include "_around.pxi"
 
 cdef cnp.ndarray _gradient(object dy, str name, Context c):
     """dy as the C library reads it."""
-    cdef cnp.ndarray g = _dense_input(dy, name)
+    cdef cnp.ndarray g = _input(dy, name, c.over if c.axes is None else None, NULL)
     if cnp.PyArray_TYPE(g) != cnp.PyArray_TYPE(c.x) or not _has_shape(g, c.shape):
         _arguments.refuse_gradient(g, name, c.x.dtype, c.shape)
     _check_places(c)  # the caller's code may have run
@@ -377,6 +393,7 @@ cdef object _new_gradient(Context c, int i, bint wide):
 def backward(dy, ctx, out, ds):
     cdef Context c = _context(ctx)
     cdef cnp.ndarray g = _gradient(dy, "dy", c), dx
+    cdef fn_rows dy_rows
     cdef object dsum = _gradient_of_sum(ds, c, out)
     cdef fn_around around = c.around
     cdef fn_params q = c.q
@@ -385,7 +402,14 @@ def backward(dy, ctx, out, ds):
     cdef int i
     cdef list own = [None] * PARAMS, wide = [None] * PARAMS  # the caller's; those of the C library
     _check_grad_out(out, g, c)
-    dx = _target(out, g, c.axes)
+    around.x_rows = &c.x_rows if c.has_rows else NULL
+    around.dy_rows = NULL if cnp.PyArray_ISCARRAY_RO(g) else &dy_rows
+    if around.dy_rows != NULL:
+        _find_rows(g, c.over, &dy_rows)
+    dx = _rows_target(c, out, g)
+    around.out_rows = c.around.out_rows
+    if around.x_rows != NULL or around.dy_rows != NULL or around.out_rows != NULL:
+        q.around = &around
     out = _returned(dx, out, c.axes, c.shape)
     for i in range(PARAMS):
         own[i] = wide[i] = _new_gradient(c, i, False)
@@ -432,6 +456,7 @@ def backward(dy, ctx, out, ds):
 
 include "_problem.pxi"
 include "_normalizers.pxi"
+include "_activations.pxi"
 include "_context.pxi"
 include "_steps.pxi"
 include "_sync.pxi"

@@ -19,7 +19,7 @@ def axis_norm(int norm, x, weight, bias, axis, eps, out, return_ctx, around=None
         return _around.run(axis_norm, {
             "norm": norm, "x": x, "weight": weight, "bias": bias, "axis": axis, "eps": eps,
             "out": out, "return_ctx": return_ctx, "least": least}, around)
-    ctx = _start(x, _norm(norm), eps)
+    ctx = _start_rows(x, _norm(norm), axis, eps)
     _set_axis(ctx, axis)
     if _is_wide(weight, "weight", len(ctx.param_shape)) or (
             _is_wide(bias, "bias", len(ctx.param_shape))):

@@ -3,8 +3,26 @@
 
 
 cdef inline Context _start(object x, fn_norm norm, object eps):
+    return _started(_dense_input(x, "x"), norm, eps)
+
+
+cdef inline Context _start_rows(object x, fn_norm norm, object axis, object eps):
+    """Of the normalizers of axes, whose rows may lie apart."""
+    cdef cnp.ndarray a = _array(x, "x")
+    cdef Context ctx
+    cdef fn_rows rows
+    if cnp.PyArray_ISCARRAY_RO(a) or cnp.PyArray_NDIM(a) == 0 or not _find_rows(
+            a, _axes(axis, cnp.PyArray_NDIM(a)), &rows):
+        return _start(a, norm, eps)
+    _dtype(a, "x")
+    ctx = _started(a, norm, eps)
+    ctx.has_rows, ctx.x_rows = True, rows
+    return ctx
+
+
+cdef inline Context _started(cnp.ndarray x, fn_norm norm, object eps):
     cdef Context ctx = Context.__new__(Context)
-    ctx.x = _dense_input(x, "x")
+    ctx.x = x
     ctx.shape = (<object>ctx.x).shape
     ctx.p.norm = norm
     ctx.p.dtype = <fn_dtype>_dtype(ctx.x, "x")

@@ -1,5 +1,5 @@
-# What is more than one normalizer's: the moments of any axes, and what else the scalers need, of
-# matrices.
+# What is more than one normalizer's: the moments of any axes, what else the scalers need, of
+# matrices, and the checks of normalizers that are computed in Python.
 
 
 cdef int64_t _padded_channels(Context ctx):
@@ -119,3 +119,76 @@ def empty_like(cnp.ndarray x):
     """An array of x's shape and dtype, C-contiguous, from the cache of buffers."""
     return _new(cnp.PyArray_NDIM(x), cnp.PyArray_DIMS(x), cnp.PyArray_TYPE(x),
                 cnp.PyArray_SIZE(x) * cnp.PyArray_ITEMSIZE(x))
+
+
+# ---- normalizers of groups of channels that are computed in Python ----------------------------
+
+
+def start_whitening(x, weight, bias, running_mean, running_cov, training, momentum, eps,
+                    group_size, layout, out, return_ctx):
+    """Check all that whitening takes, as batch norm would. Return a context, for
+    `check_grad_out`; x, dense; the channels of a group; weight and bias, dense; running mean and
+    covariance, dense; the dtypes of the gradients of weight and bias."""
+    cdef Context ctx = _start(x, FN_BATCH, eps)
+    cdef bint keep
+    if ctx.p.eps == 0:
+        raise ValueError("eps: expected a number above 0, got 0")
+    _set_layout(ctx, layout, weight, bias, running_mean)
+    if ctx.p.layout == FN_BLOCKED:
+        raise ValueError(f"layout: expected channels first or last, got {layout!r}, in blocks")
+    group_size = _arguments.group_size(group_size, ctx.p.c)
+    _set_affine(ctx, weight, bias)
+    ctx.p.training = _flag(training, "training")
+    matrices = (ctx.p.c // group_size, group_size, group_size)
+    found = _checked_matrices(ctx, running_mean, running_cov, matrices, (x, weight, bias))
+    if momentum is None:
+        _arguments.refuse_momentum()
+    ctx.p.momentum = _number(momentum, "momentum", 0, 1)
+    if ctx.p.training and ctx.p.n * ctx.p.s == 1 and ctx.p.c > 0:
+        _arguments.refuse_single(ctx.shape)
+    keep = _check_forward_out(ctx, out, return_ctx)
+    if _overlap(out, running_cov):
+        _arguments.refuse_shared("out", "running_cov")
+    if keep:  # statistics, of which nothing is read: without, a context is not copied or pickled
+        _make_saved(ctx)
+        ctx.statistics[...] = 0
+    _settle(ctx)
+    types = _state_of(ctx)[7]
+    return (ctx, ctx.x, group_size, (ctx.params[WEIGHT], ctx.params[BIAS]), found,
+            (types[WEIGHT], types[BIAS]))
+
+
+cdef tuple _checked_matrices(Context ctx, object mean, object cov, tuple shape, tuple read):
+    """Running statistics: means (C,), and a matrix for each group. `read` as in _set_running."""
+    cdef bint update = ctx.p.training
+    if (mean is None) != (cov is None) or mean is None and not update:
+        _arguments.refuse_running(mean, cov, ctx.p.c, "when training is False", "running_cov",
+                                  shape)
+    if mean is None:
+        return None, None
+    found = (_state(mean, "running_mean", ctx.x, ctx.param_shape, update),
+             _state(cov, "running_cov", ctx.x, shape, update))
+    ctx.running_mean = mean  # which `out` must be apart from
+    if update:
+        _check_apart(mean, "running_mean", read)
+        _check_apart(cov, "running_cov", read)
+        if _overlap(mean, cov):
+            _arguments.refuse_shared("running_cov", "running_mean")
+    return found
+
+
+def check_grad_out(dy, Context ctx, out):
+    """Raise where backward's `out`, or an array of the forward call, is not what it must be."""
+    _check_places(ctx)
+    _check_grad_out(out, dy, ctx)
+
+
+def target(x, out):
+    """Where to write what is like x, dense: `out`, or a temporary where it is not dense, or shares
+    memory with x in another way than being it."""
+    return _target(out, x, None)
+
+
+def deliver(cnp.ndarray result, out):
+    """What was written to a `target`, in `out`, if there is one."""
+    return _deliver(result, out, None)

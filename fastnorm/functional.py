@@ -13,7 +13,7 @@ in which elements share a mean and a variance. What holds for all of them:
   "channels_last"; or in blocks of 16 (8) channels, ``(N, ceil(C / 16), *, 16)``, for "NCHW16c"
   ("NCHW8c"), "NCL16c" or "NCDHW16c". There C is the length of the weight, the bias or the running
   mean, else that of all blocks; what is behind the last channel must be finite in x and is 0 in
-  y: see :func:`fastnorm.to_blocked`.
+  y: see :func:`fastnorm.to_blocked`. Whitening takes no blocks.
 - ``weight=None`` means 1 and ``bias=None`` means 0.
 - Running statistics are updated in place, ``running = (1 - momentum) * running + momentum * new``,
   so they must be writeable, native, C-contiguous arrays.

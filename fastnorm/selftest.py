@@ -90,10 +90,10 @@ CALLS = [
     Call("rms_norm", {"axis": -1}),
     Call("weight_norm", {"axis": 0}),
 ]
-# the other normalizers of channels, which need no options
+# the other normalizers of channels, which need no options and have no running statistics
 _OTHERS = {name for name in fastnorm.norms.__all__ if re.fullmatch("[a-z_]+norm", name)}
 _OTHERS -= {call.name for call in CALLS}
-CALLS += [Call(name) for name in sorted(_OTHERS) if Call(name).channels]
+CALLS += [Call(name) for name in sorted(_OTHERS) if Call(name).channels and not Call(name).running]
 
 
 def cases() -> Iterator[tuple[Call, str]]:
@@ -266,6 +266,24 @@ def _() -> tuple[bool, str]:
         fastnorm.set_isa(isa)
         fastnorm.set_num_threads(0)
     return fine, f"{len(want)} arrays, {runs} times: {', '.join(fastnorm.available_isas())}"
+
+
+@promise("a sample has the same bits in any batch, whatever the others hold")
+def _() -> tuple[bool, str]:
+    rng, fine, count = np.random.default_rng(7), True, 0
+    for (call, layout), dtype in itertools.product(cases(), ("f4", "f8")):
+        if call.options.get("training") or call.name == "weight_norm":
+            continue  # statistics of the batch; no samples
+        x, dy = (draw_input(rng, layout, dtype) for _ in range(2))
+        args, options = call.arguments(rng, x, layout)
+        x[1], dy[3] = np.nan, 1e30
+        together = run(call, x, args, options, dy)[:2]
+        for k in (0, 2, 4):
+            alone = run(call, x[k : k + 1], args, options, dy[k : k + 1])[:2]
+            pairs = zip(together, alone, strict=True)
+            fine &= all(a[k].tobytes() == b.tobytes() for a, b in pairs)
+            count += 1
+    return fine, f"{count} samples"
 
 
 BITS = "import hashlib; from fastnorm.selftest import all_bytes; " \

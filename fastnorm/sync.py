@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from . import _core
 from ._reduce import allreduce
-from ._types import AnyContext, Array, DerivedContext, Gradients, MaybeArray, Param, PlainContext
+from ._types import Array, DerivedContext, Gradients, MaybeArray, Param, PlainContext
+from .around import Around, run
+from .around._separate import with_around
 from .comm import Communicator, SingleProcess
 from .norms import BatchNorm, batch_norm
 
@@ -24,26 +26,27 @@ def sync_batch_norm(
     running_mean: MaybeArray = ..., running_var: MaybeArray = ..., training: bool = ...,
     momentum: float = ..., eps: float = ..., ddof: int = ..., layout: str = ...,
     out: MaybeArray = ..., return_ctx: Literal[False] = ...,
+    **around: Unpack[Around],
 ) -> Array: ...  # fmt: skip
 @overload
 def sync_batch_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, comm: Communicator | None = ...,
     running_mean: MaybeArray = ..., running_var: MaybeArray = ..., training: bool = ...,
     momentum: float = ..., eps: float = ..., ddof: int = ..., layout: str = ...,
-    out: MaybeArray = ..., return_ctx: Literal[True],
+    out: MaybeArray = ..., return_ctx: Literal[True], **around: Unpack[Around],
 ) -> tuple[Array, PlainContext]: ...  # fmt: skip
 @overload
 def sync_batch_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, comm: Communicator | None = ...,
     running_mean: MaybeArray = ..., running_var: MaybeArray = ..., training: bool = ...,
     momentum: float = ..., eps: float = ..., ddof: int = ..., layout: str = ...,
-    out: MaybeArray = ..., return_ctx: bool,
+    out: MaybeArray = ..., return_ctx: bool, **around: Unpack[Around],
 ) -> Array | tuple[Array, PlainContext]: ...  # fmt: skip
 def sync_batch_norm(
     x: ArrayLike, weight: Param = None, bias: Param = None, *, comm: Communicator | None = None,
     running_mean: MaybeArray = None, running_var: MaybeArray = None, training: bool = False,
     momentum: float = 0.1, eps: float = 1e-5, ddof: int = 1, layout: str = "NCHW",
-    out: MaybeArray = None, return_ctx: bool = False,
+    out: MaybeArray = None, return_ctx: bool = False, **around: Unpack[Around],
 ) -> Array | tuple[Array, PlainContext]:  # fmt: skip
     """Batch Norm of the samples of all ranks together, each of which holds some.
 
@@ -62,6 +65,9 @@ def sync_batch_norm(
         :func:`fastnorm.comm.local_communicators`, or your own. None: this process alone.
     running_mean, running_var, training, momentum, eps, ddof, layout, out, return_ctx
         As in :func:`batch_norm`, and the same on all ranks where they are numbers.
+    **around
+        A mask or lengths, which may differ from rank to rank, an activation, a shortcut, a gate or
+        a residual: see :class:`fastnorm.Around`. In training they are passes of their own.
 
     Returns
     -------
@@ -112,12 +118,54 @@ def sync_batch_norm(
             layout=layout,
             out=out,
             return_ctx=return_ctx,
+            **around,
         )
+    if around:
+        entry = _Entry(comm)
+        arguments = {
+            "norm": _BATCH, "x": x, "weight": weight, "bias": bias, "running_mean": running_mean,
+            "running_var": running_var, "training": training, "momentum": momentum, "eps": eps,
+            "ddof": ddof, "layout": layout, "out": out, "return_ctx": return_ctx,
+        }  # fmt: skip
+        try:
+            result: Array | tuple[Array, PlainContext] = run(entry, arguments, around)
+        except Exception as error:
+            entry.tell(error)
+            raise
+        return result
     call = _Training(
         None, x, weight, bias, running_mean, running_var, training, momentum, eps, ddof, layout,
         out, return_ctx,
     )  # fmt: skip
     return call.normalize(_communicator(comm))
+
+
+_BATCH = _core.NORMS.index("batch")
+
+
+@dataclass(slots=True)
+class _Entry:
+    """What :func:`fastnorm.around.run` calls in place of the core."""
+
+    comm: Communicator | None
+    met: bool = False  # whether the ranks have met
+
+    def __call__(self, norm: int, around: Any = None, **arguments: Any) -> Any:
+        return with_around(self._normalize, arguments, around)
+
+    def _normalize(self, **arguments: Any) -> Any:
+        comm, self.met = _communicator(self.comm), True
+        return _Training(None, **arguments).normalize(comm)
+
+    def tell(self, error: Exception) -> None:
+        """Raise on all ranks where this one has met none yet: they would wait for it."""
+
+        def fail() -> tuple[str, Array]:
+            raise error
+
+        if not self.met and isinstance(self.comm, Communicator):
+            self.met = True
+            allreduce(self.comm, fail, np.add)
 
 
 def _communicator(comm: Communicator | None) -> Communicator:
@@ -214,7 +262,7 @@ class SyncContext(DerivedContext):
         """One over the root of variance and eps."""
         return self.own.rstd
 
-    def backward(self, dy: ArrayLike, out: MaybeArray) -> Gradients:
+    def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> Gradients:
         """Sum over the ranks what their means need; one collective."""
         own, summed = allreduce(self._comm, _Backward(self, dy, out).measure, np.add)
         return _core.finish_backward(dy, self.own, own, summed, self.count, self.rstd_of_all, out)
@@ -281,26 +329,31 @@ class SyncBatchNorm(BatchNorm):
         if not self._synchronizes():  # else it is checked where the other ranks get to know
             super()._check(x)
 
-    def _forward(self, x: ArrayLike) -> tuple[Array, AnyContext]:
+    def _forward(self, x: ArrayLike, **around: Any) -> Any:
         if not self._synchronizes():
-            return super()._forward(x)
+            return super()._forward(x, **around)
+        if around:
+            super()._check(x)
+            return sync_batch_norm(
+                x, comm=self.comm, training=True, return_ctx=True, **self._common(), **around
+            )
         common = {"weight": None, "bias": None, "running_mean": None, "running_var": None}
         call = _Training(
             super()._check, x, training=True, out=None, return_ctx=True,
             **{**common, **self._common()},
         )  # fmt: skip
-        return call.normalize(_communicator(self.comm))  # type: ignore[return-value]
+        return call.normalize(_communicator(self.comm))
 
-    def __call__(self, x: ArrayLike) -> Array:
+    def __call__(self, x: ArrayLike, **around: Unpack[Around]) -> Any:
         """Normalize x."""
-        y = super().__call__(x)
+        y = super().__call__(x, **around)
         # a rank without samples counts the others' batch, or its cumulative average would differ
         others = self._ctx.count if isinstance(self._ctx, SyncContext) else 0
-        if others and not y.size and self.training and self.buffers:
+        if others and not np.size(y) and self.training and self.buffers:
             _core.count_up(self.buffers["num_batches_tracked"])
         return y
 
-    def backward(self, dy: ArrayLike) -> Array:
+    def backward(self, dy: ArrayLike, ds: Param = None) -> Array:
         """As `Norm.backward`; without a call before, all ranks raise."""
 
         def fail() -> tuple[str, Array]:
@@ -308,4 +361,4 @@ class SyncBatchNorm(BatchNorm):
 
         if self._ctx is None and self._synchronizes():  # where the other ranks may wait
             allreduce(_communicator(self.comm), fail, np.add)
-        return super().backward(dy)
+        return super().backward(dy, ds)

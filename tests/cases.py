@@ -55,6 +55,8 @@ class Norm:
     def arguments(self, rng, x, layout):
         """Positional and keyword arguments behind x: parameters of x's dtype that all matter."""
         if not self.channels:
+            if self.name == "normalize":
+                return [], {"axis": self.axis, **self.kwargs}
             if self.name == "weight_norm":
                 g = uniform(rng, x.shape[self.axis], x.dtype)
                 return [g], {"axis": self.axis}
@@ -115,6 +117,9 @@ NORMS = [
     Norm("wn-middle", "weight_norm", axis=1),
     Norm("wn-last", "weight_norm", axis=-1),
 ]
+
+# vectors divided by their length: without parameters, and not in the reference
+LENGTHS = [Norm("l2", "normalize", axis=1), Norm("l2-last", "normalize", axis=-1)]
 
 
 def cases(norms=NORMS, ranks=(2, 3, 4, 5)):

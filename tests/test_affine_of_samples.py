@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (tables of calls, one a line)
 """Weights and biases that differ between samples or positions: adaptive instance norm, conditional
 batch norm, SPADE, AdaLN."""
 

@@ -1,6 +1,7 @@
 """`fastnorm bench`: its reports agree, its errors are told, and it leaves nothing half-done."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from click.testing import CliRunner
 
 import fastnorm
 from fastnorm import cli
-from fastnorm.bench import command, measure, peers, report
+from fastnorm.bench import command, fused, fused_calls, measure, peers, report
 from fastnorm.bench.cases import CHANNEL_NORMS, DTYPES, LAYOUTS, NORMS, SHAPES, cases
 from fastnorm.bench.peers import naive_numpy
 
@@ -350,3 +351,84 @@ def test_options_that_do_not_go_together(options, said):
     done = bench(*ONE, *options)
     assert done.exit_code == 2
     assert said in done.output
+
+
+FUSED = ["--shape", "2x8x4x4", "--shape", "4x16", "--rounds", "1"]
+
+
+def fused_rows(*arguments):
+    """Return the rows of the table by operation, layout and pass, and all that was printed."""
+    done = CliRunner().invoke(fused.command, [*FUSED, "--markdown", *arguments])
+    assert done.exit_code == 0, done.output
+    lines = [line.strip("| ").split(" | ") for line in done.output.splitlines() if "|" in line]
+    head, _, *rows = lines
+    return [dict(zip(head, cells, strict=True)) for cells in rows], done.output
+
+
+@pytest.mark.usefixtures("fast")
+def test_fused_calls_are_compared_with_separate_ones():
+    rows, said = fused_rows("--peers", "numpy", "--threads", "1,2")
+    assert len(rows) == 2 * len(fused.cases([(2, 8, 4, 4), (4, 16)])) == 2 * 12
+    assert {r["operation"] for r in rows} == set(fused.OPERATIONS)
+    assert {r["threads"] for r in rows} == {"1", "2"}
+    for r in rows:
+        assert float(r["ms"]) > 0
+        assert float(r["x the limit"]) > 0
+        assert float(r["x separate"]) > 0
+        assert r["x the best peer"] == f"{r['x numpy']} numpy"
+    assert "- processor: " in said
+    assert "differs" not in said
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("name", ["torch", "onnxruntime"])
+def test_fused_calls_compute_what_others_compute(name):
+    pytest.importorskip(name)
+    if name == "onnxruntime":
+        pytest.importorskip("onnx")
+    rows, said = fused_rows("--peers", name, "--threads", "1")
+    assert "failed" not in said
+    there = [r for r in rows if r[f"x {name}"] != "-"]
+    assert len(there) == (len(rows) if name == "torch" else 3), "it has skip norms and group norm"
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("fast")
+def test_fused_calls_compute_what_torch_compiles():
+    if peers.find(["torch.compile"])[2]:
+        pytest.skip("no torch.compile")
+    rows, said = fused_rows("--peers", "torch.compile", "--threads", "1")
+    assert "failed" not in said
+    assert all(float(r["x torch.compile"]) > 0 for r in rows)
+
+
+@pytest.mark.usefixtures("fast")
+def test_who_computes_another_sum_is_not_timed(monkeypatch):
+    steps = fused_calls.numpy_steps()
+    wrong = dataclasses.replace(steps, add=lambda a, b, out: np.subtract(a, b, out=out))
+    monkeypatch.setitem(fused_calls.STEPS, "numpy", lambda: wrong)
+    rows, said = fused_rows("--operations", "add + RMS norm", "--peers", "numpy", "--threads", "1")
+    assert {r["pass"]: r["x numpy"] == "failed" for r in rows} == {
+        "forward": True, "backward": False,
+    }  # fmt: skip
+    assert "add + RMS norm rows forward 4x16, numpy: its result differs from fastnorm's" in said
+
+
+def test_no_fused_case_of_a_shape_is_told():
+    arguments = ["--shape", "4x16", "--operations", "group norm + silu", "--peers", "numpy"]
+    done = CliRunner().invoke(fused.command, arguments)
+    assert done.exit_code == 2
+    assert "no such case: add + norm takes ROWSxFEATURES" in done.output
+
+
+def test_the_limit_of_fused_calls_moves_as_many_bytes(monkeypatch):
+    moved = []
+    monkeypatch.setattr(
+        fused,
+        "memory_limit",
+        lambda *arrays: moved.append([a for a in arrays[:3] if a is not None]),
+    )
+    for case in fused.cases([(2, 6, 4, 4), (3, 16)]):
+        for call in fused.limit_calls(case).values():
+            call()
+            assert sum(a.nbytes for a in moved[-1]) == sum(case.moved) * case.plain.bytes, case.id

@@ -97,6 +97,33 @@ def test_means_whose_squares_overflow():
     np.testing.assert_array_equal(y, 0)
 
 
+@pytest.mark.parametrize("size", [1e200, 1e300, 1e-300])
+@pytest.mark.parametrize("block", [8, 16])
+def test_groups_of_one_channel_of_any_size(block, size, rng):
+    """Domains lie behind one another, while the planes of a sample end with padding."""
+    x, dy = (rng.standard_normal((3, 9, 7, 5)) for _ in range(2))
+    want, ctx = fastnorm.group_norm(x, 9, eps=0, return_ctx=True)
+    want_dx = fastnorm.backward(dy, ctx).x
+    blocked_x, blocked_dy = (to_blocked(a, block) for a in (x * size, dy))
+    y, ctx = fastnorm.group_norm(
+        blocked_x, 9, bias=np.zeros(9), eps=0, layout=names(block, 4), return_ctx=True
+    )
+    dx = fastnorm.backward(blocked_dy, ctx).x
+    assert_close(from_blocked(y, 9), want, 1e-12, "y")
+    if size > 1:  # small ones give gradients that no double holds
+        assert_close(from_blocked(dx, 9) * size, want_dx, 1e-12, "dx")
+
+
+@pytest.mark.parametrize("block", [8, 16])
+def test_groups_of_one_channel_that_are_constant(block):
+    x = to_blocked(np.full((3, 9, 7, 5), 3.3, np.float32), block)
+    dy = to_blocked(np.full((3, 9, 7, 5), 0.7, np.float32), block)
+    weight = np.full(9, 1.7, np.float32)
+    y, ctx = fastnorm.group_norm(x, 9, weight, layout=names(block, 4), return_ctx=True)
+    assert not y.any()
+    assert not fastnorm.backward(dy, ctx).x.any()
+
+
 @pytest.mark.parametrize("rank", [3, 4, 5])
 def test_ranks(rank, rng):
     x = rng.standard_normal((2, 20, 3, 4, 5)[:rank])

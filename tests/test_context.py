@@ -206,7 +206,8 @@ pickle.dump(fastnorm.backward(x, ctx), open({str(tmp_path / "grads")!r}, "wb"))
 def test_a_pickle_that_does_not_fit_is_refused():
     _, ctx = fastnorm.layer_norm(X, np.ones(4), return_ctx=True)
     restore, state = ctx.__reduce__()
-    names = ("problem", "shape", "over", "axes", "param_shape", "x", "params", "types", "stats")
+    names = ("problem", "shape", "over", "axes", "param_shape", "x", "params", "types", "stats",
+             "around")  # fmt: skip
     wrong = {
         "problem": {**state[0], "n": state[0]["n"] * 1000},
         "shape": (3, 6, 5, 5),
@@ -214,6 +215,7 @@ def test_a_pickle_that_does_not_fit_is_refused():
         "x": X[1:],
         "params": [np.ones(3), None, None, None, None],
         "stats": state[8][:-1],
+        "around": (1, 7, 0.0, X[1:], None, False),
     }
     assert fastnorm.backward(X, restore(*state)).x.shape == X.shape
     for name, value in wrong.items():

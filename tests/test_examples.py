@@ -143,6 +143,18 @@ def test_the_doc_of_choices_has_the_figures_of_small_batches(example):
             assert 100 * formula(int(size)) == pytest.approx(float(value), abs=0.051)
 
 
+def test_the_doc_of_choices_has_the_table_of_whitening(example):
+    module = example("whitening")
+    results = module.measure(module.features())
+    lines = (ROOT / "docs/choosing.md").read_text().splitlines()
+    for row in module.rows(results):
+        assert row in lines
+    left = [group for _, group, *_ in results]
+    assert left[1] == pytest.approx(left[0], rel=1e-3), "batch norm leaves it"
+    assert left[1:] == sorted(left[1:], reverse=True), "each step takes some"
+    assert left[-1] < 1e-3
+
+
 @pytest.mark.long
 def test_batch_effects_are_removed(example, tmp_path):
     module = example("batch_effects")
@@ -177,3 +189,56 @@ def test_r_squared_is_that_of_scikit_learn(example):
         predicted = LinearRegression().fit(design, x).predict(design)
         want = r2_score(x, predicted, multioutput="raw_values").mean()
         assert module.explained(x, *labels) == pytest.approx(want, abs=1e-9)
+
+
+# of the examples of fused calls, in a second
+FUSED = {
+    "resnet_block": ["--size", "16", "--batch", "16", "--blocks", "1"],
+    "transformer_block": ["--size", "32", "--batch", "4", "--length", "16", "--blocks", "1"],
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_fused_and_separate_calls_learn_the_same(name, example, tmp_path, capsys):
+    module, path = example(name), tmp_path / "fused.png"
+    measured = module.main([*FUSED[name], "--steps", "25", "--picture", str(path)])
+    assert path.read_bytes().startswith(b"\x89PNG")
+    fused, separate = measured["fused"], measured["separate"]
+    assert fused.losses == separate.losses
+    assert np.mean(fused.losses[-5:]) < 0.9 * np.mean(fused.losses[:5])
+    assert 0 < fused.kept < separate.kept, "fused calls keep less for backward"
+    assert fused.peak <= separate.peak
+    for m in measured.values():
+        norms, steps = m.milliseconds()
+        assert 0 < norms < steps
+    said = capsys.readouterr().out
+    assert "25 steps: losses and parameters of both are the same, bit for bit" in said
+    assert f"{fused.losses[-1]:.3f}" in said
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_gradients_of_the_fused_examples_are_those_of_finite_differences(name, example, capsys):
+    example(name).main([*FUSED[name], "--steps", "1", "--check"])
+    assert capsys.readouterr().out.count("differ by") == 2
+
+
+def test_other_bits_and_wrong_gradients_are_told(example, monkeypatch):
+    module = example("transformer_block")
+    right = fastnorm.rms_norm
+    arguments = [*FUSED["transformer_block"], "--steps", "2"]
+
+    def wrong(x, *args, residual=None, **kwargs):
+        """Differ in the last bit where there is a residual."""
+        if residual is not None:
+            residual = np.nextafter(residual, np.inf, dtype=residual.dtype)
+            return right(x, *args, residual=residual, **kwargs)
+        return right(x, *args, **kwargs)
+
+    monkeypatch.setattr(fastnorm, "rms_norm", wrong)
+    with pytest.raises(SystemExit, match="different bits"):
+        module.main(arguments)
+    monkeypatch.undo()
+    backward = module.Network.swiglu_backward
+    monkeypatch.setattr(module.Network, "swiglu_backward", lambda *args: 1.001 * backward(*args))
+    with pytest.raises(SystemExit, match="gradients are wrong"):
+        module.main([*arguments, "--check"])

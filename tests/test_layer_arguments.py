@@ -24,6 +24,8 @@ LAYERS = {
     fastnorm.RMSNorm: {"normalized_shape": (6, 5)},
     fastnorm.FilterResponseNorm: {"num_features": 6},
     fastnorm.GlobalResponseNorm: {"num_features": 6},
+    fastnorm.DecorrelatedBatchNorm: {"num_features": 6, "group_size": 3},
+    fastnorm.IterNorm: {"num_features": 6, "group_size": 3},
 }
 
 THINGS = [[1.0], {}, object(), 1j, np.ones(2), RAGGED]  # that stand for no number, flag or name
@@ -39,6 +41,8 @@ WRONG = {
     }),
     "num_channels": (NO_INT, "an int", {0: "at least 1, got 0", 2**62: "at most"}),
     "num_groups": (NO_INT, "an int", {0: "at least 1, got 0", 4: "a divisor of the 6 channels"}),
+    "group_size": (NO_INT, "an int", {0: "a positive divisor", 4: "a positive divisor of the 6"}),
+    "iterations": (NO_INT, "an int", {0: "1 to 1000, got 0", 10**400: "1 to 1000"}),
     "eps": (NO_NUMBER, "a number", {
         -1: "a finite number of at least 0, got -1", -1e-300: "a finite", NAN: "a finite",
         np.float32(-1): "a finite", INF: "a finite", 10**400: "a finite",
@@ -98,7 +102,7 @@ def test_right_arguments(layer):
         "num_features": np.int64(6), "num_channels": np.int32(6), "num_groups": np.int8(2),
         "eps": np.float32(0.5), "momentum": 0, "ddof": np.int64(0), "layout": "channels_first",
         "affine": np.True_, "track_running_stats": 1, "elementwise_affine": np.True_, "bias": 1,
-        "tau": 1,
+        "tau": 1, "group_size": np.int8(3), "iterations": np.int64(2),
         "dtype": "float64", "r_max": INF, "d_max": np.float64(0), "blend": 1,
         "normalized_shape": [np.int64(6), 5], "axis": [np.int64(1), -1], "comm": None,
     }  # fmt: skip

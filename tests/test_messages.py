@@ -18,6 +18,10 @@ C = np.linspace(0.5, 2, 6, dtype=np.float32)
 LOGITS = np.ones(3, np.float32)
 STATES = {"running_mean": 0 * C, "running_var": C}
 BATCH = {"x": X, "weight": C, "bias": C, "layout": "NCL", **STATES}
+WHITEN = {
+    **BATCH, "running_cov": np.stack([np.eye(3, dtype=np.float32)] * 2), "group_size": 3
+}  # fmt: skip
+del WHITEN["running_var"]
 CALLS = {
     "layer_norm": {"x": X, "weight": LOGITS[[0, 1, 2, 0]], "bias": None, "axis": -1},
     "rms_norm": {"x": X, "weight": LOGITS[[0, 1, 2, 0]], "axis": (-1,)},
@@ -28,6 +32,8 @@ CALLS = {
     "instance_renorm": {**BATCH, "training": True},
     "switchable_norm": {**BATCH, "mean_logits": LOGITS, "var_logits": LOGITS, "training": True},
     "weight_norm": {"v": X, "g": LOGITS, "axis": 0},
+    "decorrelated_batch_norm": {**WHITEN, "training": True},
+    "iter_norm": {**WHITEN, "training": True},
     "backward": {"dy": X},
 }
 SETTINGS = {
@@ -83,10 +89,10 @@ def parameters_of(name):
 def arguments(name):
     """Arguments of a call that works, of its own; and the arrays among them that it writes."""
     given = CALLS.get(name, SETTINGS.get(name))
-    kwargs = {k: v.copy() if k in STATES else v for k, v in given.items()}
+    kwargs = {k: v.copy() if k.startswith("running") else v for k, v in given.items()}
     if name == "backward":
         _, kwargs["ctx"] = fastnorm.layer_norm(X, return_ctx=True)
-    written = [kwargs[k] for k in STATES if k in kwargs]
+    written = [v for k, v in kwargs.items() if k.startswith("running")]
     if name in CALLS:
         kwargs["out"] = np.full(X.shape, 7, np.float32)
         written.append(kwargs["out"])
@@ -131,7 +137,8 @@ def test_one_argument_that_is_nonsense(name):
             if message is not None:
                 count += 1
                 # what is expected of the others depends on these
-                assert parameter in ("x", "v", "axis", "layout") or parameter in message
+                decides = parameter in ("x", "v", "axis", "layout", "group_size")
+                assert decides or parameter in message
     assert count > 60 * len(parameters)
 
 
@@ -245,6 +252,8 @@ MASKED = {
     "instance_renorm": ["x", "weight", "bias", "running_mean", "running_var", "out"],
     "switchable_norm": [*BATCH.keys() - {"layout"}, "mean_logits", "var_logits", "out"],
     "weight_norm": ["v", "g", "out"],
+    "decorrelated_batch_norm": [*WHITEN.keys() - {"layout", "group_size"}, "out"],
+    "iter_norm": [*WHITEN.keys() - {"layout", "group_size"}, "out"],
     "backward": ["dy", "out"],
 }
 

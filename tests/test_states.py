@@ -21,6 +21,7 @@ LAYERS = {
     "InstanceNorm": lambda: fastnorm.InstanceNorm(3, affine=True, track_running_stats=True),
     "InstanceRenorm": lambda: fastnorm.InstanceRenorm(3),
     "SwitchableNorm": lambda: fastnorm.SwitchableNorm(3),
+    "DecorrelatedBatchNorm": lambda: fastnorm.DecorrelatedBatchNorm(3),
     "GroupNorm": lambda: fastnorm.GroupNorm(3, 3),
     "LayerNorm": lambda: fastnorm.LayerNorm(3),
     "RMSNorm": lambda: fastnorm.RMSNorm(3),

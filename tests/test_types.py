@@ -38,6 +38,8 @@ _, of_weight = fn.weight_norm(x, np.ones(2, np.float32), return_ctx=True)
 dv, dg = fn.backward(dy, of_weight)
 _, of_cosine = fn.cosine_norm(x[0], x[1], return_ctx=True)
 assert_type(fn.backward(x[0], of_cosine), fn.Gradients)
+white, of_white = fn.iter_norm(x, training=True, return_ctx=True)
+assert_type(fn.backward(white, of_white), fn.Gradients)
 
 
 def either(flag: bool) -> int:
@@ -56,7 +58,8 @@ def either(flag: bool) -> int:
     m = fn.switchable_norm(x, None, None, logits, logits, return_ctx=flag)
     w = fn.weight_norm(x, weight, axis=1, return_ctx=flag)
     z = fn.cosine_norm(x[0], x[1], return_ctx=flag)
-    return len(m) + len(w) + len(z)
+    white = fn.decorrelated_batch_norm(x, training=True, return_ctx=flag)
+    return len(m) + len(w) + len(z) + len(white)
 
 
 print(fn.comm.SingleProcess().rank)

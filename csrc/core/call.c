@@ -91,6 +91,7 @@ static void take_all(fn_job *job, fn_workspace *from, double *saved, int64_t D, 
         cf->floor = fn_take(from, P, pl->asize);
         cf->sum_all = grad ? fn_take_doubles(from, P) : NULL;
     }
+    fn_take_floor(job, from);
     take_copies(job, from);
     if (ones)
         take_ones(job, from);

@@ -75,7 +75,7 @@ static void look(glance *at, const fn_job *job, const char *array, int64_t p, in
     for (int64_t g = 0; g < pl->nseg; g++) {
         const int64_t i = run_at(pl, p / pl->cols, g) + p % pl->cols;
         double low[COLUMNS], high[COLUMNS];
-        pl->k->extremes(array + i * (int64_t)pl->esize, &(fn_view){pl->s, pl->ld, w, w, w, 0, 0},
+        pl->k->extremes(array + i * (int64_t)pl->esize, &(fn_view){pl->s, pl->ld, w, w, w, 0, 0, 0},
                         job->scratch, low, high);
         for (int64_t c = 0; c < w; c++) {
             at->low[c] = low[c] < at->low[c] ? low[c] : at->low[c];
@@ -155,7 +155,7 @@ static int has_nan(const fn_job *job, int64_t d) {
 
 /* whether a domain is a channel that fills a block up: its coefficients are 0 whatever x holds */
 static int is_padding(const fn_plan *pl, int64_t d) {
-    return pl->c != pl->p.c && pl->per_domain == 1 && d % pl->c >= pl->p.c;
+    return pl->c != pl->p.c && pl->per_domain == 1 && fn_first_plane(pl, d) % pl->c >= pl->p.c;
 }
 
 void fn_careful_moments(fn_job *job, int64_t d, int64_t d1) {
@@ -291,9 +291,11 @@ static int is_wrong(const fn_job *job, doubt of, int64_t d, int64_t p, int64_t p
              value == fn_get(&job->plan, cf->center, p));
 }
 
-/* the sums of domain d, where they are wrong; its planes end before p1 */
+/* The sums of domain d, where they are wrong; its planes end before p1.  Where running statistics
+ * serve, no sum goes into dx, which stays as it is: else it would depend on the other samples. */
 static void mend_sums(const fn_job *job, int64_t d, int64_t p1, glance *x, glance *dy) {
     const fn_plan *pl = &job->plan;
+    const unsigned char marks = fn_needs_moments(pl) ? FN_SCALED | FN_CAREFUL : FN_SCALED;
     const doubt of = doubt_of(pl);
     const int64_t first = fn_first_plane(pl, d), end = first + pl->per_domain;
     int scaled = 0;
@@ -308,7 +310,7 @@ static void mend_sums(const fn_job *job, int64_t d, int64_t p1, glance *x, glanc
     }
     for (int64_t p = first; p < end && scaled; p++) {
         sum_again(job, p, fn_size_of(job->cf.std[d]));
-        job->cf.marks[p] |= FN_SCALED | FN_CAREFUL;
+        job->cf.marks[p] |= marks;
     }
 }
 

@@ -28,10 +28,12 @@ static int64_t stream_bytes(void) {
     return bytes;
 }
 
+int fn_past_cache(int64_t bytes) { return bytes >= stream_bytes(); }
+
 /* What backward writes has to share the cache with two arrays: it goes past it a bit earlier, and
  * earlier still in rows, whose sums over the rows need the caches too. */
 static int past_cache(const fn_plan *plan, int64_t bytes, int backward) {
-    return (!backward ? 2 : plan->elem ? 6 : 4) * bytes >= stream_bytes();
+    return fn_past_cache((!backward ? 2 : plan->elem ? 6 : 4) * bytes);
 }
 
 /* more than a quarter of the L3, of which arrays that are written past the cache fill three */
@@ -69,16 +71,12 @@ static int64_t size_of(unsigned class) { return (int64_t)(2 + class % 2) << clas
 enum { NORM, DTYPE, BACKWARD, TRAINING, AROUND, FORM, MOST, BYTES, COUNT, RUN, FIELDS };
 static const int bits[FIELDS] = {4, 2, 1, 1, 1, 2, 11, 7, 7, 7};
 static uint64_t key_of(const fn_plan *plan, int64_t bytes, int backward, int around, int most) {
-    const unsigned fields[FIELDS] = {(unsigned)plan->p.norm,
-                                     (unsigned)plan->p.dtype,
-                                     (unsigned)backward,
-                                     (unsigned)fn_needs_moments(plan),
-                                     (unsigned)around,
-                                     plan->block ? 2 : (unsigned)plan->col,
-                                     (unsigned)most,
-                                     size_class(bytes),
-                                     size_class(plan->count),
-                                     size_class(plan->col ? plan->cols : plan->s)};
+    const unsigned fields[FIELDS] = {
+        (unsigned)plan->p.norm,  (unsigned)plan->p.dtype,
+        (unsigned)backward,      (unsigned)fn_needs_moments(plan),
+        (unsigned)around,        plan->block ? 2 : (unsigned)plan->col,
+        (unsigned)most,          size_class(bytes),
+        size_class(plan->count), size_class(plan->col ? plan->cols : plan->s)};
     uint64_t key = 0;
 #pragma GCC unroll 16
     for (int i = 0; i < FIELDS; i++)

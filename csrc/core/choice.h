@@ -13,6 +13,9 @@ typedef struct {
                    (FN_FAR) */
 } fn_choice;
 
+/* whether arrays of so many bytes together fit no cache */
+int fn_past_cache(int64_t bytes);
+
 /* by the size of x, `bytes`, alone */
 fn_choice fn_usual_choice(const fn_plan *plan, int64_t bytes, int backward);
 

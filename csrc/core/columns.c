@@ -42,7 +42,7 @@ static void take_extremes(void *context, fn_share *share, char *scratch) {
         const int64_t k = i / of->strips, r = k * of->part_rows, c = i % of->strips * FN_STRIP;
         const int64_t wide = fn_min(FN_STRIP, of->cols - c), to = k * of->cols + c;
         const fn_view view = {
-            fn_min(of->part_rows, of->rows - r), of->cols, wide, wide, wide, of->fetch, 0};
+            fn_min(of->part_rows, of->rows - r), of->cols, wide, wide, wide, of->fetch, 0, 0};
         of->k->extremes(of->x + (r * of->cols + c) * of->esize, &view, scratch, of->low + to,
                         of->high + to);
     }
@@ -113,7 +113,8 @@ typedef struct {
 
 static void look_for_infinity(affine *of, const fn_job *job, int64_t at, int64_t count) {
     double low, high;
-    job->plan.k->extremes(job->x + at, &(fn_view){count, 1, 1, 1, 1, 0, 0}, job->scratch, &low, &high);
+    job->plan.k->extremes(job->x + at, &(fn_view){count, 1, 1, 1, 1, 0, 0, 0}, job->scratch, &low,
+                          &high);
     if (low == -INFINITY || high == INFINITY)
         atomic_store_explicit(&of->infinite, 1, memory_order_relaxed);
 }

@@ -5,9 +5,9 @@
  * domains in order; the parts are added in order.  So the bits do not depend on the threads. */
 #include "core/elements.h"
 
-#include "core/around.h"
 #include "core/place.h"
 #include "core/steps.h"
+#include "core/turns.h"
 #include "core/workspace.h"
 
 #include <string.h>
@@ -116,16 +116,20 @@ static void task_rows(fn_job *job, int64_t task) {
     double *sums = part_sums(job, part);
     char *block = block_sums(job, &g, task);
     int64_t since_flush = 0;
-    const fn_hints hints = {job->use.fetch ? step * len * (int64_t)pl->esize : 0, 0,
-                            job->use.stream};
+    const int stream = job->use.stream && !(job->by_turns && job->around->out_rows);
+    const fn_hints hints = {job->use.fetch && !job->by_turns ? step * len * (int64_t)pl->esize : 0,
+                            0, stream};
     for (int64_t r = part * each; r < r1; r += step) {
         const int64_t rows = fn_min(step, r1 - r);
         const char *dy = job->dy;
-        if (g.pieces == 1 && job->grads_before)
-            fn_grads_before(job, r, r + rows);
+        fn_arrays were;
+        if (job->by_turns)
+            were = fn_turn_in(job, r, r + rows);
         if (g.pieces == 1)
             fn_grad_coefficients_of(job, r, r + rows);
         fn_place_elem_rows(job, r, r + rows, off, len, hints, block, sums);
+        if (job->by_turns)
+            fn_turn_out(job, r, r + rows, were);
         job->dy = dy;
         since_flush += rows;
         if (since_flush + step > most || r + rows == r1) {
@@ -144,8 +148,6 @@ static void task_units(fn_job *job, int64_t part) {
         const int64_t c = u % g.sample_units * UNIT_COLS, p = u / g.sample_units * pl->c + c;
         const int64_t p1 = p + fn_min(UNIT_COLS, pl->c - c);
         const char *dy = job->dy;
-        if (job->grads_before)
-            fn_grads_before(job, p, p1);
         fn_grad_coefficients_of(job, p, p1);
         fn_place_elem_columns(job, p, p1, 0, pl->s, part_sums(job, part));
         job->dy = dy;
@@ -166,8 +168,6 @@ void fn_backward_elem(fn_job *job) {
     const fn_plan *pl = &job->plan;
     const elem_grid g = grid_of(pl);
     if (pl->col ? g.tall : g.pieces > 1) {
-        if (job->grads_before)
-            fn_all_grads_before(job);
         fn_all_grad_sums(job);
         fn_all_grad_coefficients(job);
     }

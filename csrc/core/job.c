@@ -29,8 +29,11 @@ void fn_job_start(fn_job *job, const fn_params *params, const void *x, const voi
     job->after = NULL;
     job->grads_before = 0;
     job->before = NULL;
+    job->in_kernel = 0;
+    job->floor = NULL;
     job->out_ld = job->plan.ld;
-    job->tiles = 0;
+    job->tiles = job->turns = job->by_turns = 0;
+    job->first_row = 0;
     job->scratch = NULL;
     job->use = use;
     job->use.stream = out && use.stream;

@@ -17,6 +17,8 @@ typedef struct {
     char *sum, *dshortcut, *dgate;
 } fn_beside;
 
+enum { FN_BY_CHUNKS = 1, FN_AHEAD = 2 };
+
 struct fn_job {
     fn_plan plan;
     fn_params params; /* from its first channel on */
@@ -32,16 +34,21 @@ struct fn_job {
     int64_t elem_parts; /* 0: they do not, or their gradients are not wanted */
     int want_dbias;     /* of the elements; dweight, where there is a weight */
 
-    /* What stands around (around.h).  after: what follows a piece of what is written, NULL: nothing.
-     * before: the gradient of what the normalizer gave, where grads_before says that it is not dy.
+    /* What stands around (around.h).  after: what follows a piece of what is written, NULL:
+     * nothing. before: the gradient of what the normalizer gave, where grads_before says that it is
+     * not dy.
      */
     const fn_around *around;
     fn_beside beside;
     void (*after)(fn_job *job, const fn_piece *at, int stream);
-    int grads_before;
+    int grads_before; /* 0, FN_BY_CHUNKS or FN_AHEAD: see around.h */
     char *before;
-    int64_t out_ld; /* columns: from row to row of what is written */
-    int64_t tiles;  /* where they begin in the scratch */
+    int in_kernel; /* the kernel that writes does what comes after, with a floor for each plane */
+    void *floor;
+    int64_t out_ld;       /* columns: from row to row of what is written */
+    int64_t tiles, turns; /* where their memory begins in the scratch */
+    int by_turns;         /* see turns.h; first_row: of the slice */
+    int64_t first_row;
 
     int masking; /* what is written is dy above the floor; from then on that is dy */
     fn_team team;

@@ -234,8 +234,8 @@ static void extremes(const view *v, int64_t group, int64_t c, int64_t w, char *s
                      double *high) {
     double lo[LOOK], hi[LOOK];
     for (int64_t i = 0; i < v->nseg * v->rows; i += v->rows) {
-        v->k->extremes(row_of(v, group, c, i), &(fn_view){v->rows, v->ld, w, w, w, 0, 0}, scratch, lo,
-                       hi);
+        v->k->extremes(row_of(v, group, c, i), &(fn_view){v->rows, v->ld, w, w, w, 0, 0, 0},
+                       scratch, lo, hi);
         for (int64_t j = 0; j < w; j++) {
             low[j] = i == 0 || lo[j] < low[j] ? lo[j] : low[j];
             high[j] = i == 0 || hi[j] > high[j] ? hi[j] : high[j];

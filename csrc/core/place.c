@@ -37,13 +37,13 @@ static int64_t chunk_of(const fn_job *job, const fn_chunks *ch, int64_t elems, i
     const fn_plan *pl = &job->plan;
     if (pl->col) {
         const int64_t cols = i1 - i;
-        *view = (fn_view){chunk_rows(pl, k), pl->ld, cols, cols, cols, job->use.fetch, 0};
+        *view = (fn_view){chunk_rows(pl, k), pl->ld, cols, cols, cols, job->use.fetch, 0, 0};
         return k * ch->size * pl->ld;
     }
     const int64_t together = pl->block ? 1 : i1 - i, outputs = pl->block ? pl->block : 1;
     if (ch->per_segment) {
         const int64_t at = k % ch->per_segment * ch->size, len = fn_min(ch->size, elems - at);
-        *view = (fn_view){1, pl->seg_stride, len, len, outputs, job->use.fetch, 0};
+        *view = (fn_view){1, pl->seg_stride, len, len, outputs, job->use.fetch, 0, 0};
         return k / ch->per_segment * pl->seg_stride + at;
     }
     const int64_t g = k * ch->size;
@@ -53,6 +53,7 @@ static int64_t chunk_of(const fn_job *job, const fn_chunks *ch, int64_t elems, i
                       elems,
                       outputs,
                       job->use.fetch,
+                      0,
                       0};
     return g * pl->seg_stride;
 }
@@ -78,6 +79,38 @@ void fn_moments_chunk(fn_job *job, int64_t i, int64_t i1, int64_t k) {
     pl->k->squares(x_at(job, at), &view, job->scratch, job->m2 + to);
 }
 
+/* A chunk that begins at element `in` of planes from p on, where dy has to be made first: a part
+ * of it is made, and summed while it is in the L1. */
+static void grad_parts(fn_job *job, int64_t p, int64_t p1, int64_t in, fn_view view,
+                       const char *weight, double *sum_dy, double *sum_dy_xc) {
+    const fn_plan *pl = &job->plan;
+    const int64_t lanes = 4 * FN_LINE / (int64_t)pl->asize, stretch = FN_SUM_ROWS * lanes;
+    const int64_t size = (int64_t)pl->esize, rows = view.rows, len = view.len;
+    const int64_t g = pl->nseg > 1 ? in / pl->seg_stride : 0, off = in - g * pl->seg_stride;
+    const int by_rows = pl->col && pl->cols >= FN_NARROW;
+    const int by_elems = !pl->col && rows == 1 && len == view.run && len > 2 * stretch;
+    const int64_t each = by_rows ? FN_SUM_ROWS : by_elems ? stretch : pl->col ? rows : len;
+    const int64_t whole = pl->col ? rows : len;
+    for (int64_t i = 0, n; i < whole; i += n) {
+        /* the last part takes the rest, as a short run would be summed in another way */
+        n = whole - i < 2 * each ? whole - i : each;
+        int64_t at = in + (pl->col ? fn_row_at(pl, p, 0) + i * pl->ld : p * pl->s + i);
+        const char *w = weight ? weight + i * (int64_t)pl->asize : NULL;
+        if (pl->col) {
+            const int64_t r = in / pl->ld + i;
+            fn_make_columns_before(job, p, p1, r, r + n);
+            view.rows = n;
+        } else {
+            fn_make_rows_before(job, p, p1, g, g + rows, off + i, by_elems ? n : view.run);
+            view.len = n;
+            view.run = by_elems ? n : view.run;
+        }
+        pl->k->gradients(x_at(job, at), job->before + at * size, &view,
+                         fn_at(job, job->cf.center, p), w, job->scratch, sum_dy, sum_dy_xc);
+        view.more = 1;
+    }
+}
+
 void fn_grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k) {
     const fn_plan *pl = &job->plan;
     const int64_t to = slot(pl, pl->gchunks.count, p, k);
@@ -92,8 +125,11 @@ void fn_grad_chunk(fn_job *job, int64_t p, int64_t p1, int64_t k) {
     void *w = pl->elem ? job->weight : NULL;
     if (w)
         w = fn_at(job, w, fn_elem_first(pl, p) + (pl->col ? k * pl->gchunks.size : in));
-    pl->k->gradients(x_at(job, at), dy_at(job, at), &view, fn_at(job, job->cf.center, p), w,
-                     job->scratch, job->mean + to, job->m2 + to);
+    if (job->grads_before == FN_BY_CHUNKS)
+        grad_parts(job, p, p1, in, view, w, job->mean + to, job->m2 + to);
+    else
+        pl->k->gradients(x_at(job, at), dy_at(job, at), &view, fn_at(job, job->cf.center, p), w,
+                         job->scratch, job->mean + to, job->m2 + to);
 }
 
 /* elements of a reduction that are in chunk k */
@@ -185,19 +221,38 @@ void fn_merge_grad_planes(fn_job *job, int64_t p, int64_t p1) {
 /* y or dx of a view that begins at element i, with the coefficients of planes from p on */
 static void apply(fn_job *job, int64_t i, int64_t p, const fn_view *view, fn_hints hints) {
     const fn_coefs *cf = &job->cf;
+    const fn_kernels *k = job->plan.k;
     const char *center = fn_at(job, cf->center, p);
     const void *floor = cf->floor ? fn_at(job, cf->floor, p) : NULL;
     if (job->masking)
-        job->plan.k->above(x_at(job, i), dy_at(job, i), out_at(job, i), view, center,
-                           fn_at(job, cf->scale, p), fn_at(job, cf->shift, p), floor, hints,
-                           job->scratch);
+        k->above(x_at(job, i), dy_at(job, i), NULL, out_at(job, i), view, center,
+                 fn_at(job, cf->scale, p), fn_at(job, cf->shift, p), floor, hints, job->scratch);
     else if (job->dy)
-        job->plan.k->grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), view, center,
-                                fn_at(job, cf->a, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p),
-                                hints, job->scratch);
+        k->grad_apply(x_at(job, i), dy_at(job, i), out_at(job, i), view, center,
+                      fn_at(job, cf->a, p), fn_at(job, cf->b, p), fn_at(job, cf->e, p), hints,
+                      job->scratch);
     else
-        job->plan.k->apply(x_at(job, i), out_at(job, i), view, center, fn_at(job, cf->scale, p),
-                           fn_at(job, cf->shift, p), floor, hints, job->scratch);
+        k->apply(x_at(job, i), NULL, out_at(job, i), view, center, fn_at(job, cf->scale, p),
+                 fn_at(job, cf->shift, p), floor, hints, job->scratch);
+}
+
+/* Likewise with what comes after, where that is a kernel's too: a shortcut, relu, or both. */
+static int in_kernel(const fn_job *job, int64_t p, int64_t p1) {
+    return job->in_kernel && !job->masking && !fn_any_careful(&job->cf, p, p1) && fn_is_of_y(job);
+}
+static void apply_after(fn_job *job, int64_t i, int64_t p, const fn_view *view, fn_hints hints) {
+    const fn_coefs *cf = &job->cf;
+    const fn_kernels *k = job->plan.k;
+    const int64_t at = i * (int64_t)job->plan.esize;
+    const char *add = job->beside.shortcut ? job->beside.shortcut + at : NULL;
+    const char *center = fn_at(job, cf->center, p), *scale = fn_at(job, cf->scale, p),
+               *shift = fn_at(job, cf->shift, p), *floor = fn_at(job, job->floor, p);
+    if (job->dy)
+        k->above(x_at(job, i), dy_at(job, i), add, job->before + at, view, center, scale, shift,
+                 floor, hints, job->scratch);
+    else
+        k->apply(x_at(job, i), add, out_at(job, i), view, center, scale, shift, floor, hints,
+                 job->scratch);
 }
 
 /* where the rows from p on, before p1, that share their weights end */
@@ -221,6 +276,12 @@ void fn_place_rows(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, in
                    int64_t len, fn_hints hints) {
     const fn_plan *pl = &job->plan;
     const int64_t i = fn_plane_at(pl, p, g) + off;
+    const fn_view view = {g1 - g, pl->seg_stride, (p1 - p) / pl->cols * len, len, pl->cols, 0, 0,
+                          0};
+    if (in_kernel(job, p, p1)) {
+        apply_after(job, i, p, &view, hints);
+        return;
+    }
     if (job->after && !job->masking) {
         fn_after_rows(job, p, p1, g, g1, off, len, hints);
         return;
@@ -236,7 +297,6 @@ void fn_place_rows(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, in
         }
         return;
     }
-    const fn_view view = {g1 - g, pl->seg_stride, (p1 - p) / pl->cols * len, len, pl->cols, 0, 0};
     apply(job, i, p, &view, hints);
 }
 
@@ -244,6 +304,11 @@ void fn_place_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1,
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;
     const int64_t i = fn_row_at(pl, p, r);
+    const fn_view view = {r1 - r, pl->ld, p1 - p, p1 - p, p1 - p, 0, job->out_ld, 0};
+    if (in_kernel(job, p, p1)) {
+        apply_after(job, i, p, &view, hints);
+        return;
+    }
     if (job->after && !job->masking) {
         fn_after_columns(job, p, p1, r, r1, hints);
         return;
@@ -259,7 +324,6 @@ void fn_place_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1,
                           job->bias ? fn_at(job, job->bias, r) : NULL, hints);
         return;
     }
-    const fn_view view = {r1 - r, pl->ld, p1 - p, p1 - p, p1 - p, 0, job->out_ld};
     apply(job, i, p, &view, hints);
 }
 

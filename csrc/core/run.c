@@ -10,10 +10,13 @@
 #include "core/place.h"
 #include "core/steps.h"
 #include "core/traffic.h"
+#include "core/turns.h"
 
 /* Units to whole threads, when that keeps every thread busy. */
 static int by_units(const fn_job *job) {
     const int64_t U = job->plan.units, T = job->team.threads;
+    if (job->by_turns)
+        return 1;
     return !job->plan.row->channel_statistics && (U >= 4 * T || U % T == 0);
 }
 
@@ -31,8 +34,14 @@ static void unit_domains(const fn_plan *pl, int64_t u, int64_t *d0, int64_t *d1)
 
 static void forward_turn(fn_job *job, int64_t d, int64_t d1, fn_hints hints) {
     const fn_plan *pl = &job->plan;
+    const int64_t p = fn_first_plane(pl, d), p1 = fn_first_plane(pl, d1);
+    fn_arrays were;
+    if (job->by_turns)
+        were = fn_turn_in(job, p, p1);
     fn_coefficients_of(job, d, d1);
-    fn_place_unit(job, fn_first_plane(pl, d), fn_first_plane(pl, d1), hints);
+    fn_place_unit(job, p, p1, hints);
+    if (job->by_turns)
+        fn_turn_out(job, p, p1, were);
 }
 
 /* dx of planes [p, p1) becomes dy where y is above the floor, else 0: it is what backward takes for
@@ -50,21 +59,31 @@ static void mask_unit(fn_job *job, int64_t p, int64_t p1) {
 static void backward_turn(fn_job *job, int64_t d, int64_t d1, fn_hints hints) {
     const char *dy = job->dy;
     const int64_t p = fn_first_plane(&job->plan, d), p1 = fn_first_plane(&job->plan, d1);
-    if (job->grads_before)
+    fn_arrays were;
+    if (job->by_turns)
+        were = fn_turn_in(job, p, p1);
+    if (job->grads_before == FN_AHEAD)
         fn_grads_before(job, d, d1);
     if (job->cf.floor)
         mask_unit(job, p, p1);
     fn_grad_coefficients_of(job, d, d1);
     fn_place_unit(job, p, p1, hints);
+    if (job->by_turns)
+        fn_turn_out(job, p, p1, were);
     job->dy = dy;
 }
 
 static void task_unit(fn_job *job, int64_t u) {
     const fn_plan *pl = &job->plan;
-    const fn_hints hints = fn_unit_hints(pl, job->use, u);
+    fn_hints hints = fn_unit_hints(pl, job->use, u);
     int64_t d, d1;
     unit_domains(pl, u, &d, &d1);
-    const int64_t turn = fn_turn_domains(pl, job->use), some = turn ? turn : d1 - d;
+    int64_t turn = fn_turn_domains(pl, job->use), some = turn ? turn : d1 - d;
+    if (job->by_turns) {
+        some = turn ? turn : fn_max(1, FN_TURN_ROW / 2 / (pl->count * (int64_t)pl->esize));
+        hints.prefetch = 0;
+        hints.stream = hints.stream && !job->around->out_rows;
+    }
     for (int64_t end; d < d1; d = end) {
         end = fn_min(d + some, d1);
         (job->dy ? backward_turn : forward_turn)(job, d, end, hints);
@@ -93,7 +112,7 @@ void fn_run_backward(fn_job *job) {
     if (by_units(job)) {
         fn_for_all(job, pl->units, task_unit, 0);
     } else {
-        if (job->grads_before)
+        if (job->grads_before == FN_AHEAD)
             fn_all_grads_before(job);
         if (job->cf.floor)
             fn_all_masked(job);

@@ -1,6 +1,7 @@
 /* See steps.h.  The sums are the same, in the same order, whoever takes a step. */
 #include "core/steps.h"
 
+#include "core/around.h"
 #include "core/careful.h"
 #include "core/place.h"
 
@@ -70,7 +71,11 @@ void fn_grad_sums_of(fn_job *job, int64_t p, int64_t p1) {
 
 void fn_grad_coefficients_of(fn_job *job, int64_t d, int64_t d1) {
     const fn_plan *pl = &job->plan;
+    if (job->grads_before == FN_BY_CHUNKS)
+        fn_begin_grads_before(job, d, d1);
     fn_grad_sums_of(job, fn_first_plane(pl, d), fn_first_plane(pl, d1));
+    if (job->grads_before == FN_BY_CHUNKS)
+        fn_end_grads_before(job, d, d1);
     fn_careful_grads(job, d, d1);
     by_samples(job, d, d1, pl->row->sample_grads);
     fn_grad_coefficients(&job->cf, d, d1);
@@ -220,7 +225,11 @@ static void all_sums(fn_job *job) {
 }
 
 void fn_all_grad_sums(fn_job *job) {
+    if (job->grads_before == FN_BY_CHUNKS)
+        fn_begin_all_grads_before(job);
     all_sums(job);
+    if (job->grads_before == FN_BY_CHUNKS)
+        fn_end_all_grads_before(job);
     by_planes(job, domain_tasks(&job->plan), task_careful_grads);
 }
 

@@ -20,6 +20,7 @@
  *     a matrix x[s][c], its columns            s     c       c          c      c
  *
  * out_stride: from row to row of what is written, of columns alone; 0: as in x.
+ * more: gradient sums are added to those that are there, as of the rows before.
  *
  * fetch: 0 where the array is in the caches; else it comes from memory, some of it (1) or all of it
  * (FN_FAR), and what lies ahead is fetched where that helps. */
@@ -27,6 +28,7 @@ typedef struct {
     int64_t rows, stride, len, run, outputs;
     int fetch;
     int64_t out_stride;
+    int more;
 } fn_view;
 enum { FN_FAR = 2 };
 
@@ -36,6 +38,11 @@ enum { FN_FAR = 2 };
 static inline int fn_is_flat(const fn_view *view) {
     return view->outputs == 1 && view->rows >= 8 && view->run <= 128;
 }
+
+/* Gradient sums of a long run, or of the columns of a matrix that is not narrow, are those of
+ * stretches of so many rows, of the columns or of lanes of 256 bytes, which are added in order in
+ * double.  So a view may be taken in parts that begin with a stretch. */
+#define FN_SUM_ROWS 64
 
 /* A matrix of fewer columns than this is narrow: several of its rows are read as one (fold_of in
  * columns.inc).  How many, and so the order of the additions, depends on the number of columns;
@@ -93,8 +100,9 @@ typedef struct {
  *                      nothing else; of at most FN_STRIP columns
  *     gradients        sum_dy = sum g,  sum_dy_xc = sum g * (x - center),  g = dy * weight; weight
  *                      (NULL: 1): one for each element of a run, of columns one for each row
- *     apply            y = (x - center) * scale + shift, with a floor max(that, floor)
- *     above            out = dy where (x - center) * scale + shift > floor, else 0
+ *     apply            y = (x - center) * scale + shift, with a floor max(that, floor); or, with
+ *                      `add`, max(that + add, floor), of float32 and float64
+ *     above            out = dy where (x - center) * scale + shift (+ add) > floor, else 0
  *     grad_apply       dx = a * dy + (b * (x - center) + e)
  *     apply_elem, grad_apply_elem      see elem.inc
  *     widen, add_sums, narrow          see double.inc
@@ -105,17 +113,18 @@ typedef struct {
     X(extremes, (const void *x, const fn_view *view, void *scratch, double *low, double *high))    \
     X(gradients, (const void *x, const void *dy, const fn_view *view, const void *center,          \
                   const void *weight, void *scratch, double *sum_dy, double *sum_dy_xc))           \
-    X(apply, (const void *x, void *y, const fn_view *view, const void *center, const void *scale,  \
-              const void *shift, const void *floor, fn_hints hints, void *scratch))                \
-    X(above,                                                                                       \
-      (const void *x, const void *dy, void *out, const fn_view *view, const void *center,          \
+    X(apply,                                                                                       \
+      (const void *x, const void *add, void *y, const fn_view *view, const void *center,           \
        const void *scale, const void *shift, const void *floor, fn_hints hints, void *scratch))    \
+    X(above, (const void *x, const void *dy, const void *add, void *out, const fn_view *view,      \
+              const void *center, const void *scale, const void *shift, const void *floor,         \
+              fn_hints hints, void *scratch))                                                      \
     X(grad_apply,                                                                                  \
       (const void *x, const void *dy, void *dx, const fn_view *view, const void *center,           \
        const void *a, const void *b, const void *e, fn_hints hints, void *scratch))                \
     X(apply_elem, (const void *x, void *y, int64_t rows, int64_t stride, int64_t out_stride,       \
-                   int64_t len, int by_row, const void *center, const void *scale, const void *shift, const void *weight,   \
-                   const void *bias, fn_hints hints))                                              \
+                   int64_t len, int by_row, const void *center, const void *scale,                 \
+                   const void *shift, const void *weight, const void *bias, fn_hints hints))       \
     X(grad_apply_elem,                                                                             \
       (const void *x, const void *dy, void *dx, int64_t rows, int64_t stride, int64_t len,         \
        int by_row, const void *center, const void *scale, const void *shift, const void *b,        \
@@ -126,11 +135,11 @@ typedef struct {
                  double *sum, double *square))                                                     \
     X(narrow, (const double *v, int64_t n, void *to))                                              \
     X(activate, (int kind, double slope, const void *x, const void *add, void *y, int64_t n,       \
-                 int stream))                                                                      \
+                 int stream, const void *next))                                                    \
     X(activate_grad, (int kind, double slope, const void *x, const void *add, const void *dy,      \
-                      void *dx, int64_t n, int stream))                                            \
-    X(gate, (int kind, double slope, const void *x, const void *gate, void *y, int64_t n,          \
-             int stream))                                                                          \
+                      void *dx, int64_t n, int stream, const void *next))                          \
+    X(gate,                                                                                        \
+      (int kind, double slope, const void *x, const void *gate, void *y, int64_t n, int stream))   \
     X(gate_grad, (int kind, double slope, const void *x, const void *gate, const void *dy,         \
                   void *dx, void *dgate, int64_t n))                                               \
     X(limit, (const void *x, const void *dy, void *y, int64_t len, int stream))

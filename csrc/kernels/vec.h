@@ -76,6 +76,23 @@ FN_INLINE fn_vec_f64 fn_widen_f32(const float *p) {
 FN_INLINE fn_vec_f64 fn_widen_f32(const float *p) { return (fn_vec_f64){p[0], p[1]}; }
 #endif
 
+/* doubles to as many numbers of the compute type */
+FN_INLINE void fn_narrow_f64(double *p, fn_vec_f64 v) { fn_store_f64(p, v); }
+#if FN_VEC_BYTES == 64
+FN_INLINE void fn_narrow_f32(float *p, fn_vec_f64 v) {
+    _mm256_storeu_ps(p, _mm512_cvtpd_ps((__m512d)v));
+}
+#elif FN_VEC_BYTES == 32
+FN_INLINE void fn_narrow_f32(float *p, fn_vec_f64 v) {
+    _mm_storeu_ps(p, _mm256_cvtpd_ps((__m256d)v));
+}
+#else
+FN_INLINE void fn_narrow_f32(float *p, fn_vec_f64 v) {
+    p[0] = (float)v[0];
+    p[1] = (float)v[1];
+}
+#endif
+
 /* The sum of a cache line of lanes, in double: 16 floats to 8 doubles, these as a tree, of halves,
  * then quarters, then neighbours. */
 #if FN_VEC_BYTES == 64

@@ -11,17 +11,20 @@ static double sigma_of(const fn_coefs *cf, int64_t d) {
         return INFINITY;
     return sigma < least ? least : sigma;
 }
-/* 1 / sigma of the domains of a bundle; of its planes r / sigma, and what renorm adds to it */
+/* 1 / sigma of the domains of a bundle, each by itself: at the ends of the range sigma_of may round
+ * otherwise.  Of its planes r / sigma, and what renorm adds to it. */
 static void scales_of(const fn_coefs *cf, bundle at, double *rstd, double *scale, double *shift) {
     const double eps = cf->plan->p.eps, *std = cf->std + at.d;
+    const double low = 0x1p-480, high = 0x1p480, clamps = cf->plan->p.sigma_min > 0;
     double scales[BUNDLE];
-    double outside = cf->plan->p.sigma_min > 0;
+    double outside = clamps;
     for (int64_t k = 0; k < at.domains; k++) {
         rstd[k] = 1 / sqrt(std[k] * fabs(std[k]) + eps);
-        outside += fn_outside(rstd[k], 0x1p-480, 0x1p480);
+        outside += fn_outside(rstd[k], low, high);
     }
     for (int64_t k = 0; k < at.domains && outside > 0; k++)
-        rstd[k] = 1 / sigma_of(cf, at.d + k);
+        if (clamps + fn_outside(rstd[k], low, high) > 0)
+            rstd[k] = 1 / sigma_of(cf, at.d + k);
     for (int64_t k = 0; k < at.domains; k++)
         scales[k] = cf->r ? cf->r[at.d + k] * rstd[k] : rstd[k];
     fn_spread(at, scales, scale);

@@ -7,6 +7,7 @@ core, with its weight; else `_pointwise` applies them to what the core has norma
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,12 +32,15 @@ _COUPLED = {"batch", "batch_renorm", "switchable"}  # whose samples share statis
 
 def needed(call: Call) -> bool:
     """Whether a parameter has more dimensions than a shared one, or x is rounded before them."""
-    if "rounds" in call.around:
-        return True
-    axis = call.arguments.get("axis")
+    return "rounds" in call.around or is_wide(call.arguments)
+
+
+def is_wide(arguments: Mapping[str, Any]) -> bool:
+    """Whether a parameter has more dimensions than a shared one."""
+    axis = arguments.get("axis")
     shared = len(axis) if isinstance(axis, (tuple, list)) else 1
     for name in ("weight", "bias"):
-        value = call[name]
+        value = arguments[name]
         if value is not None and _core.as_array(value, name).ndim > shared:
             return True
     return False

@@ -5,16 +5,17 @@ With the bits that the core gives them in its pass: each rounds to x's dtype.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from .. import _core
-from .._types import Array, MaybeArray
-from ._arrays import computed_in
-
-_BATCH = _core.NORMS.index("batch")
+from .. import _arguments, _core
+from .. import _check as check
+from .._types import Array, DerivedContext, FusedGradients, MaybeArray, Param
+from ._arrays import computed_in, delivered, dense, like
 
 
 def add(a: Array, b: Array, out: MaybeArray = None) -> Array:
@@ -28,12 +29,20 @@ def add(a: Array, b: Array, out: MaybeArray = None) -> Array:
     return total
 
 
+def times(a: Array, b: Array, out: MaybeArray = None) -> Array:
+    """Return the product of two arrays of one dtype, rounded to it."""
+    wide = computed_in(a.dtype)
+    product = np.empty_like(a) if out is None else out
+    if wide == a.dtype:
+        np.multiply(a, b, out=product)
+    else:
+        product[...] = a.astype(wide) * b.astype(wide)
+    return product
+
+
 @dataclass(frozen=True)
 class Behind:
     """``activation(u + shortcut) * gate_activation(gate)`` of a dense u.
-
-    The core does it, around a batch norm that changes nothing: by a mean of 0 and a variance of 1,
-    and an eps of 0.
 
     Attributes
     ----------
@@ -43,26 +52,80 @@ class Behind:
 
     numbers: tuple[Any, ...]
 
+    @property
+    def is_needed(self) -> bool:
+        """Whether there is an activation; with arrays beside, it is needed anyway."""
+        return bool(self.numbers[0])
+
+    @check.as_the_core
     def forward(self, u: Array, shortcut: MaybeArray, gate: MaybeArray, out: Array) -> None:
         """Write it to `out`, dense, which may be one of the arrays."""
-        self._call(u, shortcut, gate, out.reshape(1, 1, -1), False)
+        activation, gate_activation, slope = self.numbers[:3]
+        gated = None if gate is None else _core.activate(gate_activation, slope, gate, None)
+        v = u if shortcut is None else add(u, shortcut)
+        _core.activate(activation, slope, v, out)
+        if gated is not None:
+            times(out, gated, out)
 
+    @check.as_the_core
     def backward(
         self, dy: Array, u: Array, shortcut: MaybeArray, gate: MaybeArray
     ) -> tuple[Array, MaybeArray, MaybeArray]:
         """Return the gradients of u, the shortcut and the gate."""
-        _, ctx = self._call(u, shortcut, gate, None, True)
-        found = _core.backward(dy.reshape(1, 1, -1), ctx, None, None)
-        beside = (
-            None if a is None else a.reshape(u.shape) for a in (found.shortcut, found.gate)
-        )  # fmt: skip
-        return found.x.reshape(u.shape), *beside
+        activation, gate_activation, slope = self.numbers[:3]
+        v = u if shortcut is None else add(u, shortcut)
+        dgate = None
+        if gate is not None:
+            active = _core.activate(activation, slope, v, None)
+            dgate = _core.activate_grad(gate_activation, slope, times(dy, active), gate, None)
+            dy = times(dy, _core.activate(gate_activation, slope, gate, None))
+        du = _core.activate_grad(activation, slope, dy, v, None)
+        return du, None if shortcut is None else du, dgate
 
-    def _call(self, u: Array, shortcut: MaybeArray, gate: MaybeArray, out: MaybeArray,
-              keep: bool) -> Any:  # fmt: skip
-        flat = [None if a is None else a.reshape(1, 1, -1) for a in (u, shortcut, gate)]
-        one = np.ones(1, computed_in(u.dtype))
-        around = (*self.numbers, *flat[1:], None, None)
-        return _core.channel_norm(
-            _BATCH, flat[0], None, None, 0 * one, one, False, 0.0, 0.0, 0, "NCL", out, keep, around
+
+def with_around(normalize: Callable[..., Any], arguments: Mapping[str, Any], numbers: Any) -> Any:
+    """Call a normalizer that the core does not know, with what is around in calls of its own.
+
+    It returns y, or with a residual the sum too, and with `return_ctx` a context.
+    """
+    if numbers is None:
+        return normalize(**arguments)
+    x = dense(arguments["x"], "x")
+    named = zip(("shortcut", "gate", "residual"), numbers[3:6], strict=True)
+    beside = {name: like(array, name, x) for name, array in named if array is not None}
+    for name, out in (("out", arguments["out"]), ("sum_out", numbers[6])):
+        if out is not None:
+            _arguments.check_out(out, x, x.shape, name)
+    total = add(x, beside["residual"]) if "residual" in beside else None
+    found = normalize(**{**arguments, "x": x if total is None else total, "out": None})
+    u, ctx = found if isinstance(found, tuple) else (found, None)
+    behind = Behind(numbers)
+    y = np.empty_like(u)
+    behind.forward(u, beside.get("shortcut"), beside.get("gate"), y)
+    result = [delivered(y, arguments["out"])]
+    if total is not None:
+        result.append(delivered(total, numbers[6]))
+    if ctx is not None:
+        result.append(_Around(ctx, behind, u, beside))  # type: ignore[arg-type]
+    return tuple(result) if len(result) > 1 else result[0]
+
+
+class _Around(DerivedContext):
+    """Context of a normalizer and, in calls of their own, of what is around it."""
+
+    def __init__(self, ctx: Any, behind: Behind, u: Array, beside: Mapping[str, Array]) -> None:
+        self.own, self._behind, self._u, self._beside = ctx, behind, u, beside
+        self.has_sum = "residual" in beside
+
+    def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> FusedGradients:
+        """As :func:`fastnorm.backward`."""
+        from ..norms import backward
+
+        extra = None if ds is None else like(ds, "ds", self._u)
+        g, dshortcut, dgate = self._behind.backward(
+            like(dy, "dy", self._u), self._u, self._beside.get("shortcut"), self._beside.get("gate")
         )
+        found = backward(g, self.own, out)
+        if extra is not None:
+            add(found.x, extra, found.x)
+        return FusedGradients(found.x, found.weight, found.bias, dshortcut, dgate)

@@ -5,16 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .. import _check as check
-from .._arguments import shown
+from .. import activations
 from ._call import Call, Result, public
 from ._keywords import Around
-
-# in the order of fn_activation of fastnorm.h
-ACTIVATIONS = (
-    "identity", "relu", "leaky_relu", "relu6", "hardswish", "sigmoid", "tanh", "silu", "gelu",
-    "gelu_tanh",
-)  # fmt: skip
 
 # keywords that the core does
 IN_THE_CORE = {
@@ -29,6 +22,8 @@ def run(entry: Callable[..., Any], arguments: Mapping[str, Any], around: Any) ->
         if name not in Around.__annotations__:
             raise TypeError(f"got an unexpected keyword argument {name!r}")
     some = {name: value for name, value in given.items() if value is not None}
+    if some and IN_THE_CORE.issuperset(some) and not _affine.is_wide(arguments):  # at once
+        return entry(**arguments, around=numbered(some))
     return public(proceed(Call(entry, arguments, some)))
 
 
@@ -57,29 +52,31 @@ def numbered(around: Mapping[str, Any]) -> tuple[Any, ...] | None:
     if not IN_THE_CORE & around.keys():
         return None
     return (
-        activation(around.get("activation", "identity"), "activation"),
-        activation(around.get("gate_activation", "silu"), "gate_activation"),
-        check.number(around.get("slope", 0.01), "slope", low=-float("inf")),
+        activations.number(around["activation"]) if "activation" in around else 0,
+        activations.number(around.get("gate_activation", "silu"), "gate_activation"),
+        activations.finite(around.get("slope", 0.01)),
         *(around.get(name) for name in ("shortcut", "gate", "residual", "sum_out")),
     )
 
 
-def activation(name: Any, argument: str) -> int:
-    """Return the number of an activation."""
-    if not isinstance(name, str):
-        raise TypeError(f"{argument}: expected a str, got {type(name).__name__}")
-    if name not in ACTIVATIONS:
-        choices = ", ".join(ACTIVATIONS[1:])
-        raise ValueError(f"{argument}: expected one of {choices}, got {shown(name)}")
-    return ACTIVATIONS.index(name)
-
-
-from . import _affine, _quantized, _weights  # noqa: E402  (which need this module)
+from . import (  # noqa: E402  (which need this module)
+    _affine,
+    _ghost,
+    _given,
+    _masks,
+    _packed,
+    _quantized,
+    _weights,
+)
 
 # Stages, from the outermost on: whether a call is one of theirs, and what they do with it. They
 # finish with `proceed`, of a call that is no longer one of theirs.
 STAGES: tuple[tuple[Callable[[Call], bool], Callable[[Call], Result]], ...] = (
     (_quantized.needed, _quantized.stage),
+    (_ghost.needed, _ghost.stage),
+    (_packed.needed, _packed.stage),
+    (_masks.needed, _masks.stage),
     (_weights.needed, _weights.stage),
+    (_given.needed, _given.stage),
     (_affine.needed, _affine.stage),
 )

@@ -3,7 +3,7 @@
 What is entered here is in :mod:`fastnorm`, :mod:`fastnorm.functional` and :mod:`fastnorm.layers`.
 """
 
-from ._gradients import backward
+from ._gradients import backward, gradient_sums
 from .batch import (
     BatchNorm,
     BatchRenorm,
@@ -21,16 +21,19 @@ from .layer import LayerNorm, RMSNorm, layer_norm, rms_norm
 from .length import normalize
 from .switchable import SwitchableNorm, switchable_norm
 from .weight import WeightNorm, WeightNormInit, weight_norm, weight_norm_init
+from .whitening import DecorrelatedBatchNorm, IterNorm, decorrelated_batch_norm, iter_norm
 
 __all__ = [
     "BatchNorm",
     "BatchRenorm",
     "CosineNorm",
+    "DecorrelatedBatchNorm",
     "FilterResponseNorm",
     "GlobalResponseNorm",
     "GroupNorm",
     "InstanceNorm",
     "InstanceRenorm",
+    "IterNorm",
     "LayerNorm",
     "RMSNorm",
     "SwitchableNorm",
@@ -42,11 +45,14 @@ __all__ = [
     "batch_renorm_d_max",
     "batch_renorm_r_max",
     "cosine_norm",
+    "decorrelated_batch_norm",
     "filter_response_norm",
     "global_response_norm",
+    "gradient_sums",
     "group_norm",
     "instance_norm",
     "instance_renorm",
+    "iter_norm",
     "layer_norm",
     "normalize",
     "rms_norm",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from inspect import Parameter, signature
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -13,7 +13,8 @@ from .. import _check as check
 from .. import _core
 from .._arguments import LAYOUTS
 from .._state import loadable, named
-from .._types import AnyContext, Array
+from .._types import AnyContext, Array, Param
+from ..around import Around
 from ._gradients import backward
 
 
@@ -27,6 +28,8 @@ class Layer:
         learned.
     grads : dict of str to ndarray
         Gradients of `params` from the last `backward`.
+    input_grads : dict of str to ndarray
+        Those of ``shortcut`` and ``gate``, where the last call had them.
     buffers : dict of str to ndarray
         Running statistics; updated in place by calls in training.
     training : bool
@@ -35,10 +38,11 @@ class Layer:
 
     def __init__(self, dtype: DTypeLike) -> None:
         self.dtype = check.float_dtype(dtype)
-        self.params: dict[str, Array] = {}
+        self.params: dict[str, Any] = {}
         self.grads: dict[str, Array] = {}
         self.buffers: dict[str, Array] = {}
         self.training = True
+        self.input_grads: dict[str, Array] = {}
         self._ctx: AnyContext | None = None
 
     def train(self, mode: bool = True) -> Self:
@@ -147,35 +151,51 @@ class Norm(Layer):
             message += f", or make the layer with dtype=np.{other}"
         raise TypeError(message)
 
-    def _forward(self, x: ArrayLike) -> tuple[Array, AnyContext]:
+    def _forward(self, x: ArrayLike, **around: Any) -> Any:
         """Return what the functional form returns with `return_ctx`."""
         raise AssertionError("a layer defines its forward call")
 
-    def __call__(self, x: ArrayLike) -> Array:
-        """Normalize x."""
+    def __call__(self, x: ArrayLike, **around: Unpack[Around]) -> Any:
+        """Normalize x.
+
+        Parameters
+        ----------
+        x : array_like
+            Input.
+        **around
+            What stands around it in the same pass: see :class:`fastnorm.Around`.
+
+        Returns
+        -------
+        y : ndarray
+            Output; with a residual ``(y, s)``.
+        """
         self._ctx = None  # after a call that fails there is nothing to go back through
         self._check(x)
         counts = self.training and "num_batches_tracked" in self.buffers
         if counts and not self.buffers["num_batches_tracked"].flags.writeable:
             raise ValueError("num_batches_tracked: expected a writeable array, got a read-only one")
-        y, self._ctx = self._forward(x)
+        *found, self._ctx = self._forward(x, **around)
         # an empty batch leaves the running statistics alone, so their average must not count it
-        if counts and y.size:
+        if counts and found[0].size:
             _core.count_up(self.buffers["num_batches_tracked"])
-        return y
+        return tuple(found) if len(found) > 1 else found[0]
 
-    def backward(self, dy: ArrayLike) -> Array:
+    def backward(self, dy: ArrayLike, ds: Param = None) -> Array:
         """Return the gradient of the last call's input and fill `grads`.
 
         Parameters
         ----------
         dy : array_like
             Gradient of the last call's output: its shape and dtype.
+        ds : array_like, optional
+            Gradient of the sum that a call with a residual returned.
 
         Returns
         -------
         ndarray
-            Gradient of the input.
+            Gradient of the input, and of the residual. Those of a shortcut and a gate are in
+            `input_grads`.
 
         Raises
         ------
@@ -186,10 +206,14 @@ class Norm(Layer):
             raise RuntimeError(
                 f"{type(self).__name__}.backward: expected a call of the layer before"
             )
-        grads = backward(dy, self._ctx)
+        ctx: Any = self._ctx
+        grads: Any = backward(dy, ctx, ds=ds)
         found = grads._asdict()
         self.grads = {name: found[name] for name in self.params}
-        return grads.x
+        beside = {name: found.get(name) for name in ("shortcut", "gate")}
+        self.input_grads = {name: a for name, a in beside.items() if a is not None}
+        dx: Array = grads.x
+        return dx
 
 
 def _is_computed_in(x: np.dtype[Any], own: np.dtype[Any]) -> bool:

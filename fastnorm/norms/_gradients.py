@@ -18,8 +18,9 @@ from .._types import (
     SwitchableGradients,
     WeightGradients,
 )
+from ..around._given import GivenContext, GradientSums
 
-__all__ = ["backward"]
+__all__ = ["backward", "gradient_sums"]
 
 AnyGradients: TypeAlias = (
     Gradients | FilterResponseGradients | SwitchableGradients | WeightGradients
@@ -28,15 +29,23 @@ G = TypeVar("G", bound=AnyGradients)
 
 
 @overload
-def backward(
-    dy: ArrayLike, ctx: Context[G], out: MaybeArray = ..., *, ds: Param = ...
-) -> G: ...
+def backward(dy: ArrayLike, ctx: Context[G], out: MaybeArray = ..., *, ds: Param = ...) -> G: ...
 @overload
 def backward(
-    dy: ArrayLike, ctx: DerivedContext, out: MaybeArray = ..., *, ds: Param = ...
+    dy: ArrayLike,
+    ctx: DerivedContext,
+    out: MaybeArray = ...,
+    *,
+    ds: Param = ...,
+    sums: GradientSums | None = ...,
 ) -> Gradients: ...
 def backward(
-    dy: ArrayLike, ctx: AnyContext, out: MaybeArray = None, *, ds: Param = None
+    dy: ArrayLike,
+    ctx: AnyContext,
+    out: MaybeArray = None,
+    *,
+    ds: Param = None,
+    sums: GradientSums | None = None,
 ) -> AnyGradients:
     """Gradients of ``sum(dy * y)`` for the forward call that made `ctx`.
 
@@ -53,6 +62,9 @@ def backward(
 
     ds : array_like, optional
         After a call with a residual: gradient of the sum that it returned. It joins that of x.
+
+    sums : GradientSums, optional
+        After a batch norm by given moments: those of all micro-batches, of :func:`gradient_sums`.
 
     Returns
     -------
@@ -82,6 +94,12 @@ def backward(
     >>> ctx.mean.round(3), ctx.rstd.round(3)
     (array([2.333]), array([0.802]))
     """
+    if isinstance(ctx, GivenContext):
+        if ds is not None and not ctx.has_sum:
+            raise ValueError("ds: expected None, as the forward call had no residual")
+        return ctx.backward(dy, out, ds, sums)
+    if sums is not None:
+        raise ValueError("sums: expected None, as the forward call was given no moments")
     if isinstance(ctx, DerivedContext):
         if ds is None:
             return ctx.backward(dy, out)
@@ -89,3 +107,46 @@ def backward(
             raise ValueError("ds: expected None, as the forward call had no residual")
         return ctx.backward(dy, out, ds)
     return _core.backward(dy, ctx, out, ds)
+
+
+def gradient_sums(dy: ArrayLike, ctx: AnyContext) -> GradientSums:
+    """Sum of a micro-batch what a batch norm by given moments needs to go back.
+
+    The exact batch norm of K micro-batches takes two sweeps forward, of which the first adds their
+    :class:`Moments`, and two sweeps backward, of which the first adds these sums.
+
+    Parameters
+    ----------
+    dy : array_like
+        Gradient of the micro-batch's y.
+    ctx : DerivedContext
+        Of a :func:`batch_norm` with ``moments=``.
+
+    Returns
+    -------
+    GradientSums
+        They can be added; the sum of all goes to :func:`backward` as ``sums=``.
+
+    Raises
+    ------
+    TypeError
+        A context of another call.
+
+    Examples
+    --------
+    >>> import numpy as np, fastnorm
+    >>> parts = np.split(np.arange(24.0).reshape(4, 6), 2)
+    >>> total = fastnorm.Moments.merge(fastnorm.Moments.from_array(x, layout="NC") for x in parts)
+    >>> calls = [fastnorm.batch_norm(x, training=True, moments=total, return_ctx=True)
+    ...          for x in parts]
+    >>> sums = [fastnorm.gradient_sums(x, ctx) for x, (_, ctx) in zip(parts, calls)]
+    >>> dx = [fastnorm.backward(x, ctx, sums=sums[0] + sums[1]).x
+    ...       for x, (_, ctx) in zip(parts, calls)]
+    >>> bool(np.abs(dx).max() < 1e-6)  # y does not change with x along itself
+    True
+    """
+    if not isinstance(ctx, GivenContext):
+        raise TypeError(
+            f"ctx: expected that of a batch_norm with moments, got {type(ctx).__name__}"
+        )
+    return ctx.gradient_sums(dy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, overload, TypeAlias, Unpack
+from typing import Any, Literal, TypeAlias, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -40,13 +40,15 @@ def batch_norm(
 def batch_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: MaybeArray = ...,
     running_var: MaybeArray = ..., training: bool = ..., momentum: float = ..., eps: float = ...,
-    ddof: int = ..., layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[True], **around: Unpack[Around],
+    ddof: int = ..., layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[True],
+    **around: Unpack[Around],
 ) -> WithContext: ...  # fmt: skip
 @overload
 def batch_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: MaybeArray = ...,
     running_var: MaybeArray = ..., training: bool = ..., momentum: float = ..., eps: float = ...,
-    ddof: int = ..., layout: str = ..., out: MaybeArray = ..., return_ctx: bool, **around: Unpack[Around],
+    ddof: int = ..., layout: str = ..., out: MaybeArray = ..., return_ctx: bool,
+    **around: Unpack[Around],
 ) -> Array | WithContext: ...  # fmt: skip
 def batch_norm(
     x: ArrayLike, weight: Param = None, bias: Param = None, *, running_mean: MaybeArray = None,
@@ -171,9 +173,13 @@ class BatchNorm(RunningNorm):
             num_features, eps, momentum, affine, bias, track_running_stats, ddof, layout, dtype
         )
 
-    def _forward(self, x: ArrayLike) -> tuple[Array, AnyContext]:
+    def _forward(self, x: ArrayLike, **around: Any) -> tuple[Array, AnyContext]:
         return batch_norm(
-            x, training=self.training or not self.buffers, return_ctx=True, **self._common()
+            x,
+            training=self.training or not self.buffers,
+            return_ctx=True,
+            **self._common(),
+            **around,
         )
 
 
@@ -332,9 +338,9 @@ class BatchRenorm(RunningNorm):
         super().__init__(num_features, eps, momentum, affine, bias, True, ddof, layout, dtype)
         self.r_max, self.d_max = schedule(r_max, "r_max", 1.0), schedule(d_max, "d_max", 0.0)
 
-    def _forward(self, x: ArrayLike) -> tuple[Array, Context]:
+    def _forward(self, x: ArrayLike, **around: Any) -> tuple[Array, Context]:
         step = int(self.buffers["num_batches_tracked"])
         return batch_renorm(
             x, training=self.training, r_max=at_step(self.r_max, step),
-            d_max=at_step(self.d_max, step), return_ctx=True, **self._common(),
+            d_max=at_step(self.d_max, step), return_ctx=True, **self._common(), **around,
         )  # fmt: skip

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from .. import _check as check
 from .. import _core
 from .._core import Context
-from .._types import Array, DerivedContext, Gradients, MaybeArray
+from .._types import Array, DerivedContext, Gradients, MaybeArray, Param
 from ._base import Norm
 from ._gradients import backward
 
@@ -74,7 +74,7 @@ class _CosineContext(DerivedContext):
         raise AssertionError("a context defines its gradients")
 
     @check.as_the_core
-    def backward(self, dy: ArrayLike, out: MaybeArray) -> Gradients:
+    def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> Gradients:
         """As :func:`fastnorm.backward`."""
         dy = check.gradient(dy, self.shape, self.dtype)
         if out is not None:
@@ -335,10 +335,10 @@ class CosineNorm(Norm):
     def _check_sizes(self, x: Array) -> None:
         """Leave it to the function, which compares x with the weight."""
 
-    def _forward(self, x: ArrayLike) -> tuple[Array, DerivedContext]:
+    def _forward(self, x: ArrayLike, **around: Any) -> tuple[Array, DerivedContext]:
         return cosine_norm(
             x, self.params["weight"], centered=self.centered, stride=self.stride,
-            padding=self.padding, eps=self.eps, return_ctx=True,
+            padding=self.padding, eps=self.eps, return_ctx=True, **around,
         )  # fmt: skip
 
     def __repr__(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload, TypeAlias, Unpack
+from typing import Any, Literal, TypeAlias, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -38,7 +38,8 @@ def filter_response_norm(
 ) -> Array | _WithContext: ...  # fmt: skip
 def filter_response_norm(
     x: ArrayLike, weight: Param = None, bias: Param = None, tau: Param = None, *,
-    eps: float = 1e-6, layout: str = "NCHW", out: MaybeArray = None, return_ctx: bool = False, **around: Unpack[Around],
+    eps: float = 1e-6, layout: str = "NCHW", out: MaybeArray = None, return_ctx: bool = False,
+    **around: Unpack[Around],
 ) -> Array | _WithContext:  # fmt: skip
     """Filter Response Norm: ``max(weight * x / sqrt(mean(x**2) + eps) + bias, tau)``.
 
@@ -115,7 +116,7 @@ class FilterResponseNorm(ChannelNorm):
         if self.tau:
             self.params["tau"] = np.zeros(self.num_features, self.dtype)
 
-    def _forward(self, x: ArrayLike) -> _WithContext:
+    def _forward(self, x: ArrayLike, **around: Any) -> _WithContext:
         return filter_response_norm(
-            x, **self.params, eps=self.eps, layout=self.layout, return_ctx=True
+            x, **self.params, eps=self.eps, layout=self.layout, return_ctx=True, **around
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload, Unpack
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -36,7 +36,8 @@ def global_response_norm(
 ) -> Array | WithContext: ...  # fmt: skip
 def global_response_norm(
     x: ArrayLike, weight: Param = None, bias: Param = None, *, eps: float = 1e-6,
-    layout: str = "NCHW", out: MaybeArray = None, return_ctx: bool = False, **around: Unpack[Around],
+    layout: str = "NCHW", out: MaybeArray = None, return_ctx: bool = False,
+    **around: Unpack[Around],
 ) -> Array | WithContext:  # fmt: skip
     """Global Response Norm: ``weight * (x * N) + bias + x``, with ``N = G / (mean(G) + eps)``.
 
@@ -77,7 +78,19 @@ def global_response_norm(
             [ 0. , 37.5]]])
     """
     return _core.channel_norm(
-        _GLOBAL_RESPONSE, x, weight, bias, None, None, True, 0.0, eps, 0, layout, out, return_ctx,
+        _GLOBAL_RESPONSE,
+        x,
+        weight,
+        bias,
+        None,
+        None,
+        True,
+        0.0,
+        eps,
+        0,
+        layout,
+        out,
+        return_ctx,
         around,
     )
 
@@ -107,7 +120,7 @@ class GlobalResponseNorm(ChannelNorm):
         self._affine(self.num_features)
         self.params["weight"][...] = 0
 
-    def _forward(self, x: ArrayLike) -> tuple[Array, Context]:
+    def _forward(self, x: ArrayLike, **around: Any) -> tuple[Array, Context]:
         return global_response_norm(
-            x, **self.params, eps=self.eps, layout=self.layout, return_ctx=True
+            x, **self.params, eps=self.eps, layout=self.layout, return_ctx=True, **around
         )

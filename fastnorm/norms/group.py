@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload, Unpack
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -37,7 +37,8 @@ def group_norm(
 ) -> Array | WithContext: ...  # fmt: skip
 def group_norm(
     x: ArrayLike, num_groups: int, weight: Param = None, bias: Param = None, *, eps: float = 1e-5,
-    layout: str = "NCHW", out: MaybeArray = None, return_ctx: bool = False, **around: Unpack[Around],
+    layout: str = "NCHW", out: MaybeArray = None, return_ctx: bool = False,
+    **around: Unpack[Around],
 ) -> Array | WithContext:  # fmt: skip
     """Group Norm: statistics of each sample over groups of neighbouring channels and space.
 
@@ -90,7 +91,20 @@ def group_norm(
     array([[-1.,  1., -1.,  1.]])
     """
     return _core.channel_norm(
-        _GROUP, x, weight, bias, None, None, True, 0.0, eps, 0, layout, out, return_ctx, around,
+        _GROUP,
+        x,
+        weight,
+        bias,
+        None,
+        None,
+        True,
+        0.0,
+        eps,
+        0,
+        layout,
+        out,
+        return_ctx,
+        around,
         num_groups,
     )
 
@@ -137,10 +151,16 @@ class GroupNorm(Norm):
     def _check_sizes(self, x: Array) -> None:
         check_channels(x, self.num_channels, self.layout)
 
-    def _forward(self, x: ArrayLike) -> tuple[Array, Context]:
+    def _forward(self, x: ArrayLike, **around: Any) -> tuple[Array, Context]:
         params = self.params
         if not params and self.layout.endswith("c"):  # tells padding from channels
             params = {"weight": np.ones(self.num_channels, self.dtype)}
         return group_norm(
-            x, self.num_groups, **params, eps=self.eps, layout=self.layout, return_ctx=True
+            x,
+            self.num_groups,
+            **params,
+            eps=self.eps,
+            layout=self.layout,
+            return_ctx=True,
+            **around,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload, Unpack
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -130,7 +130,7 @@ class _OneSample(DerivedContext):
     def __init__(self, ctx: Context, shape: tuple[int, ...]) -> None:
         self._ctx, self._shape = ctx, shape
 
-    def backward(self, dy: ArrayLike, out: MaybeArray) -> Gradients:
+    def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> Gradients:
         """As :func:`fastnorm.backward`; a layer has no `out`."""
         dy = check.array(dy, "dy")
         if dy.shape != self._shape:
@@ -147,7 +147,7 @@ class _InstanceLayer(RunningNorm):
     layout that has its number, as "NC" and "NCDHW", one less is one sample.
     """
 
-    def _normalize(self, x: ArrayLike) -> tuple[Array, Context]:
+    def _normalize(self, x: ArrayLike, **around: Any) -> tuple[Array, Context]:
         """Return what the functional form returns with `return_ctx`, of samples."""
         raise AssertionError("a layer defines its call")
 
@@ -158,10 +158,14 @@ class _InstanceLayer(RunningNorm):
     def _check_sizes(self, x: Array) -> None:
         super()._check_sizes(x[None] if self._is_one_sample(x) else x)
 
-    def _forward(self, x: ArrayLike) -> tuple[Array, AnyContext]:
+    def _forward(self, x: ArrayLike, **around: Any) -> tuple[Array, AnyContext]:
         x = check.array(x, "x")
         if not self._is_one_sample(x):
-            return self._normalize(x)
+            return self._normalize(x, **around)
+        if around:
+            raise ValueError(
+                f"x: expected samples with {min(around)}, got one sample of shape {x.shape}"
+            )
         y, ctx = self._normalize(x[None])
         return y[0], _OneSample(ctx, x.shape)
 
@@ -208,9 +212,13 @@ class InstanceNorm(_InstanceLayer):
             num_features, eps, momentum, affine, bias, track_running_stats, ddof, layout, dtype
         )
 
-    def _normalize(self, x: ArrayLike) -> tuple[Array, Context]:
+    def _normalize(self, x: ArrayLike, **around: Any) -> tuple[Array, Context]:
         return instance_norm(
-            x, use_input_stats=self.training or not self.buffers, return_ctx=True, **self._common()
+            x,
+            use_input_stats=self.training or not self.buffers,
+            return_ctx=True,
+            **self._common(),
+            **around,
         )
 
 
@@ -240,7 +248,8 @@ def instance_renorm(
     x: ArrayLike, weight: Param = None, bias: Param = None, *, running_mean: Array,
     running_var: Array, r_max: float = 3.0, d_max: float = 5.0, blend: float = 1.0,
     training: bool = False, momentum: float = 0.1, eps: float = 1e-5, ddof: int = 0,
-    layout: str = "NCHW", out: MaybeArray = None, return_ctx: bool = False, **around: Unpack[Around],
+    layout: str = "NCHW", out: MaybeArray = None, return_ctx: bool = False,
+    **around: Unpack[Around],
 ) -> Array | WithContext:  # fmt: skip
     """Instance Renorm: Batch Renorm's correction applied to the statistics of each instance.
 
@@ -354,9 +363,9 @@ class InstanceRenorm(_InstanceLayer):
         self.r_max, self.d_max = schedule(r_max, "r_max", 1.0), schedule(d_max, "d_max", 0.0)
         self.blend = check.number(blend, "blend", 0.0, 1.0)
 
-    def _normalize(self, x: ArrayLike) -> tuple[Array, Context]:
+    def _normalize(self, x: ArrayLike, **around: Any) -> tuple[Array, Context]:
         step = int(self.buffers["num_batches_tracked"])
         return instance_renorm(
             x, training=self.training, r_max=at_step(self.r_max, step),
-            d_max=at_step(self.d_max, step), blend=self.blend, return_ctx=True, **self._common(),
+            d_max=at_step(self.d_max, step), blend=self.blend, return_ctx=True, **self._common(), **around,
         )  # fmt: skip

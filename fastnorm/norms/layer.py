@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, overload, Unpack
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -141,8 +141,10 @@ class LayerNorm(Norm):
     def _check_sizes(self, x: Array) -> None:
         _check_normalized(x.shape, self.normalized_shape, self._axes)
 
-    def _forward(self, x: ArrayLike) -> tuple[Array, Context]:
-        return layer_norm(x, **self.params, axis=self._axes, eps=self.eps, return_ctx=True)
+    def _forward(self, x: ArrayLike, **around: Any) -> tuple[Array, Context]:
+        return layer_norm(
+            x, **self.params, axis=self._axes, eps=self.eps, return_ctx=True, **around
+        )
 
 
 @overload
@@ -251,8 +253,8 @@ class RMSNorm(Norm):
     def _check_sizes(self, x: Array) -> None:
         _check_normalized(x.shape, self.normalized_shape, self._axes)
 
-    def _forward(self, x: ArrayLike) -> tuple[Array, Context]:
-        return rms_norm(x, **self.params, axis=self._axes, eps=self.eps, return_ctx=True)
+    def _forward(self, x: ArrayLike, **around: Any) -> tuple[Array, Context]:
+        return rms_norm(x, **self.params, axis=self._axes, eps=self.eps, return_ctx=True, **around)
 
 
 def _normalized(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, overload, Unpack
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import _check as check
 from .. import _core
-from .._types import Array, Axes, DerivedContext, Gradients, MaybeArray, PlainContext
+from .._types import Array, Axes, DerivedContext, Gradients, MaybeArray, Param, PlainContext
 from ..around import Around
 
 _L2 = _core.NORMS.index("l2")
@@ -141,7 +141,7 @@ class _Lengths(DerivedContext):
                            out=np.zeros_like(exact))  # fmt: skip
 
     @check.as_the_core
-    def backward(self, dy: ArrayLike, out: MaybeArray) -> Gradients:
+    def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> Gradients:
         """As :func:`fastnorm.backward`."""
         dy = check.gradient(dy, self.y.shape, self._dtype)
         _core.checked_rows(dy, self._axes, out, False)

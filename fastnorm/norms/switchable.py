@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, overload, Unpack
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -150,6 +150,6 @@ class SwitchableNorm(RunningNorm):
         self.params["mean_logits"] = np.ones(3, self.dtype)
         self.params["var_logits"] = np.ones(3, self.dtype)
 
-    def _forward(self, x: ArrayLike) -> tuple[Array, Context]:
+    def _forward(self, x: ArrayLike, **around: Any) -> tuple[Array, Context]:
         arguments = {"bias": None, **self._common()}
-        return switchable_norm(x, training=self.training, return_ctx=True, **arguments)
+        return switchable_norm(x, training=self.training, return_ctx=True, **arguments, **around)

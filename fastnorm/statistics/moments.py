@@ -66,7 +66,7 @@ class Moments:
     @classmethod
     def from_array(
         cls, x: ArrayLike, axis: Axes | None = None, layout: str | None = None, *,
-        skip_nan: bool = False,
+        skip_nan: bool = False, mask: ArrayLike | None = None,
     ) -> Moments:  # fmt: skip
         """Moments of one array, in one read of it.
 
@@ -82,6 +82,9 @@ class Moments:
             Instead of `axis`, as in :func:`fastnorm.batch_norm`: the features are the channels.
         skip_nan : bool
             Whether NaN does not count. Else the moments of a feature with NaN are NaN.
+
+        mask : array_like of bool, optional
+            Which elements count, True for those that do; it broadcasts against x.
 
         Returns
         -------
@@ -103,6 +106,8 @@ class Moments:
         if layout is None and axis is None:
             axis = 0
         x = check.keeping_mask(x)
+        if mask is not None:
+            x = _masked(x, mask)
         if not isinstance(x, np.ma.MaskedArray):
             return measure(numbers(x), axis, layout, bool(skip_nan))
         filled = filled_with_nan(x)
@@ -192,6 +197,21 @@ class Moments:
         ddof = check.number(ddof, "ddof", low=-math.inf)
         left = np.asarray(self.count - ddof, np.float64)
         return np.asarray((self.m2 + self.m2_low) / np.where(left > 0, left, np.nan))
+
+
+def _masked(x: Any, mask: ArrayLike) -> np.ma.MaskedArray[Any, Any]:
+    """Return x with all masked that does not count."""
+    counts = check.array(mask, "mask")
+    if counts.dtype != np.bool_:
+        raise TypeError(f"mask: expected dtype bool, got {counts.dtype}")
+    shape = np.shape(x)
+    try:
+        missing = ~np.broadcast_to(counts, shape)
+    except ValueError:
+        raise ValueError(
+            f"mask: expected a shape that broadcasts to {shape}, got {counts.shape}"
+        ) from None
+    return np.ma.array(np.ma.getdata(x), mask=missing | np.ma.getmaskarray(x))
 
 
 def numbers(x: ArrayLike) -> Array:

@@ -139,11 +139,20 @@ typedef enum {
     WIDEN,
     ADD_SUMS,
     NARROW,
-    LIMIT
+    LIMIT,
+    ADDED,
+    ABOVE_ADDED,
+    SILU,
+    GELU,
+    RELU6,
+    SILU_GRAD,
+    RELU6_GRAD,
+    GATED,
+    GATE_GRAD
 } operation;
 static int writes_elements(operation o) {
     return o == APPLY || o == FLOORED || o == ABOVE || o == GRADIENT || o == GRADIENT_AND_SUMS ||
-           o == NARROW || o == LIMIT;
+           o == NARROW || o >= LIMIT;
 }
 
 /* a value and the size of what it was added up of: rounding is relative to that */
@@ -181,6 +190,27 @@ static void plain_extremes(const shape *s) {
         const int64_t k = shared_by(s, r, c);
         want1[k].value = fmin(want1[k].value, x_value[at]);
         want2[k].value = fmax(want2[k].value, x_value[at]);
+    }
+}
+
+static double plain_silu(double v) { return v / (1 + exp(-v)); }
+static double plain_silu_slope(double v) {
+    const double s = 1 / (1 + exp(-v));
+    return s * (1 + v * (1 - s));
+}
+
+/* of activations; size: what rounding to x's dtype on the way is a part of */
+static sum plain_activation(operation o, double x, double dy, double v) {
+    const double size = 4 * (1 + fabs(x) + fabs(dy)) * (1 + fabs(dy));
+    const int inside = v > 0 && v < 6;
+    switch (o) {
+    case SILU: return (sum){plain_silu(v), size};
+    case GELU: return (sum){v * erfc(-v / sqrt(2)) / 2, size};
+    case RELU6: return (sum){fmin(fmax(v, 0), 6), size};
+    case SILU_GRAD: return (sum){dy * plain_silu_slope(x), size};
+    case RELU6_GRAD: return (sum){x > 0 && x < 6 ? dy : 0, inside ? size : size};
+    case GATED: return (sum){x * plain_silu(dy), size};
+    default: return (sum){x * x * plain_silu_slope(dy), size * (1 + fabs(x))};
     }
 }
 
@@ -229,7 +259,22 @@ static void plain_element(operation o, const shape *s, int64_t r, int64_t c, int
             (sum){x * (s->weighted ? scale[k] : 1) - center[k], fabs(x) + fabs(center[k])};
         break;
     case NARROW: *y = (sum){scale[at], fabs(scale[at])}; break;
-    default: /* LIMIT */ add(y, x); add(y, s->weighted ? dy : 0);
+    case ADDED:
+    case ABOVE_ADDED:
+        add(y, (fabs(x) + fabs(center[k])) * fabs(scale[k]) + fabs(shift[k]) + fabs(dy));
+        y->value = xc * scale[k] + shift[k] + dy;
+        if (o == ADDED)
+            *y = (sum){fmax(y->value, extra[k]), y->size + fabs(extra[k])};
+        else if (fabs(y->value - extra[k]) < 1e-5 * y->size)
+            y->size = INFINITY;
+        else
+            *y = y->value > extra[k] ? (sum){dy, fabs(dy)} : (sum){0, 0};
+        break;
+    case LIMIT:
+        add(y, x);
+        add(y, s->weighted ? dy : 0);
+        break;
+    default: *y = plain_activation(o, x, dy, x + (s->weighted ? dy : 0));
     }
 }
 

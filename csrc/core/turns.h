@@ -1,0 +1,25 @@
+/* Rows that lie apart in memory, as one head of many does, and sums with a residual: a few rows at
+ * a time, a turn, go through memory of the thread, where they lie behind one another and stay in
+ * the caches.  So what lies apart is read and written where it is, once, and no kernel knows of it.
+ */
+#ifndef FN_TURNS_H
+#define FN_TURNS_H
+
+#include "core/job.h"
+
+/* rows above this are not taken by turns */
+#define FN_TURN_ROW (32 * 1024)
+
+int64_t fn_turn_bytes(const fn_around *around);
+int fn_goes_by_turns(const fn_plan *plan, const fn_around *around, int backward);
+
+/* what a job's arrays are otherwise */
+typedef struct {
+    const char *x, *dy;
+    char *out;
+} fn_arrays;
+/* rows [p, p1) are brought in; and brought out, with the job's arrays as they were */
+fn_arrays fn_turn_in(fn_job *job, int64_t p, int64_t p1);
+void fn_turn_out(fn_job *job, int64_t p, int64_t p1, fn_arrays were);
+
+#endif
