@@ -55,8 +55,9 @@ def slope(name, v):
 
 def points(dtype):
     rng = np.random.default_rng(0)
-    some = [rng.uniform(-6, 6, 3000), rng.uniform(-103, 60, 2000), rng.uniform(-14, 0, 1000),
-            np.exp(rng.uniform(-80, 0, 1000)) * rng.choice([-1, 1], 1000), [-3, 3, 6, 0]]  # fmt: skip
+    small = np.exp(rng.uniform(-80, 0, 1000)) * rng.choice([-1, 1], 1000)
+    ranges = [(-6, 6, 3000), (-103, 60, 2000), (-14, 0, 1000)]
+    some = [*(rng.uniform(*r) for r in ranges), small, [-3, 3, 6, 0]]
     found = np.concatenate(some).astype(dtype)
     return found[np.isfinite(found.astype(np.float64))]
 

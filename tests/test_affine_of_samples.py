@@ -269,6 +269,29 @@ def test_what_is_around_is_as_separate_calls(case, rng):
                 assert got is single is None or same(got, single)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, *HALVES])
+@pytest.mark.parametrize("name", fastnorm.activations.NAMES)
+def test_every_activation_is_as_alone(name, dtype, rng):
+    own = Case(NORMS[0], "NCHW", ("NC", "full"), dtype, rng, around=True)
+    more = {"activation": name, "gate_activation": name, "slope": 0.3}
+    (y, s, ctx), _ = own.forward(**more)
+    grads = fastnorm.backward(own.dy, ctx)
+    alone = copy.copy(own)
+    alone.x, alone.around = s, {}
+    (u, plain), _ = alone.forward()
+    v = (u.astype(np.float32) + own.around["shortcut"].astype(np.float32)).astype(dtype)
+    gate, act = own.around["gate"], fastnorm.activations
+    slope = {"slope": 0.3} if name == "leaky_relu" else {}
+    a, b = (getattr(act, name)(array, **slope) for array in (v, gate))
+    same(y, (a.astype(np.float32) * b.astype(np.float32)).astype(dtype))
+    g = own.dy.astype(np.float32)
+    dv = act.backward((g * b.astype(np.float32)).astype(dtype), v, name, slope=0.3)
+    same(grads.shortcut, dv)
+    dgate = act.backward((g * a.astype(np.float32)).astype(dtype), gate, name, slope=0.3)
+    same(grads.gate, dgate)
+    same(grads.x, fastnorm.backward(dv, plain).x)
+
+
 # ---- the same as others ----------------------------------------------------------------------
 
 

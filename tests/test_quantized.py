@@ -222,6 +222,21 @@ def test_all_at_once_is_as_separate_calls(dtype, kind, rng):
             same(sum_, s)
 
 
+def test_a_mask_is_as_without(rng):
+    """There are several pieces of x, but the mask is not cut."""
+    x = rng.standard_normal((3, 300, 200)).astype(np.float32)
+    mask = rng.random((3, 300, 1)) < 0.7
+    weight, states = uniform(rng, 300, np.float32), {"running_mean": x[0, :, 0].copy()}
+    states["running_var"] = uniform(rng, 300, np.float32)
+    for function, args, call in (
+        (fastnorm.layer_norm, (), {"mask": mask}),
+        (fastnorm.batch_norm, (weight,), {"lengths": [200, 0, 50], "layout": "NCL", **states}),
+    ):
+        y = function(x, *args, **call)
+        scale = np.float32(0.02)
+        same(function(x, *args, **call, out_dtype="int8", scale=scale), oracle(y, scale, "int8"))
+
+
 def test_batch_norm_with_parameters_of_samples_and_what_is_around(rng):
     for layout, shape in (("NCHW", (3, 8, 90, 70)), ("NHWC", (3, 90, 70, 8))):
         x, other, z = arrays(rng, shape, np.float16, 3)

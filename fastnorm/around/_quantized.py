@@ -30,6 +30,9 @@ PIECE = 1 << 15
 
 _NORMS = ("layer", "rms", "batch")
 
+# keywords that are the same for a piece, or are cut with x
+IN_PIECES = IN_THE_CORE | {"weight_offset", "cast"}
+
 
 def needed(call: Call) -> bool:
     """Whether y is quantized."""
@@ -235,8 +238,11 @@ def _place(call: Call, laid: Laid, out: MaybeArray, q: Array, dtype: np.dtype[An
 
 
 def _pieces(call: Call, form: Form, x: Array) -> Iterator[Index]:
-    """Rows side by side; of batch norm samples, their channels, or in NHWC their positions."""
-    if not x.size:
+    """Rows side by side; of batch norm samples, their channels, or in NHWC their positions.
+
+    All of x where a stage is around that has arrays of its own, as masks.
+    """
+    if not x.size or call.around.keys() - IN_PIECES:
         return iter([()])
     if not form.of_channels:
         lead = min(form.axes)
