@@ -26,22 +26,28 @@ def sync_batch_norm(
     running_mean: MaybeArray = ..., running_var: MaybeArray = ..., training: bool = ...,
     momentum: float = ..., eps: float = ..., ddof: int = ..., layout: str = ...,
     out: MaybeArray = ..., return_ctx: Literal[False] = ...,
-    **around: Unpack[Around],
 ) -> Array: ...  # fmt: skip
 @overload
 def sync_batch_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, comm: Communicator | None = ...,
     running_mean: MaybeArray = ..., running_var: MaybeArray = ..., training: bool = ...,
     momentum: float = ..., eps: float = ..., ddof: int = ..., layout: str = ...,
-    out: MaybeArray = ..., return_ctx: Literal[True], **around: Unpack[Around],
+    out: MaybeArray = ..., return_ctx: Literal[True],
 ) -> tuple[Array, PlainContext]: ...  # fmt: skip
 @overload
 def sync_batch_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, comm: Communicator | None = ...,
     running_mean: MaybeArray = ..., running_var: MaybeArray = ..., training: bool = ...,
     momentum: float = ..., eps: float = ..., ddof: int = ..., layout: str = ...,
-    out: MaybeArray = ..., return_ctx: bool, **around: Unpack[Around],
+    out: MaybeArray = ..., return_ctx: bool,
 ) -> Array | tuple[Array, PlainContext]: ...  # fmt: skip
+@overload
+def sync_batch_norm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, comm: Communicator | None = ...,
+    running_mean: MaybeArray = ..., running_var: MaybeArray = ..., training: bool = ...,
+    momentum: float = ..., eps: float = ..., ddof: int = ..., layout: str = ...,
+    out: MaybeArray = ..., return_ctx: bool = ..., **around: Unpack[Around],
+) -> Any: ...  # fmt: skip
 def sync_batch_norm(
     x: ArrayLike, weight: Param = None, bias: Param = None, *, comm: Communicator | None = None,
     running_mean: MaybeArray = None, running_var: MaybeArray = None, training: bool = False,
@@ -105,7 +111,7 @@ def sync_batch_norm(
     [array([[-1.]]), array([[1.]])]
     """
     if isinstance(training, (bool, np.bool_, int)) and not training:
-        return batch_norm(
+        local: Array | tuple[Array, PlainContext] = batch_norm(
             x,
             weight,
             bias,
@@ -120,6 +126,7 @@ def sync_batch_norm(
             return_ctx=return_ctx,
             **around,
         )
+        return local
     if around:
         entry = _Entry(comm)
         arguments = {

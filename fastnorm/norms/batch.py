@@ -34,22 +34,26 @@ def batch_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: MaybeArray = ...,
     running_var: MaybeArray = ..., training: bool = ..., momentum: float = ..., eps: float = ...,
     ddof: int = ..., layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[False] = ...,
-    **around: Unpack[Around],
 ) -> Array: ...  # fmt: skip
 @overload
 def batch_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: MaybeArray = ...,
     running_var: MaybeArray = ..., training: bool = ..., momentum: float = ..., eps: float = ...,
     ddof: int = ..., layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[True],
-    **around: Unpack[Around],
 ) -> WithContext: ...  # fmt: skip
 @overload
 def batch_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: MaybeArray = ...,
     running_var: MaybeArray = ..., training: bool = ..., momentum: float = ..., eps: float = ...,
     ddof: int = ..., layout: str = ..., out: MaybeArray = ..., return_ctx: bool,
-    **around: Unpack[Around],
 ) -> Array | WithContext: ...  # fmt: skip
+@overload
+def batch_norm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: MaybeArray = ...,
+    running_var: MaybeArray = ..., training: bool = ..., momentum: float = ..., eps: float = ...,
+    ddof: int = ..., layout: str = ..., out: MaybeArray = ..., return_ctx: bool = ...,
+    **around: Unpack[Around],
+) -> Any: ...  # fmt: skip
 def batch_norm(
     x: ArrayLike, weight: Param = None, bias: Param = None, *, running_mean: MaybeArray = None,
     running_var: MaybeArray = None, training: bool = False, momentum: float = 0.1,
@@ -189,22 +193,28 @@ def batch_renorm(
     running_var: Array, training: bool = ..., momentum: float = ..., eps: float = ...,
     r_max: float = ..., d_max: float = ..., ddof: int = ..., layout: str = ...,
     out: MaybeArray = ..., return_ctx: Literal[False] = ...,
-    **around: Unpack[Around],
 ) -> Array: ...  # fmt: skip
 @overload
 def batch_renorm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: Array,
     running_var: Array, training: bool = ..., momentum: float = ..., eps: float = ...,
     r_max: float = ..., d_max: float = ..., ddof: int = ..., layout: str = ...,
-    out: MaybeArray = ..., return_ctx: Literal[True], **around: Unpack[Around],
+    out: MaybeArray = ..., return_ctx: Literal[True],
 ) -> WithContext: ...  # fmt: skip
 @overload
 def batch_renorm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: Array,
     running_var: Array, training: bool = ..., momentum: float = ..., eps: float = ...,
     r_max: float = ..., d_max: float = ..., ddof: int = ..., layout: str = ...,
-    out: MaybeArray = ..., return_ctx: bool, **around: Unpack[Around],
+    out: MaybeArray = ..., return_ctx: bool,
 ) -> Array | WithContext: ...  # fmt: skip
+@overload
+def batch_renorm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: Array,
+    running_var: Array, training: bool = ..., momentum: float = ..., eps: float = ...,
+    r_max: float = ..., d_max: float = ..., ddof: int = ..., layout: str = ...,
+    out: MaybeArray = ..., return_ctx: bool = ..., **around: Unpack[Around],
+) -> Any: ...  # fmt: skip
 def batch_renorm(
     x: ArrayLike, weight: Param = None, bias: Param = None, *, running_mean: Array,
     running_var: Array, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,

@@ -24,18 +24,22 @@ _WithContext: TypeAlias = tuple[Array, Context[FilterResponseGradients]]
 def filter_response_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., tau: Param = ..., *, eps: float = ...,
     layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[False] = ...,
-    **around: Unpack[Around],
 ) -> Array: ...  # fmt: skip
 @overload
 def filter_response_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., tau: Param = ..., *, eps: float = ...,
-    layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[True], **around: Unpack[Around],
+    layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[True],
 ) -> _WithContext: ...  # fmt: skip
 @overload
 def filter_response_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., tau: Param = ..., *, eps: float = ...,
-    layout: str = ..., out: MaybeArray = ..., return_ctx: bool, **around: Unpack[Around],
+    layout: str = ..., out: MaybeArray = ..., return_ctx: bool,
 ) -> Array | _WithContext: ...  # fmt: skip
+@overload
+def filter_response_norm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., tau: Param = ..., *, eps: float = ...,
+    layout: str = ..., out: MaybeArray = ..., return_ctx: bool = ..., **around: Unpack[Around],
+) -> Any: ...  # fmt: skip
 def filter_response_norm(
     x: ArrayLike, weight: Param = None, bias: Param = None, tau: Param = None, *,
     eps: float = 1e-6, layout: str = "NCHW", out: MaybeArray = None, return_ctx: bool = False,

@@ -22,18 +22,22 @@ _GLOBAL_RESPONSE = _core.NORMS.index("global_response")
 def global_response_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, eps: float = ..., layout: str = ...,
     out: MaybeArray = ..., return_ctx: Literal[False] = ...,
-    **around: Unpack[Around],
 ) -> Array: ...  # fmt: skip
 @overload
 def global_response_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, eps: float = ..., layout: str = ...,
-    out: MaybeArray = ..., return_ctx: Literal[True], **around: Unpack[Around],
+    out: MaybeArray = ..., return_ctx: Literal[True],
 ) -> WithContext: ...  # fmt: skip
 @overload
 def global_response_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, eps: float = ..., layout: str = ...,
-    out: MaybeArray = ..., return_ctx: bool, **around: Unpack[Around],
+    out: MaybeArray = ..., return_ctx: bool,
 ) -> Array | WithContext: ...  # fmt: skip
+@overload
+def global_response_norm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, eps: float = ..., layout: str = ...,
+    out: MaybeArray = ..., return_ctx: bool = ..., **around: Unpack[Around],
+) -> Any: ...  # fmt: skip
 def global_response_norm(
     x: ArrayLike, weight: Param = None, bias: Param = None, *, eps: float = 1e-6,
     layout: str = "NCHW", out: MaybeArray = None, return_ctx: bool = False,

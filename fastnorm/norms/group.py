@@ -23,18 +23,22 @@ _GROUP = _core.NORMS.index("group")
 def group_norm(
     x: ArrayLike, num_groups: int, weight: Param = ..., bias: Param = ..., *, eps: float = ...,
     layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[False] = ...,
-    **around: Unpack[Around],
 ) -> Array: ...  # fmt: skip
 @overload
 def group_norm(
     x: ArrayLike, num_groups: int, weight: Param = ..., bias: Param = ..., *, eps: float = ...,
-    layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[True], **around: Unpack[Around],
+    layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[True],
 ) -> WithContext: ...  # fmt: skip
 @overload
 def group_norm(
     x: ArrayLike, num_groups: int, weight: Param = ..., bias: Param = ..., *, eps: float = ...,
-    layout: str = ..., out: MaybeArray = ..., return_ctx: bool, **around: Unpack[Around],
+    layout: str = ..., out: MaybeArray = ..., return_ctx: bool,
 ) -> Array | WithContext: ...  # fmt: skip
+@overload
+def group_norm(
+    x: ArrayLike, num_groups: int, weight: Param = ..., bias: Param = ..., *, eps: float = ...,
+    layout: str = ..., out: MaybeArray = ..., return_ctx: bool = ..., **around: Unpack[Around],
+) -> Any: ...  # fmt: skip
 def group_norm(
     x: ArrayLike, num_groups: int, weight: Param = None, bias: Param = None, *, eps: float = 1e-5,
     layout: str = "NCHW", out: MaybeArray = None, return_ctx: bool = False,

@@ -36,22 +36,28 @@ def instance_norm(
     running_var: MaybeArray = ..., use_input_stats: bool = ..., momentum: float = ...,
     eps: float = ..., ddof: int = ..., layout: str = ..., out: MaybeArray = ...,
     return_ctx: Literal[False] = ...,
-    **around: Unpack[Around],
 ) -> Array: ...  # fmt: skip
 @overload
 def instance_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: MaybeArray = ...,
     running_var: MaybeArray = ..., use_input_stats: bool = ..., momentum: float = ...,
     eps: float = ..., ddof: int = ..., layout: str = ..., out: MaybeArray = ...,
-    return_ctx: Literal[True], **around: Unpack[Around],
+    return_ctx: Literal[True],
 ) -> WithContext: ...  # fmt: skip
 @overload
 def instance_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: MaybeArray = ...,
     running_var: MaybeArray = ..., use_input_stats: bool = ..., momentum: float = ...,
     eps: float = ..., ddof: int = ..., layout: str = ..., out: MaybeArray = ...,
-    return_ctx: bool, **around: Unpack[Around],
+    return_ctx: bool,
 ) -> Array | WithContext: ...  # fmt: skip
+@overload
+def instance_norm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: MaybeArray = ...,
+    running_var: MaybeArray = ..., use_input_stats: bool = ..., momentum: float = ...,
+    eps: float = ..., ddof: int = ..., layout: str = ..., out: MaybeArray = ...,
+    return_ctx: bool = ..., **around: Unpack[Around],
+) -> Any: ...  # fmt: skip
 def instance_norm(
     x: ArrayLike, weight: Param = None, bias: Param = None, *, running_mean: MaybeArray = None,
     running_var: MaybeArray = None, use_input_stats: bool = True, momentum: float = 0.1,
@@ -228,22 +234,28 @@ def instance_renorm(
     running_var: Array, r_max: float = ..., d_max: float = ..., blend: float = ...,
     training: bool = ..., momentum: float = ..., eps: float = ..., ddof: int = ...,
     layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[False] = ...,
-    **around: Unpack[Around],
 ) -> Array: ...  # fmt: skip
 @overload
 def instance_renorm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: Array,
     running_var: Array, r_max: float = ..., d_max: float = ..., blend: float = ...,
     training: bool = ..., momentum: float = ..., eps: float = ..., ddof: int = ...,
-    layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[True], **around: Unpack[Around],
+    layout: str = ..., out: MaybeArray = ..., return_ctx: Literal[True],
 ) -> WithContext: ...  # fmt: skip
 @overload
 def instance_renorm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: Array,
     running_var: Array, r_max: float = ..., d_max: float = ..., blend: float = ...,
     training: bool = ..., momentum: float = ..., eps: float = ..., ddof: int = ...,
-    layout: str = ..., out: MaybeArray = ..., return_ctx: bool, **around: Unpack[Around],
+    layout: str = ..., out: MaybeArray = ..., return_ctx: bool,
 ) -> Array | WithContext: ...  # fmt: skip
+@overload
+def instance_renorm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: Array,
+    running_var: Array, r_max: float = ..., d_max: float = ..., blend: float = ...,
+    training: bool = ..., momentum: float = ..., eps: float = ..., ddof: int = ...,
+    layout: str = ..., out: MaybeArray = ..., return_ctx: bool = ..., **around: Unpack[Around],
+) -> Any: ...  # fmt: skip
 def instance_renorm(
     x: ArrayLike, weight: Param = None, bias: Param = None, *, running_mean: Array,
     running_var: Array, r_max: float = 3.0, d_max: float = 5.0, blend: float = 1.0,

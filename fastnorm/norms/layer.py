@@ -26,18 +26,22 @@ _LAYER, _RMS = map(_core.NORMS.index, ("layer", "rms"))
 def layer_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, axis: Axes = ..., eps: float = ...,
     out: MaybeArray = ..., return_ctx: Literal[False] = ...,
-    **around: Unpack[Around],
 ) -> Array: ...  # fmt: skip
 @overload
 def layer_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, axis: Axes = ..., eps: float = ...,
-    out: MaybeArray = ..., return_ctx: Literal[True], **around: Unpack[Around],
+    out: MaybeArray = ..., return_ctx: Literal[True],
 ) -> WithContext: ...  # fmt: skip
 @overload
 def layer_norm(
     x: ArrayLike, weight: Param = ..., bias: Param = ..., *, axis: Axes = ..., eps: float = ...,
-    out: MaybeArray = ..., return_ctx: bool, **around: Unpack[Around],
+    out: MaybeArray = ..., return_ctx: bool,
 ) -> Array | WithContext: ...  # fmt: skip
+@overload
+def layer_norm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, axis: Axes = ..., eps: float = ...,
+    out: MaybeArray = ..., return_ctx: bool = ..., **around: Unpack[Around],
+) -> Any: ...  # fmt: skip
 def layer_norm(
     x: ArrayLike, weight: Param = None, bias: Param = None, *, axis: Axes = -1, eps: float = 1e-5,
     out: MaybeArray = None, return_ctx: bool = False, **around: Unpack[Around],
@@ -151,18 +155,22 @@ class LayerNorm(Norm):
 def rms_norm(
     x: ArrayLike, weight: Param = ..., *, axis: Axes = ..., eps: float | None = ...,
     out: MaybeArray = ..., return_ctx: Literal[False] = ...,
-    **around: Unpack[Around],
 ) -> Array: ...  # fmt: skip
 @overload
 def rms_norm(
     x: ArrayLike, weight: Param = ..., *, axis: Axes = ..., eps: float | None = ...,
-    out: MaybeArray = ..., return_ctx: Literal[True], **around: Unpack[Around],
+    out: MaybeArray = ..., return_ctx: Literal[True],
 ) -> WithContext: ...  # fmt: skip
 @overload
 def rms_norm(
     x: ArrayLike, weight: Param = ..., *, axis: Axes = ..., eps: float | None = ...,
-    out: MaybeArray = ..., return_ctx: bool, **around: Unpack[Around],
+    out: MaybeArray = ..., return_ctx: bool,
 ) -> Array | WithContext: ...  # fmt: skip
+@overload
+def rms_norm(
+    x: ArrayLike, weight: Param = ..., *, axis: Axes = ..., eps: float | None = ...,
+    out: MaybeArray = ..., return_ctx: bool = ..., **around: Unpack[Around],
+) -> Any: ...  # fmt: skip
 def rms_norm(
     x: ArrayLike, weight: Param = None, *, axis: Axes = -1, eps: float | None = None,
     out: MaybeArray = None, return_ctx: bool = False, **around: Unpack[Around],

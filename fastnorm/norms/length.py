@@ -24,18 +24,22 @@ __all__ = ["normalize"]
 def normalize(
     x: ArrayLike, ord: float = ..., axis: Axes = ..., *, eps: float = ..., out: MaybeArray = ...,
     return_ctx: Literal[False] = ...,
-    **around: Unpack[Around],
 ) -> Array: ...  # fmt: skip
 @overload
 def normalize(
     x: ArrayLike, ord: float = ..., axis: Axes = ..., *, eps: float = ..., out: MaybeArray = ...,
-    return_ctx: Literal[True], **around: Unpack[Around],
+    return_ctx: Literal[True],
 ) -> tuple[Array, PlainContext]: ...  # fmt: skip
 @overload
 def normalize(
     x: ArrayLike, ord: float = ..., axis: Axes = ..., *, eps: float = ..., out: MaybeArray = ...,
-    return_ctx: bool, **around: Unpack[Around],
+    return_ctx: bool,
 ) -> Array | tuple[Array, PlainContext]: ...  # fmt: skip
+@overload
+def normalize(
+    x: ArrayLike, ord: float = ..., axis: Axes = ..., *, eps: float = ..., out: MaybeArray = ...,
+    return_ctx: bool = ..., **around: Unpack[Around],
+) -> Any: ...  # fmt: skip
 def normalize(
     x: ArrayLike, ord: float = 2.0, axis: Axes = 1, *, eps: float = 1e-12, out: MaybeArray = None,
     return_ctx: bool = False, **around: Unpack[Around],

@@ -24,22 +24,28 @@ def switchable_norm(
     running_mean: MaybeArray = ..., running_var: MaybeArray = ..., training: bool = ...,
     momentum: float = ..., eps: float = ..., ddof: int = ..., layout: str = ...,
     out: MaybeArray = ..., return_ctx: Literal[False] = ...,
-    **around: Unpack[Around],
 ) -> Array: ...  # fmt: skip
 @overload
 def switchable_norm(
     x: ArrayLike, weight: Param, bias: Param, mean_logits: ArrayLike, var_logits: ArrayLike, *,
     running_mean: MaybeArray = ..., running_var: MaybeArray = ..., training: bool = ...,
     momentum: float = ..., eps: float = ..., ddof: int = ..., layout: str = ...,
-    out: MaybeArray = ..., return_ctx: Literal[True], **around: Unpack[Around],
+    out: MaybeArray = ..., return_ctx: Literal[True],
 ) -> tuple[Array, Context[SwitchableGradients]]: ...  # fmt: skip
 @overload
 def switchable_norm(
     x: ArrayLike, weight: Param, bias: Param, mean_logits: ArrayLike, var_logits: ArrayLike, *,
     running_mean: MaybeArray = ..., running_var: MaybeArray = ..., training: bool = ...,
     momentum: float = ..., eps: float = ..., ddof: int = ..., layout: str = ...,
-    out: MaybeArray = ..., return_ctx: bool, **around: Unpack[Around],
+    out: MaybeArray = ..., return_ctx: bool,
 ) -> Array | tuple[Array, Context[SwitchableGradients]]: ...  # fmt: skip
+@overload
+def switchable_norm(
+    x: ArrayLike, weight: Param, bias: Param, mean_logits: ArrayLike, var_logits: ArrayLike, *,
+    running_mean: MaybeArray = ..., running_var: MaybeArray = ..., training: bool = ...,
+    momentum: float = ..., eps: float = ..., ddof: int = ..., layout: str = ...,
+    out: MaybeArray = ..., return_ctx: bool = ..., **around: Unpack[Around],
+) -> Any: ...  # fmt: skip
 def switchable_norm(
     x: ArrayLike, weight: Param, bias: Param, mean_logits: ArrayLike, var_logits: ArrayLike, *,
     running_mean: MaybeArray = None, running_var: MaybeArray = None, training: bool = False,
