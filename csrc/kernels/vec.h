@@ -76,20 +76,22 @@ FN_INLINE fn_vec_f64 fn_widen_f32(const float *p) {
 FN_INLINE fn_vec_f64 fn_widen_f32(const float *p) { return (fn_vec_f64){p[0], p[1]}; }
 #endif
 
-/* doubles to as many numbers of the compute type */
-FN_INLINE void fn_narrow_f64(double *p, fn_vec_f64 v) { fn_store_f64(p, v); }
+/* doubles to a vector of the compute type */
+FN_INLINE fn_vec_f64 fn_narrow_f64(const fn_vec_f64 *v) { return v[0]; }
 #if FN_VEC_BYTES == 64
-FN_INLINE void fn_narrow_f32(float *p, fn_vec_f64 v) {
-    _mm256_storeu_ps(p, _mm512_cvtpd_ps((__m512d)v));
+FN_INLINE fn_vec_f32 fn_narrow_f32(const fn_vec_f64 *v) {
+    const __m512d low = _mm512_castps_pd(_mm512_castps256_ps512(_mm512_cvtpd_ps((__m512d)v[0])));
+    const __m256d high = _mm256_castps_pd(_mm512_cvtpd_ps((__m512d)v[1]));
+    return (fn_vec_f32)_mm512_insertf64x4(low, high, 1);
 }
 #elif FN_VEC_BYTES == 32
-FN_INLINE void fn_narrow_f32(float *p, fn_vec_f64 v) {
-    _mm_storeu_ps(p, _mm256_cvtpd_ps((__m256d)v));
+FN_INLINE fn_vec_f32 fn_narrow_f32(const fn_vec_f64 *v) {
+    return (fn_vec_f32)_mm256_set_m128(_mm256_cvtpd_ps((__m256d)v[1]),
+                                       _mm256_cvtpd_ps((__m256d)v[0]));
 }
 #else
-FN_INLINE void fn_narrow_f32(float *p, fn_vec_f64 v) {
-    p[0] = (float)v[0];
-    p[1] = (float)v[1];
+FN_INLINE fn_vec_f32 fn_narrow_f32(const fn_vec_f64 *v) {
+    return (fn_vec_f32){(float)v[0][0], (float)v[0][1], (float)v[1][0], (float)v[1][1]};
 }
 #endif
 
