@@ -42,11 +42,12 @@ FLAGS = [
 # makes them only where it knows the count: 7x7 images took 1.7 times as long without the dynamic
 # model. The edge is called once a call, in which each of its functions is; -Os makes it slower by
 # a fifth of a small layer norm.
+DYNAMIC = "-fvect-cost-model=dynamic"  # clang has no such flag
 SMALL = ["-O2", "-fno-inline-functions", "-finline-limit=40", "-fno-align-functions"]
 OPTIMIZE = {
     "csrc/norms/": ["-O3"],
     "csrc/core/": ["-O2", "-ftree-vectorize"],
-    "csrc/kernels/": ["-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic"],
+    "csrc/kernels/": ["-O2", "-ftree-vectorize", DYNAMIC],
     "csrc/": ["-O2"],
     "fastnorm/": SMALL,
 }
@@ -80,8 +81,12 @@ class BuildExt(build_ext):
         # -isystem: pip builds with a copy of NumPy that is gone the next time
         flags = [*FLAGS, *os.environ.get("FASTNORM_CFLAGS", "").split()]
         numpy = ["-isystem", np.get_include()]
-        if os.environ.get("FASTNORM_OPENMP", "1") != "0" and self.has_openmp():
-            flags.append("-fopenmp")
+        if os.environ.get("FASTNORM_OPENMP", "1") != "0":
+            if self.links("-fopenmp", "#include <omp.h>", "omp_get_max_threads() < 1"):
+                flags.append("-fopenmp")
+            else:
+                print("fastnorm: no OpenMP; building single-threaded")
+        lacking = () if self.links(DYNAMIC) else (DYNAMIC,)
         options = repr((self.compiler.compiler_so, flags, OPTIMIZE, CUTS, np.__version__))
         tag = hashlib.sha1(options.encode()).hexdigest()[:8]
         folder = f"build/objects-{tag}"
@@ -89,6 +94,7 @@ class BuildExt(build_ext):
 
         def compile_one(source):
             level = next(level for where, level in OPTIMIZE.items() if source.startswith(where))
+            level = [flag for flag in level if flag not in lacking]
             (made,) = self.compiler.object_filenames([source], output_dir=folder)
             if not is_current(made, parts_of(made)):
                 self.compiler.compile(
@@ -110,21 +116,17 @@ class BuildExt(build_ext):
         ext.extra_link_args = [*ext.extra_link_args, *flags]
         super().build_extension(ext)
 
-    def has_openmp(self):
+    def links(self, flag, include="", value="0"):
+        """Tell whether the compiler makes a program with this flag."""
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "probe.c")
-            source.write_text(
-                "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
-            )
+            source.write_text(f"{include}\nint main(void) {{ return {value}; }}\n")
             try:
-                objects = self.compiler.compile([str(source)], folder, extra_postargs=["-fopenmp"])
+                objects = self.compiler.compile([str(source)], folder, extra_postargs=[flag])
                 self.compiler.link_executable(
-                    objects, str(Path(folder, "probe")), extra_postargs=["-fopenmp"]
+                    objects, str(Path(folder, "probe")), extra_postargs=[flag]
                 )
-            except (
-                Exception
-            ) as error:  # distutils raises several kinds, one for each compiler class
-                print(f"fastnorm: no OpenMP ({error}); building single-threaded")
+            except Exception:  # distutils has several kinds, one for each compiler class
                 return False
         return True
 
