@@ -11,24 +11,32 @@ cdef inline bint _is_wide(object value, str name, Py_ssize_t rank) except -1:
     return value is not None and cnp.PyArray_NDIM(_array(value, name)) > rank
 
 
+cdef inline object _numbers(object around):
+    """What `_set_around` takes, of the keywords that the caller gave, or as it is; None where a
+    stage of `around` has to come first."""
+    if around and type(around) is dict:
+        return _around.at_once(around)
+    return around or ()
+
+
 def axis_norm(int norm, x, weight, bias, axis, eps, out, return_ctx, around=None, least=0.0):
     """Over `axis`. What is divided by is at least `least`. around: what stands around it in the
     same pass, as the keywords that the caller gave, or as what `_set_around` takes."""
     cdef Context ctx
-    if around and type(around) is dict:
-        return _around.run(axis_norm, {
-            "norm": norm, "x": x, "weight": weight, "bias": bias, "axis": axis, "eps": eps,
-            "out": out, "return_ctx": return_ctx, "least": least}, around)
-    ctx = _start_rows(x, _norm(norm), axis, eps)
-    _set_axis(ctx, axis)
-    if _is_wide(weight, "weight", len(ctx.param_shape)) or (
-            _is_wide(bias, "bias", len(ctx.param_shape))):
+    cdef object numbers = _numbers(around)
+    cdef bint wide = False
+    if numbers is not None:
+        ctx = _start_rows(x, _norm(norm), axis, eps)
+        _set_axis(ctx, axis)
+        wide = _is_wide(weight, "weight", len(ctx.param_shape)) or (
+            _is_wide(bias, "bias", len(ctx.param_shape)))
+    if numbers is None or wide:
         return _around.run(axis_norm, {
             "norm": norm, "x": x, "weight": weight, "bias": bias, "axis": axis, "eps": eps,
             "out": out, "return_ctx": return_ctx, "least": least}, around)
     _set_affine(ctx, weight, bias)
-    if around:
-        _set_around(ctx, around)
+    if numbers:
+        _set_around(ctx, numbers)
     ctx.p.sigma_min = _number(least, "eps", 0, INFINITY)
     return _forward(ctx, out, return_ctx)
 
@@ -62,8 +70,8 @@ def channel_norm(int norm, x, weight, bias, running_mean, running_var, training,
                  var_logits=None, r_max=None, d_max=None, blend=1.0, tau=None):
     """Of the channels of `layout`; around as in `axis_norm`."""
     cdef Context ctx
-    if (around and type(around) is dict) or _is_wide(weight, "weight", 1) or (
-            _is_wide(bias, "bias", 1)):
+    cdef object numbers = _numbers(around)
+    if numbers is None or _is_wide(weight, "weight", 1) or _is_wide(bias, "bias", 1):
         return _around.run(channel_norm, {
             "norm": norm, "x": x, "weight": weight, "bias": bias, "running_mean": running_mean,
             "running_var": running_var, "training": training, "momentum": momentum, "eps": eps,
@@ -72,8 +80,8 @@ def channel_norm(int norm, x, weight, bias, running_mean, running_var, training,
             "r_max": r_max, "d_max": d_max, "blend": blend, "tau": tau}, around)
     ctx = _start_channels(norm, x, weight, bias, running_mean, running_var, training, momentum,
                           eps, ddof, layout, num_groups, mean_logits, var_logits, tau)
-    if around:
-        _set_around(ctx, around)
+    if numbers:
+        _set_around(ctx, numbers)
     if ctx.p.norm == FN_BATCH_RENORM or ctx.p.norm == FN_INSTANCE_RENORM:
         ctx.p.r_max = _number(r_max, "r_max", 1, INFINITY)
         ctx.p.d_max = _number(d_max, "d_max", 0, INFINITY)

@@ -35,15 +35,17 @@ __all__ = [
 NAMES = (
     "relu", "leaky_relu", "relu6", "hardswish", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh",
 )  # fmt: skip
+_PLACES = {name: place for place, name in enumerate(NAMES, 1)}
 
 
 def number(name: object, argument: str = "activation") -> int:
     """Return the place of an activation in fn_activation of fastnorm.h, where 0 is the identity."""
     if not isinstance(name, str):
         raise TypeError(f"{argument}: expected a str, got {type(name).__name__}")
-    if name not in NAMES:
+    place = _PLACES.get(name)
+    if place is None:
         raise ValueError(f"{argument}: expected one of {', '.join(NAMES)}, got {shown(name)}")
-    return 1 + NAMES.index(name)
+    return place
 
 
 def finite(slope: float) -> float:

@@ -36,8 +36,10 @@ static void forward_turn(fn_job *job, int64_t d, int64_t d1, fn_hints hints) {
     const fn_plan *pl = &job->plan;
     const int64_t p = fn_first_plane(pl, d), p1 = fn_first_plane(pl, d1);
     fn_arrays were;
-    if (job->by_turns)
+    if (job->by_turns) {
         were = fn_turn_in(job, p, p1);
+        hints.prefetch = were.ahead;
+    }
     fn_coefficients_of(job, d, d1);
     fn_place_unit(job, p, p1, hints);
     if (job->by_turns)

@@ -47,26 +47,35 @@ static char *gather(const fn_job *job, const char *array, const fn_rows *rows, i
     return memory(job, which);
 }
 
-/* s = x + residual, to the turn's rows and to the caller's */
-static void add_residual(fn_job *job, const char *x, int64_t p, int64_t p1) {
+/* s = x + residual, written to the caller's rows, from where the caches have it; or past the caches,
+ * and then to the turn's rows too, which are returned. The next residual is fetched meanwhile. */
+static const char *add_residual(fn_job *job, const char *x, int64_t p, int64_t p1) {
     const fn_kernels *k = job->plan.k;
     const fn_beside *b = &job->beside;
     const int64_t n = (p1 - p) * job->plan.s, at = p * job->plan.s * (int64_t)job->plan.esize;
-    k->activate(FN_IDENTITY, 0, x, b->residual + at, memory(job, X), n, 0, NULL);
-    k->activate(FN_IDENTITY, 0, memory(job, X), NULL, b->sum + at, n, job->use.stream, NULL);
+    const int stream = job->use.stream;
+    const char *next = job->use.fetch ? b->residual + at + n * (int64_t)job->plan.esize : NULL;
+    char *to = stream ? memory(job, X) : b->sum + at;
+    k->activate(FN_IDENTITY, 0, x, b->residual + at, to, n, 0, stream ? NULL : next);
+    if (stream)
+        k->activate(FN_IDENTITY, 0, to, NULL, b->sum + at, n, 1, next);
+    return to;
 }
 
 fn_arrays fn_turn_in(fn_job *job, int64_t p, int64_t p1) {
-    const fn_arrays were = {job->x, job->dy, job->out};
+    fn_arrays were = {job->x, job->dy, job->out, 0};
     const fn_around *a = job->around;
     const fn_beside *b = &job->beside;
     const char *x = NULL;
     if (a->x_rows)
         x = gather(job, b->x, a->x_rows, p, p1, X);
     if (b->residual) {
-        const int64_t at = p * job->plan.s * (int64_t)job->plan.esize;
-        add_residual(job, x ? x : b->x + at, p, p1);
-        x = memory(job, X);
+        const int64_t size = job->plan.s * (int64_t)job->plan.esize;
+        const char *from = b->x + p * size;
+        const int apart = x != NULL;
+        x = add_residual(job, x ? x : from, p, p1);
+        if (job->use.fetch && !apart)
+            were.ahead = from + (p1 - p) * size - x;
     }
     if (x)
         job->x = from_row(job, x, p);

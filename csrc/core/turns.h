@@ -17,6 +17,8 @@ int fn_goes_by_turns(const fn_plan *plan, const fn_around *around, int backward)
 typedef struct {
     const char *x, *dy;
     char *out;
+    int64_t ahead; /* how far behind what the turn reads that lies which the next one does; 0: not
+                    * to be fetched */
 } fn_arrays;
 /* rows [p, p1) are brought in; and brought out, with the job's arrays as they were */
 fn_arrays fn_turn_in(fn_job *job, int64_t p, int64_t p1);

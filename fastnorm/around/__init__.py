@@ -8,6 +8,6 @@ calls one by one.
 
 from ._call import Call, Result, public
 from ._keywords import Around
-from ._stages import run
+from ._stages import at_once, run
 
-__all__ = ["Around", "Call", "Result", "public", "run"]
+__all__ = ["Around", "Call", "Result", "at_once", "public", "run"]

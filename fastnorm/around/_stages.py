@@ -10,9 +10,9 @@ from ._call import Call, Result, public
 from ._keywords import Around
 
 # keywords that the core does
-IN_THE_CORE = {
+IN_THE_CORE = frozenset((
     "activation", "slope", "shortcut", "gate", "gate_activation", "residual", "sum_out",
-}  # fmt: skip
+))  # fmt: skip
 
 
 def run(entry: Callable[..., Any], arguments: Mapping[str, Any], around: Any) -> Any:
@@ -22,8 +22,6 @@ def run(entry: Callable[..., Any], arguments: Mapping[str, Any], around: Any) ->
         if name not in Around.__annotations__:
             raise TypeError(f"got an unexpected keyword argument {name!r}")
     some = {name: value for name, value in given.items() if value is not None}
-    if some and IN_THE_CORE.issuperset(some) and not _affine.is_wide(arguments):  # at once
-        return entry(**arguments, around=numbered(some))
     return public(proceed(Call(entry, arguments, some)))
 
 
@@ -44,19 +42,26 @@ def _in_the_core(call: Call) -> Result:
 
 
 def numbered(around: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """Return what the core takes: numbers of activations, and arrays."""
-    if "sum_out" in around and "residual" not in around:
+    """Return what the core takes: numbers of activations, and arrays. None if there is nothing."""
+    get = around.get
+    activation, slope, gate_activation = get("activation"), get("slope"), get("gate_activation")
+    shortcut, gate, residual, total = get("shortcut"), get("gate"), get("residual"), get("sum_out")
+    if total is not None and residual is None:
         raise ValueError("sum_out: expected None, as there is no residual")
-    if "gate_activation" in around and "gate" not in around:
+    if gate_activation is not None and gate is None:
         raise ValueError("gate_activation: expected None, as there is no gate")
-    if not IN_THE_CORE & around.keys():
+    number = 0 if activation is None else activations.number(activation)
+    of_gate = "silu" if gate_activation is None else gate_activation
+    leak = 0.01 if slope is None else activations.finite(slope)
+    if not number and shortcut is gate is residual is None:
         return None
-    return (
-        activations.number(around["activation"]) if "activation" in around else 0,
-        activations.number(around.get("gate_activation", "silu"), "gate_activation"),
-        activations.finite(around.get("slope", 0.01)),
-        *(around.get(name) for name in ("shortcut", "gate", "residual", "sum_out")),
-    )
+    of_gate = activations.number(of_gate, "gate_activation")
+    return number, of_gate, leak, shortcut, gate, residual, total
+
+
+def at_once(around: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """Return what the core takes, or None where a stage comes first: where others are given."""
+    return numbered(around) or () if around.keys() <= IN_THE_CORE else None
 
 
 from . import (  # noqa: E402  (which need this module)
