@@ -142,15 +142,17 @@ cdef bint _overlap(object first, object second) except -1:
     cdef cnp.ndarray a, b
     cdef char *p
     cdef char *q
+    cdef cnp.npy_intp of_a, of_b
     if not (isinstance(first, cnp.ndarray) and isinstance(second, cnp.ndarray)):
         return False
     a, b = first, second
     p = <char*>cnp.PyArray_DATA(a)
     q = <char*>cnp.PyArray_DATA(b)
-    if cnp.PyArray_SIZE(a) == 0 or cnp.PyArray_SIZE(b) == 0:
+    of_a, of_b = cnp.PyArray_NBYTES(a), cnp.PyArray_NBYTES(b)
+    if of_a == 0 or of_b == 0:
         return False
     if cnp.PyArray_ISCARRAY_RO(a) and cnp.PyArray_ISCARRAY_RO(b):
-        return p < q + cnp.PyArray_NBYTES(b) and q < p + cnp.PyArray_NBYTES(a)
+        return p < q + of_b and q < p + of_a
     return _arguments.may_overlap(a, b)
 
 

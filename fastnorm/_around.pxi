@@ -178,14 +178,14 @@ cdef cnp.ndarray _rows_target(Context ctx, object out, cnp.ndarray source):
     """As `_target`; but what has rows that lie apart is written as it lies."""
     cdef cnp.ndarray o
     ctx.around.out_rows = NULL
-    if out is not None and ctx.over is not None and ctx.axes is None:
+    if out is not None and ctx.over is not None and ctx.axes is None and (
+            not cnp.PyArray_ISCARRAY(<cnp.ndarray>out)):
         o = out
         # over x or dy itself: a turn is read before it is written
         same = cnp.PyArray_DATA(o) == cnp.PyArray_DATA(source) and (
             (<object>o).strides == (<object>source).strides)
-        if not cnp.PyArray_ISCARRAY(o) and cnp.PyArray_ISBEHAVED(o) and (
-                _find_rows(o, ctx.over, &ctx.out_rows)) and (same or not _overlap(o, source)) and (
-                    _is_injective(&ctx.out_rows)):
+        if cnp.PyArray_ISBEHAVED(o) and _find_rows(o, ctx.over, &ctx.out_rows) and (
+                same or not _overlap(o, source)) and _is_injective(&ctx.out_rows):
             ctx.around.out_rows = &ctx.out_rows
             return o
     return _target(out, source, ctx.axes)

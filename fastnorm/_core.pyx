@@ -263,7 +263,7 @@ cdef object _forward(Context ctx, object out, object return_ctx):
     cdef bint keep = _check_forward_out(ctx, out, return_ctx)
     cdef bint empty = cnp.PyArray_SIZE(ctx.x) == 0
     cdef fn_status status = FN_OK
-    y = _rows_target(ctx, out, ctx.x)
+    y = _target(out, ctx.x, ctx.axes) if ctx.over is None else _rows_target(ctx, out, ctx.x)
     if ctx.beside is not None:
         _set_sum(ctx, out, keep)
     if out is not None:

@@ -11,19 +11,19 @@ cdef inline bint _is_wide(object value, str name, Py_ssize_t rank) except -1:
     return value is not None and cnp.PyArray_NDIM(_array(value, name)) > rank
 
 
-cdef inline object _numbers(object around):
+cdef inline tuple _numbers(object around):
     """What `_set_around` takes, of the keywords that the caller gave, or as it is; None where a
     stage of `around` has to come first."""
-    if around and type(around) is dict:
-        return _around.at_once(around)
-    return around or ()
+    if type(around) is dict:
+        return _around.at_once(around) if len(<dict>around) else ()
+    return () if around is None else around
 
 
 def axis_norm(int norm, x, weight, bias, axis, eps, out, return_ctx, around=None, least=0.0):
     """Over `axis`. What is divided by is at least `least`. around: what stands around it in the
     same pass, as the keywords that the caller gave, or as what `_set_around` takes."""
     cdef Context ctx
-    cdef object numbers = _numbers(around)
+    cdef tuple numbers = _numbers(around)
     cdef bint wide = False
     if numbers is not None:
         ctx = _start_rows(x, _norm(norm), axis, eps)
@@ -70,7 +70,7 @@ def channel_norm(int norm, x, weight, bias, running_mean, running_var, training,
                  var_logits=None, r_max=None, d_max=None, blend=1.0, tau=None):
     """Of the channels of `layout`; around as in `axis_norm`."""
     cdef Context ctx
-    cdef object numbers = _numbers(around)
+    cdef tuple numbers = _numbers(around)
     if numbers is None or _is_wide(weight, "weight", 1) or _is_wide(bias, "bias", 1):
         return _around.run(channel_norm, {
             "norm": norm, "x": x, "weight": weight, "bias": bias, "running_mean": running_mean,

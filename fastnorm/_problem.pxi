@@ -11,8 +11,9 @@ cdef inline Context _start_rows(object x, fn_norm norm, object axis, object eps)
     cdef cnp.ndarray a = _array(x, "x")
     cdef Context ctx
     cdef fn_rows rows
-    if cnp.PyArray_ISCARRAY_RO(a) or cnp.PyArray_NDIM(a) == 0 or not _find_rows(
-            a, _axes(axis, cnp.PyArray_NDIM(a)), &rows):
+    if cnp.PyArray_ISCARRAY_RO(a):
+        return _started(a, norm, eps)
+    if cnp.PyArray_NDIM(a) == 0 or not _find_rows(a, _axes(axis, cnp.PyArray_NDIM(a)), &rows):
         return _start(a, norm, eps)
     _dtype(a, "x")
     ctx = _started(a, norm, eps)

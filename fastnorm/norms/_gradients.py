@@ -94,6 +94,8 @@ def backward(
     >>> ctx.mean.round(3), ctx.rstd.round(3)
     (array([2.333]), array([0.802]))
     """
+    if type(ctx) is Context and sums is None:  # at once: isinstance of the others takes 0.3 us
+        return _core.backward(dy, ctx, out, ds)
     if isinstance(ctx, GivenContext):
         if ds is not None and not ctx.has_sum:
             raise ValueError("ds: expected None, as the forward call had no residual")
