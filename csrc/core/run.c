@@ -80,9 +80,10 @@ static void task_unit(fn_job *job, int64_t u) {
     fn_hints hints = fn_unit_hints(pl, job->use, u);
     int64_t d, d1;
     unit_domains(pl, u, &d, &d1);
-    int64_t turn = fn_turn_domains(pl, job->use), some = turn ? turn : d1 - d;
+    const int64_t turn = fn_turn_domains(pl, job->use);
+    int64_t some = turn ? turn : d1 - d;
     if (job->by_turns) {
-        some = turn ? turn : fn_max(1, FN_TURN_ROW / 2 / (pl->count * (int64_t)pl->esize));
+        some = fn_max(1, fn_domains_of(pl, fn_turn_most(job)));
         hints.prefetch = 0;
         hints.stream = hints.stream && !job->around->out_rows;
     }

@@ -30,7 +30,11 @@ int64_t fn_turn_domains(const fn_plan *plan, fn_choice use) {
     if (plan->cols != 1 || plan->nseg != 1 || bytes == 0 || bytes > most / 2 ||
         plan->row->sample_statistics)
         return 0;
-    const int64_t some = most / bytes, whole = fn_whole_lines(bytes);
+    return fn_domains_of(plan, most);
+}
+int64_t fn_domains_of(const fn_plan *plan, int64_t bytes) {
+    const int64_t each = plan->count * (int64_t)plan->esize;
+    const int64_t some = bytes / each, whole = fn_whole_lines(each);
     return some < whole ? some : some / whole * whole;
 }
 

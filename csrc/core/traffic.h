@@ -14,6 +14,8 @@ void fn_plan_traffic(fn_plan *plan, int arrays);
 fn_hints fn_unit_hints(const fn_plan *plan, fn_choice use, int64_t u);
 /* domains of a unit that a thread reads, then writes, before it goes on; 0: all of them */
 int64_t fn_turn_domains(const fn_plan *plan, fn_choice use);
+/* domains of so many bytes, whole lines of them if there are so many; 0: not one */
+int64_t fn_domains_of(const fn_plan *plan, int64_t bytes);
 
 /* how many runs of so many bytes, behind one another, are whole cache lines */
 static inline int64_t fn_whole_lines(int64_t bytes) {

@@ -54,13 +54,13 @@ static const char *add_residual(fn_job *job, const char *x, int64_t p, int64_t p
     const fn_kernels *k = job->plan.k;
     const fn_beside *b = &job->beside;
     const int64_t n = (p1 - p) * job->plan.s, at = p * job->plan.s * (int64_t)job->plan.esize;
-    const int stream = job->use.stream;
     const char *next = job->use.fetch ? b->residual + at + n * (int64_t)job->plan.esize : NULL;
-    char *to = stream ? memory(job, X) : b->sum + at;
-    k->activate(FN_IDENTITY, 0, x, b->residual + at, to, n, 0, stream ? NULL : next);
-    if (stream)
-        k->activate(FN_IDENTITY, 0, to, NULL, b->sum + at, n, 1, next);
-    return to;
+    if (!job->use.stream) {
+        k->activate(FN_IDENTITY, 0, x, b->residual + at, b->sum + at, n, 0, next);
+        return b->sum + at;
+    }
+    k->add_to_both(x, b->residual + at, memory(job, X), b->sum + at, n, next);
+    return memory(job, X);
 }
 
 fn_arrays fn_turn_in(fn_job *job, int64_t p, int64_t p1) {

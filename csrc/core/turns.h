@@ -10,6 +10,12 @@
 /* rows above this are not taken by turns */
 #define FN_TURN_ROW (32 * 1024)
 
+/* Bytes of x that a turn takes. Of a sum few: its turn, and the next x and residual, which are
+ * fetched meanwhile, stay in the L1 together. */
+static inline int64_t fn_turn_most(const fn_job *job) {
+    return FN_TURN_ROW / (job->beside.residual ? 4 : 2);
+}
+
 int64_t fn_turn_bytes(const fn_around *around);
 int fn_goes_by_turns(const fn_plan *plan, const fn_around *around, int backward);
 

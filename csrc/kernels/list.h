@@ -138,6 +138,8 @@ typedef struct {
                  int stream, const void *next))                                                    \
     X(activate_grad, (int kind, double slope, const void *x, const void *add, const void *dy,      \
                       void *dx, int64_t n, int stream, const void *next))                          \
+    X(add_to_both,                                                                                 \
+      (const void *x, const void *add, void *y, void *copy, int64_t n, const void *next))          \
     X(gate,                                                                                        \
       (int kind, double slope, const void *x, const void *gate, void *y, int64_t n, int stream))   \
     X(gate_grad, (int kind, double slope, const void *x, const void *gate, const void *dy,         \

@@ -147,6 +147,7 @@ typedef enum {
     RELU6,
     SILU_GRAD,
     RELU6_GRAD,
+    SUM,
     GATED,
     GATE_GRAD
 } operation;
@@ -202,13 +203,13 @@ static double plain_silu_slope(double v) {
 /* of activations; size: what rounding to x's dtype on the way is a part of */
 static sum plain_activation(operation o, double x, double dy, double v) {
     const double size = 4 * (1 + fabs(x) + fabs(dy)) * (1 + fabs(dy));
-    const int inside = v > 0 && v < 6;
     switch (o) {
     case SILU: return (sum){plain_silu(v), size};
     case GELU: return (sum){v * erfc(-v / sqrt(2)) / 2, size};
     case RELU6: return (sum){fmin(fmax(v, 0), 6), size};
     case SILU_GRAD: return (sum){dy * plain_silu_slope(x), size};
-    case RELU6_GRAD: return (sum){x > 0 && x < 6 ? dy : 0, inside ? size : size};
+    case RELU6_GRAD: return (sum){x > 0 && x < 6 ? dy : 0, size};
+    case SUM: return (sum){x + dy, size};
     case GATED: return (sum){x * plain_silu(dy), size};
     default: return (sum){x * x * plain_silu_slope(dy), size * (1 + fabs(x))};
     }

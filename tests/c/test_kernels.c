@@ -67,6 +67,8 @@ CALL(activate_grad, activate_grad, FN_SILU, 0, p->x, NULL, p->dy, p->y, p->s.col
      NULL)
 CALL(relu6_grad, activate_grad, FN_RELU6, 0, p->x, NULL, p->dy, p->y, p->s.cols, p->hints.stream,
      NULL)
+/* both to one place; what is streamed comes last */
+CALL(add_to_both, add_to_both, p->x, p->dy, p->y, p->y, p->s.cols, NULL)
 CALL(gate, gate, FN_SILU, 0, p->x, p->dy, p->y, p->s.cols, p->hints.stream)
 /* dgate, which is written last; x is its dy too */
 CALL(gate_grad, gate_grad, FN_SILU, 0, p->x, p->dy, p->x, p->y, p->y, p->s.cols)
@@ -119,6 +121,7 @@ static const kernel kernels[] = {
     OF_RUNS(relu6, RELU6, WEIGHTS),
     OF_RUNS(activate_grad, SILU_GRAD, 0),
     OF_RUNS(relu6_grad, RELU6_GRAD, 0),
+    OF_RUNS(add_to_both, SUM, 0),
     OF_RUNS(gate, GATED, 0),
     OF_RUNS(gate_grad, GATE_GRAD, 0),
     KERNEL(limit, LIMIT, ROW, DENSE | ONE_SEGMENT | ONE_ROW | WEIGHTS),
