@@ -188,6 +188,17 @@ void fn_after_in_place(fn_job *job, int64_t i, int64_t rows, int64_t len, int64_
     job->after(job, &at, 0);
 }
 
+char *fn_tile(const fn_job *job, int64_t i, int64_t n) {
+    const int64_t size = (int64_t)job->plan.esize;
+    return n * size > TILE_BYTES
+               ? NULL
+               : (char *)((uintptr_t)tile(job, NORMALIZED) - (uintptr_t)(i * size));
+}
+void fn_after_tile(fn_job *job, int64_t i, int64_t n, int stream) {
+    const fn_piece at = {i, 1, n, n, tile(job, NORMALIZED), n};
+    job->after(job, &at, stream);
+}
+
 /* ---- by pieces -----------------------------------------------------------------------------*/
 
 /* what a job is while a kernel writes a piece to a tile, as if that were the output */
@@ -204,7 +215,7 @@ static kept to_tile(fn_job *job, fn_piece *at) {
         add_rows(job, at->i, at->rows, at->stride, at->len);
     at->from = tile(job, NORMALIZED);
     at->from_stride = job->out_ld = at->len;
-    job->out = (char *)((uintptr_t)at->from - (uintptr_t)(at->i * (int64_t)job->plan.esize));
+    job->out = fn_tile(job, at->i, at->len);
     if (job->after == take_grads) { /* which asks for what forward gave */
         job->dy = NULL;
         job->bias = (void *)job->params.bias;

@@ -356,19 +356,31 @@ static void grad_elem_rows(fn_job *job, int64_t p, int64_t p1, int64_t off, int6
                            job->want_dbias ? fn_at(job, dbias, w) : NULL, hints);
 }
 
+#define AFTER_BYTES (8 * 1024)
 void fn_place_elem_rows(fn_job *job, int64_t p, int64_t p1, int64_t off, int64_t len,
                         fn_hints hints, char *block, double *sums) {
     const fn_plan *pl = &job->plan;
-    if (fn_any_careful(&job->cf, p, p1))
+    if (fn_any_careful(&job->cf, p, p1)) {
         fn_careful_part(job, p, p1, 0, 1, off, off + len, sums, sums + fn_elem_count(pl));
-    else
-        for (int64_t q = p, end; q < p1; q = end) {
-            end = same_weights_end(pl, q, p1);
-            grad_elem_rows(job, q, end, off, len, hints, block,
-                           fn_at(job, block, pl->weight_rows * len));
-        }
-    if (job->after)
-        fn_after_in_place(job, p * pl->s + off, p1 - p, len, pl->s);
+        if (job->after)
+            fn_after_in_place(job, p * pl->s + off, p1 - p, len, pl->s);
+        return;
+    }
+    /* what comes after finds dx in the L1; of 4 rows, as the kernel takes 2 times 2 */
+    const int64_t few = fn_max(4, AFTER_BYTES / (len * (int64_t)pl->esize) / 4 * 4);
+    for (int64_t q = p, end; q < p1; q = end) {
+        end = same_weights_end(pl, q, job->after ? fn_min(q + few, p1) : p1);
+        const int64_t i = q * pl->s + off, n = (end - q) * len;
+        char *const out = job->out, *tile = job->after && len == pl->s ? fn_tile(job, i, n) : NULL;
+        job->out = tile ? tile : out;
+        grad_elem_rows(job, q, end, off, len, hints, block,
+                       fn_at(job, block, pl->weight_rows * len));
+        job->out = out;
+        if (tile)
+            fn_after_tile(job, i, n, hints.stream);
+        else if (job->after)
+            fn_after_in_place(job, i, end - q, len, pl->s);
+    }
 }
 
 void fn_place_elem_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1,
