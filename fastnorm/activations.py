@@ -2,7 +2,8 @@
 
 Vector code with the same bits on every instruction set: within 2 ulp of the exact value in float32
 and 1 ulp in float16 and bfloat16, in the tails too, down to the smallest denormal number. NaN
-stays NaN, infinities have their limits, and -0 is kept where the function passes through 0.
+stays NaN, infinities have their limits, and -0 is kept where the function passes through 0. What
+is monotone stays so, but for the last digit of silu in float32 and float64.
 
 Every function takes an array_like of float32, float64, float16 or bfloat16 of any shape, and `out`,
 an array of its shape and dtype, which may be x. It raises a TypeError for another dtype and a
