@@ -104,8 +104,26 @@ def sums(norm):
     return {name: each.hexdigest() for name, each in found.items()}
 
 
+def sums_of_activation(name):
+    """The sums of an activation: of numbers from -8 to 8, and of a tail down to -128."""
+    found = {}
+    for dtype, digits in DIGITS.items():
+        numbers = Numbers(digits)
+        x, tail, dy = (numbers.fractions(20_000) for _ in range(3))
+        x = np.concatenate([16 * x - 8, -128 * tail]).astype(dtype)
+        dy = np.concatenate([dy, dy]).astype(dtype)
+        y = getattr(fastnorm.activations, name)(x)
+        dx = fastnorm.activations.backward(dy, x, name)
+        for what, array in (("y", y), ("dx", dx)):
+            each = hashlib.sha256(array.tobytes()).hexdigest()
+            found[f"{name}, {np.dtype(dtype).name}: {what}"] = each
+    return found
+
+
 def as_text():
     everything = {name: each for norm in ALL for name, each in sums(norm).items()}
+    for name in fastnorm.activations.NAMES:
+        everything |= sums_of_activation(name)
     return json.dumps(everything, indent=0, sort_keys=True) + "\n"
 
 

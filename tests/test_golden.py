@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from cases import everywhere
 
+import fastnorm
+
 SUMS = json.loads(golden.FILE.read_text())
 
 
@@ -15,6 +17,13 @@ def test_the_bits_are_those_of_every_platform(norm):
     for isa, threads in everywhere((1, 2)):
         differ = [name for name, found in golden.sums(norm).items() if SUMS.get(name) != found]
         assert not differ, (isa, threads)
+
+
+@pytest.mark.parametrize("name", fastnorm.activations.NAMES)
+def test_activations_have_the_bits_of_every_platform(name):
+    for isa, threads in everywhere((1, 2)):
+        found = golden.sums_of_activation(name)
+        assert found == {key: SUMS.get(key) for key in found}, (isa, threads)
 
 
 def test_there_is_a_sum_for_each_case_and_they_can_be_made_again():
