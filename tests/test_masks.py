@@ -153,6 +153,14 @@ def test_rows_of_layer_norm(name):
     np.testing.assert_allclose(grads.weight, back.weight, rtol=1e-12)
 
 
+def test_lengths_of_a_table_whose_columns_are_normalized():
+    x, lengths = some(4, 6), np.array([6, 3, 0, 4])
+    y = fn.layer_norm(x, axis=0, lengths=lengths)
+    masked = fn.layer_norm(x, axis=0, mask=np.arange(6) < lengths[:, None])
+    assert y.tobytes() == masked.tobytes()
+    assert y[1].any()
+
+
 def test_elements_inside_a_domain_of_layer_norm():
     x, w = some(4, 5, 8), some(5, 8)
     mask = np.random.default_rng(3).random((4, 5, 1)) < 0.6

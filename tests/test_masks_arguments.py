@@ -65,6 +65,7 @@ WRONG = [
     ("batch_norm", {"lengths": [True, False]}, "TypeError: lengths: expected integers, got bool"),
     ("batch_norm", {"x": ROW[None], "layout": "NC", "lengths": [1]}, "ValueError: lengths: .*spat"),
     ("layer_norm", {"x": ROW, "lengths": [1]}, "ValueError: lengths: expected x with a spatial"),
+    ("layer_norm", {"x": ROW[None], "lengths": [1]}, "ValueError: lengths: expected x with a spat"),
     ("batch_norm", {"offsets": [0, 2]}, "ValueError: offsets: expected None"),
     ("layer_norm", {"offsets": [0, 2]}, "ValueError: offsets: expected None"),
     ("instance_norm", {"offsets": [0, 2], **STATE}, "ValueError: offsets: expected None"),
