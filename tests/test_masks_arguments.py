@@ -73,6 +73,7 @@ WRONG = [
     ("instance_norm", {"x": X[0], "layout": "NC", "offsets": [0, 4], "mask": M},
      "ValueError: mask, offsets: expected one of them"),
     ("instance_norm", {"x": X[0], "offsets": [0, 4]}, "ValueError: layout: .* got 'NLC'"),
+    ("layer_norm", {"mask": X > X, "eps": -1}, "ValueError: eps: expected a finite number of at l"),
     ("batch_norm", {"mask": M, "weight": np.ones(4)}, "ValueError: weight: expected shape (3,)"),
     ("layer_norm", {"mask": X > 2, "axis": (1, 2), "weight": np.ones((3, 4))},
      "ValueError: weight: expected shape (4, 3), got (3, 4)"),
