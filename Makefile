@@ -49,13 +49,13 @@ kernels: build/kernels ## what each kernel costs in the cache, without Python
 floor: build/floor ## what passes over memory cost that compute nothing
 	for mb in 0.2 4 100; do build/floor 1 $$mb && build/floor 2 $$mb || exit 1; done
 
-ctest: build/test_fastnorm build/test_kernels ## the C library and its kernels, without Python
-	build/test_fastnorm
-	build/test_kernels
+CTESTS := build/test_fastnorm build/test_around build/test_kernels
+ctest: $(CTESTS) ## the C library and its kernels, without Python
+	$(foreach test,$(CTESTS),$(test) &&) true
 
 build/kernels build/floor: build/%: bench/%.c $(VENV)/bench
 	$(LINK)
-build/test_fastnorm build/test_kernels: build/%: tests/c/%.c tests/c/plain.h $(TESTS)
+$(CTESTS): build/%: tests/c/%.c tests/c/plain.h $(TESTS)
 	$(LINK)
 
 lint: $(VENV)/lint ## check the sources; compiles nothing

@@ -39,7 +39,7 @@ def compile_all(compiler, folder, *flags):
         return list(pool.map(compile_one, sorted((ROOT / "csrc").rglob("*.c"))))
 
 
-@pytest.mark.parametrize("program", ["test_fastnorm", "test_kernels"])
+@pytest.mark.parametrize("program", ["test_fastnorm", "test_around", "test_kernels"])
 def test_what_the_extension_was_made_of(program, tmp_path):
     assert LIBRARY.exists(), "expected setup.py to have built it: python setup.py build_ext -i"
     symbols = subprocess.run(["nm", LIBRARY], capture_output=True, text=True, check=True).stdout
