@@ -83,6 +83,21 @@ def test_gradients_over_dy(name, place, rng):
         assert grad is expected is None or same(np.asarray(grad, np.float32), expected)
 
 
+@pytest.mark.parametrize("other", ["shortcut", "gate"])
+@pytest.mark.parametrize("name", CALLS)
+def test_outputs_over_what_backward_reads_again(name, other, rng):
+    function, arrays, more = call_of(name, rng)
+    dy = rng.standard_normal(arrays["x"].shape).astype(np.float32)
+    y, _, ctx = function(**arrays, **more, return_ctx=True)
+    out = arrays[other].copy()
+    got, _, again = function(**{**arrays, other: out}, **more, out=out, return_ctx=True)
+    assert got is out
+    same(got, y)
+    grads = fastnorm.backward(dy, ctx, ds=dy)
+    for found, expected in zip(fastnorm.backward(dy, again, ds=dy), grads, strict=True):
+        assert found is expected is None or same(found, expected)
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_gradients_over_what_is_read_are_refused(name, rng):
     function, arrays, more = call_of(name, rng)
