@@ -307,6 +307,20 @@ def test_outputs_that_overlap_are_refused():
         fn.rms_norm(X, residual=X, out=out, sum_out=out)
 
 
+@pytest.mark.parametrize("other", ["shortcut", "gate"])
+def test_y_over_what_backward_reads_again(other):
+    beside, dy = X[::-1].copy(), X[:, ::-1].copy()
+    call = {"training": True, "activation": "relu", "return_ctx": True}
+    y, ctx = fn.batch_norm(X, **call, **{other: beside})
+    want = fn.backward(dy, ctx)
+    out = beside.copy()
+    got, ctx = fn.batch_norm(X, **call, **{other: out}, out=out)
+    assert got is out
+    assert out.tobytes() == y.tobytes()
+    for found, wanted in zip(fn.backward(dy, ctx), want, strict=True):
+        assert found is wanted is None or found.tobytes() == wanted.tobytes()
+
+
 def test_a_gradient_of_a_sum_needs_a_residual():
     y, ctx = fn.rms_norm(X, activation="relu", return_ctx=True)
     with pytest.raises(ValueError, match="ds: expected None"):
