@@ -7,9 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from affine_cases import CALLS, call_of, same
-from cases import (
-    everywhere,
-)
+from cases import everywhere, uniform
 
 import fastnorm
 
@@ -161,6 +159,15 @@ def test_contexts(name, rng):
         arrays[other].shape = was
         fastnorm.backward(dy, ctx)
     assert y.shape == dy.shape
+
+
+def test_statistics_of_inference_are_those_of_the_channels(rng):
+    x, weight = uniform(rng, (3, 6, 60, 70), np.float32), uniform(rng, (3, 6), np.float32)
+    states = {"running_mean": uniform(rng, 6, np.float32), "running_var": np.full(6, 2, np.float32)}
+    _, plain = fastnorm.batch_norm(x, **states, return_ctx=True)
+    _, ctx = fastnorm.batch_norm(x, weight, **states, return_ctx=True)
+    for statistic in ("mean", "var", "rstd"):
+        np.testing.assert_array_equal(getattr(ctx, statistic), getattr(plain, statistic))
 
 
 @pytest.mark.parametrize("name", CALLS)
