@@ -8,6 +8,9 @@
 
 /* elements of a task: a few arrays of so many stay in the L2 */
 #define PIECE 16384
+/* An activation by exp takes as long as moving so many times its bytes: 88000 floats are worth two
+ * threads, as 524288 are that are only moved. */
+#define OF_EXP 6
 
 typedef struct {
     const fn_kernels *k;
@@ -39,8 +42,9 @@ static fn_status run(activation of, fn_dtype dtype) {
         return FN_BAD_PROBLEM;
     of.size = dtype == FN_F64 ? 8 : dtype == FN_F32 ? 4 : 2;
     const int64_t bytes = of.n * of.size;
+    const int64_t work = of.kind >= FN_SIGMOID ? OF_EXP * bytes : bytes;
     of.stream = fn_past_cache((of.dy ? 3 : 2) * bytes);
-    fn_team team = {.threads = fn_threads_for(bytes), .fence = of.stream};
+    fn_team team = {.threads = fn_threads_for(work), .fence = of.stream};
     char *memory = fn_allocate(fn_team_bytes(&team));
     if (!memory)
         return FN_NO_MEMORY;
