@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from . import _core
 from ._reduce import allreduce
 from ._types import Array, DerivedContext, Gradients, MaybeArray, Param, PlainContext
-from .around import Around, run
+from .around import Around, AroundSettings, run
 from .around._separate import with_around
 from .comm import Communicator, SingleProcess
 from .norms import BatchNorm, batch_norm
@@ -307,7 +307,7 @@ class SyncBatchNorm(BatchNorm):
 
     Parameters
     ----------
-    num_features, eps, momentum, affine, track_running_stats, bias, ddof, layout, dtype
+    num_features, eps, momentum, affine, track_running_stats, bias, ddof, layout, dtype, **around
         As in :class:`BatchNorm`.
     comm : Communicator, optional
         As in :func:`sync_batch_norm`. Copies of the layer share it.
@@ -332,10 +332,11 @@ class SyncBatchNorm(BatchNorm):
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
                  affine: bool = True, track_running_stats: bool = True, *,
                  comm: Communicator | None = None, bias: bool = True, ddof: int = 1,
-                 layout: str = "NCHW", dtype: DTypeLike = np.float32) -> None:  # fmt: skip
+                 layout: str = "NCHW", dtype: DTypeLike = np.float32,
+                 **around: Unpack[AroundSettings]) -> None:  # fmt: skip
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats,
-            bias=bias, ddof=ddof, layout=layout, dtype=dtype,
+            bias=bias, ddof=ddof, layout=layout, dtype=dtype, **around,
         )  # fmt: skip
         self.comm = comm
         _communicator(comm)

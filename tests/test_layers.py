@@ -233,10 +233,57 @@ def test_copies_are_independent(duplicate, rng):
             "InstanceNorm(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=False, "
             "bias=False)",
         ),
+        (
+            fastnorm.BatchNorm(3, activation="relu", layout="NHWC", slope=None),
+            "BatchNorm(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True, "
+            "layout='NHWC', activation='relu')",
+        ),
     ],
 )
 def test_repr_is_like_torchs(layer, want):
     assert repr(layer) == want
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_what_a_layer_is_made_with_is_around_each_call(name, rng):
+    made, plain = LAYERS[name](activation="silu", gate_activation="tanh"), LAYERS[name]()
+    x, gate, dy = (rng.standard_normal((3, 6, 5, 4)).astype(np.float32) for _ in range(3))
+    around = {"activation": "silu", "gate_activation": "tanh"}
+    for layer in (made, copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        y, want = layer(x, gate=gate), LAYERS[name]()(x, gate=gate, **around)
+        assert y.tobytes() == want.tobytes()
+    plain(x, gate=gate, **around)
+    assert made.backward(dy).tobytes() == plain.backward(dy).tobytes()
+    assert made.input_grads["gate"].tobytes() == plain.input_grads["gate"].tobytes()
+    y = LAYERS[name](activation="silu")(x, activation=None)
+    assert y.tobytes() == LAYERS[name]()(x).tobytes()
+
+
+def test_a_weight_with_an_offset_starts_as_one_without(rng):
+    x = rng.standard_normal((4, 8)).astype(np.float32)
+    layer = fastnorm.RMSNorm(8, weight_offset=1.0)
+    assert not layer.params["weight"].any()
+    assert layer(x).tobytes() == fastnorm.RMSNorm(8)(x).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("around", "error", "message"),
+    [
+        ({"activation": "swish"}, ValueError, "activation: expected one of relu"),
+        ({"activation": 3}, TypeError, "activation: expected a str"),
+        ({"gate_activation": "x"}, ValueError, "gate_activation: expected one of"),
+        ({"slope": "steep"}, TypeError, "slope: expected a number"),
+        ({"weight_offset": "one"}, TypeError, "weight_offset: expected a number"),
+        ({"shortcut": np.ones(3)}, TypeError, "shortcut: expected in a call of the layer"),
+        ({"cast": "after"}, ValueError, "cast: expected one of before_weight"),
+        ({"virtual_batch_size": 0}, ValueError, "virtual_batch_size: expected an int of at least"),
+        ({"relu": True}, TypeError, "got an unexpected keyword argument 'relu'"),
+    ],
+)
+@pytest.mark.parametrize("name", ["bn", "ln", "rms", "frn"])
+def test_what_a_layer_cannot_be_made_with(name, around, error, message):
+    with pytest.raises(error, match=message):
+        LAYERS[name](**around)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ calls one by one.
 """
 
 from ._call import Call, Result, public
-from ._keywords import Around
-from ._stages import at_once, run
+from ._keywords import Around, AroundSettings
+from ._stages import at_once, run, settings
 
-__all__ = ["Around", "Call", "Result", "at_once", "public", "run"]
+__all__ = ["Around", "AroundSettings", "Call", "Result", "at_once", "public", "run", "settings"]

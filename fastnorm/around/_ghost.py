@@ -40,15 +40,21 @@ def stage(call: Call) -> Result:
     return Result(y, total, ctx)
 
 
+def checked_size(value: Any, name: str = "virtual_batch_size") -> int:
+    """Return a number of samples; raise where it is none."""
+    each = _arguments.integer(value, name)
+    if each < 1:
+        raise ValueError(f"{name}: expected an int of at least 1, got {each}")
+    return each
+
+
 def _size(call: Call) -> int:
-    each = _arguments.integer(call.around["virtual_batch_size"], "virtual_batch_size")
+    each = checked_size(call.around["virtual_batch_size"])
     norm = _core.NORMS[call["norm"]]
     if norm not in _NORMS:
         raise ValueError(
             "virtual_batch_size: expected None, as the statistics are not those of the batch"
         )
-    if each < 1:
-        raise ValueError(f"virtual_batch_size: expected an int of at least 1, got {each}")
     for name in ("lengths", "offsets", "moments"):
         if name in call.around:
             raise ValueError(f"{name}: expected None with virtual_batch_size")

@@ -12,7 +12,18 @@ if TYPE_CHECKING:
     from ..statistics.moments import Moments
 
 
-class Around(TypedDict, total=False):
+class AroundSettings(TypedDict, total=False):
+    """Those of :class:`Around` that are no arrays: a layer may have them from the start."""
+
+    activation: str | None
+    slope: float
+    gate_activation: str | None
+    weight_offset: float
+    cast: str | None
+    virtual_batch_size: int | None
+
+
+class Around(AroundSettings, total=False):
     """What stands around a normalizer in the same pass; each is None where it is not wanted.
 
     ``s = x + residual``, ``y = activation(norm(s) + shortcut) * gate_activation(gate)``. Each stage
@@ -71,19 +82,13 @@ class Around(TypedDict, total=False):
         x's shape without the normalized axes, 1 for a row of zeros.
     """
 
-    activation: str | None
-    slope: float
     shortcut: ArrayLike | None
     gate: ArrayLike | None
-    gate_activation: str | None
     residual: ArrayLike | None
     sum_out: Array | None
     mask: ArrayLike | None
     lengths: ArrayLike | None
     offsets: ArrayLike | None
-    weight_offset: float
-    cast: str | None
     moments: Moments | None
-    virtual_batch_size: int | None
     out_dtype: DTypeLike | None
     scale: Any

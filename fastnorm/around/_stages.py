@@ -1,13 +1,14 @@
-"""Which stage a call goes through first, and the last one: the compiled core."""
+"""Which stage a call goes through first, and the last one: the compiled core; what layers keep."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .. import _check as check
 from .. import activations
 from ._call import Call, Result, public
-from ._keywords import Around
+from ._keywords import Around, AroundSettings
 
 # keywords that the core does
 IN_THE_CORE = frozenset((
@@ -85,3 +86,34 @@ STAGES: tuple[tuple[Callable[[Call], bool], Callable[[Call], Result]], ...] = (
     (_given.needed, _given.stage),
     (_affine.needed, _affine.stage),
 )
+
+
+# ---- of layers -------------------------------------------------------------------------------
+
+
+def settings(around: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a layer is made with; raise where a call would, or where one is no setting."""
+    for name in around:
+        if name in AroundSettings.__annotations__:
+            continue
+        if name in Around.__annotations__:
+            raise TypeError(f"{name}: expected in a call of the layer, as it goes with an input")
+        raise TypeError(f"got an unexpected keyword argument {name!r}")
+    given = {name: value for name, value in around.items() if value is not None}
+    for name, value in given.items():
+        CHECKS[name](value, name)
+    return given
+
+
+def _offset(value: Any, name: str) -> float:
+    return check.number(value, name, low=-float("inf"))
+
+
+CHECKS: dict[str, Callable[[Any, str], object]] = {
+    "activation": activations.number,
+    "slope": _offset,
+    "gate_activation": activations.number,
+    "weight_offset": _offset,
+    "cast": _weights.checked_cast,
+    "virtual_batch_size": _ghost.checked_size,
+}

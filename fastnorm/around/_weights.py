@@ -58,14 +58,19 @@ def stage(call: Call) -> Result:
     return found._replace(ctx=ctx)
 
 
-def _check_cast(call: Call) -> None:
-    cast = call.around["cast"]
+def checked_cast(cast: Any, name: str = "cast") -> str:
+    """Return a cast; raise where it is none."""
     if not isinstance(cast, str):
-        raise TypeError(f"cast: expected a str, got {type(cast).__name__}")
+        raise TypeError(f"{name}: expected a str, got {type(cast).__name__}")
     if cast not in CASTS:
         raise ValueError(
-            f"cast: expected one of {', '.join(CASTS)}, got {_arguments.shown(cast)}"
-        )  # fmt: skip
+            f"{name}: expected one of {', '.join(CASTS)}, got {_arguments.shown(cast)}"
+        )
+    return cast
+
+
+def _check_cast(call: Call) -> None:
+    cast = checked_cast(call.around["cast"])
     if _core.NORMS[call["norm"]] == "global_response":
         raise ValueError(
             f"cast: expected None for global response norm, which adds x to y, got {cast!r}"

@@ -14,7 +14,7 @@ from .. import _core
 from .._arguments import LAYOUTS
 from .._state import loadable, named
 from .._types import AnyContext, Array, Param
-from ..around import Around
+from ..around import Around, AroundSettings, settings
 from ._gradients import backward
 
 
@@ -109,6 +109,9 @@ class Layer:
         fields = []
         for name, parameter in signature(type(self)).parameters.items():
             value = getattr(self, name)
+            if parameter.kind is Parameter.VAR_KEYWORD:
+                fields += [f"{key}={each!r}" for key, each in value.items()]
+                continue
             if parameter.default is Parameter.empty:
                 fields.append(f"{value!r}")
             elif parameter.kind is not Parameter.KEYWORD_ONLY or value != parameter.default:
@@ -119,9 +122,14 @@ class Layer:
 class Norm(Layer):
     """A layer that normalizes its input, by one function, with one context to go back through."""
 
+    def __init__(self, dtype: DTypeLike, **around: Unpack[AroundSettings]) -> None:
+        super().__init__(dtype)
+        self.around = settings(around)
+
     def _affine(self, shape: int | tuple[int, ...], weight: bool = True, bias: bool = True) -> None:
         if weight:
-            self.params["weight"] = np.ones(shape, self.dtype)
+            offset = self.around.get("weight_offset", 0)
+            self.params["weight"] = np.full(shape, 1 - offset, self.dtype)
         if bias:
             self.params["bias"] = np.zeros(shape, self.dtype)
 
@@ -163,7 +171,8 @@ class Norm(Layer):
         x : array_like
             Input.
         **around
-            What stands around it in the same pass: see :class:`fastnorm.Around`.
+            What stands around it in the same pass: see :class:`fastnorm.Around`. It goes before
+            what the layer was made with; None takes that away.
 
         Returns
         -------
@@ -175,7 +184,7 @@ class Norm(Layer):
         counts = self.training and "num_batches_tracked" in self.buffers
         if counts and not self.buffers["num_batches_tracked"].flags.writeable:
             raise ValueError("num_batches_tracked: expected a writeable array, got a read-only one")
-        *found, self._ctx = self._forward(x, **around)
+        *found, self._ctx = self._forward(x, **{**self.around, **around})
         # an empty batch leaves the running statistics alone, so their average must not count it
         if counts and found[0].size and not getattr(self._ctx, "is_empty", False):
             _core.count_up(self.buffers["num_batches_tracked"])
@@ -237,8 +246,11 @@ def check_channels(x: ArrayLike, channels: int, layout: str) -> None:
 class ChannelNorm(Norm):
     """A layer over `num_features` channels, in a layout."""
 
-    def __init__(self, num_features: int, eps: float, layout: str, dtype: DTypeLike) -> None:
-        super().__init__(dtype)
+    def __init__(
+        self, num_features: int, eps: float, layout: str, dtype: DTypeLike,
+        **around: Unpack[AroundSettings],
+    ) -> None:  # fmt: skip
+        super().__init__(dtype, **around)
         self.num_features = check.count(num_features, "num_features")
         self.eps, self.layout = check.number(eps, "eps"), check.layout(layout)
 
@@ -251,9 +263,9 @@ class RunningNorm(ChannelNorm):
 
     def __init__(
         self, num_features: int, eps: float, momentum: float | None, affine: bool, bias: bool,
-        track: bool, ddof: int, layout: str, dtype: DTypeLike,
+        track: bool, ddof: int, layout: str, dtype: DTypeLike, **around: Unpack[AroundSettings],
     ) -> None:  # fmt: skip
-        super().__init__(num_features, eps, layout, dtype)
+        super().__init__(num_features, eps, layout, dtype, **around)
         self.momentum = None if momentum is None else check.number(momentum, "momentum", 0.0, 1.0)
         self.affine, self.bias = check.flag(affine, "affine"), check.flag(bias, "bias")
         self.track_running_stats = check.flag(track, "track_running_stats")

@@ -12,7 +12,7 @@ from .. import _check as check
 from .. import _core
 from .._core import Context
 from .._types import AnyContext, Array, MaybeArray, Param, WithContext
-from ..around import Around
+from ..around import Around, AroundSettings
 from ._base import RunningNorm
 
 __all__ = [
@@ -154,6 +154,10 @@ class BatchNorm(RunningNorm):
         "NCHW", "NHWC", ..., "channels_first" or "channels_last".
     dtype : dtype
         float32, of an input in float32, float16 or bfloat16; or float64, of one in float64.
+    **around
+        What each call has around it, but where it says otherwise: `activation`, `slope`,
+        `gate_activation`, `weight_offset` (the weight starts at 1 less that), `cast` and
+        `virtual_batch_size` of :class:`fastnorm.Around`.
 
     References
     ----------
@@ -172,10 +176,12 @@ class BatchNorm(RunningNorm):
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
                  affine: bool = True, track_running_stats: bool = True, *, bias: bool = True,
                  ddof: int = 1, layout: str = "NCHW",
-                 dtype: DTypeLike = np.float32) -> None:  # fmt: skip
+                 dtype: DTypeLike = np.float32,
+                 **around: Unpack[AroundSettings]) -> None:  # fmt: skip
         super().__init__(
-            num_features, eps, momentum, affine, bias, track_running_stats, ddof, layout, dtype
-        )
+            num_features, eps, momentum, affine, bias, track_running_stats, ddof, layout, dtype,
+            **around,
+        )  # fmt: skip
 
     def _forward(self, x: ArrayLike, **around: Any) -> tuple[Array, AnyContext]:
         return batch_norm(
@@ -318,7 +324,7 @@ class BatchRenorm(RunningNorm):
 
     Parameters
     ----------
-    num_features, eps, momentum, affine, bias, ddof, layout, dtype
+    num_features, eps, momentum, affine, bias, ddof, layout, dtype, **around
         As in :class:`BatchNorm`; ddof is 0, as in the paper.
     r_max, d_max : float or callable
         Bounds of the corrections; a callable takes the number of batches seen so far. The
@@ -344,8 +350,11 @@ class BatchRenorm(RunningNorm):
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
                  affine: bool = True, *, r_max: Schedule = batch_renorm_r_max,
                  d_max: Schedule = batch_renorm_d_max, bias: bool = True, ddof: int = 0,
-                 layout: str = "NCHW", dtype: DTypeLike = np.float32) -> None:  # fmt: skip
-        super().__init__(num_features, eps, momentum, affine, bias, True, ddof, layout, dtype)
+                 layout: str = "NCHW", dtype: DTypeLike = np.float32,
+                 **around: Unpack[AroundSettings]) -> None:  # fmt: skip
+        super().__init__(
+            num_features, eps, momentum, affine, bias, True, ddof, layout, dtype, **around
+        )
         self.r_max, self.d_max = schedule(r_max, "r_max", 1.0), schedule(d_max, "d_max", 0.0)
 
     def _forward(self, x: ArrayLike, **around: Any) -> tuple[Array, Context]:

@@ -11,7 +11,7 @@ from .. import _check as check
 from .. import _core
 from .._core import Context
 from .._types import Array, FilterResponseGradients, MaybeArray, Param
-from ..around import Around
+from ..around import Around, AroundSettings
 from ._base import ChannelNorm
 
 __all__ = ["FilterResponseNorm", "filter_response_norm"]
@@ -96,7 +96,7 @@ class FilterResponseNorm(ChannelNorm):
 
     Parameters
     ----------
-    num_features, eps, layout, dtype
+    num_features, eps, layout, dtype, **around
         As in :class:`BatchNorm`. ``params`` has ``weight``, ``bias`` and ``tau``, of shape (C,).
     tau : bool
         Whether there is a ``tau``: the activation, which starts as a ReLU.
@@ -113,8 +113,9 @@ class FilterResponseNorm(ChannelNorm):
     """
 
     def __init__(self, num_features: int, eps: float = 1e-6, tau: bool = True, *,
-                 layout: str = "NCHW", dtype: DTypeLike = np.float32) -> None:  # fmt: skip
-        super().__init__(num_features, eps, layout, dtype)
+                 layout: str = "NCHW", dtype: DTypeLike = np.float32,
+                 **around: Unpack[AroundSettings]) -> None:  # fmt: skip
+        super().__init__(num_features, eps, layout, dtype, **around)
         self.tau = check.flag(tau, "tau")
         self._affine(self.num_features)
         if self.tau:

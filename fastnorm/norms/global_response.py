@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from .. import _core
 from .._core import Context
 from .._types import Array, MaybeArray, Param, WithContext
-from ..around import Around
+from ..around import Around, AroundSettings
 from ._base import ChannelNorm
 
 __all__ = ["GlobalResponseNorm", "global_response_norm"]
@@ -104,7 +104,7 @@ class GlobalResponseNorm(ChannelNorm):
 
     Parameters
     ----------
-    num_features, eps, layout, dtype
+    num_features, eps, layout, dtype, **around
         As in :class:`BatchNorm`.
 
     References
@@ -119,8 +119,9 @@ class GlobalResponseNorm(ChannelNorm):
     """
 
     def __init__(self, num_features: int, eps: float = 1e-6, *, layout: str = "NCHW",
-                 dtype: DTypeLike = np.float32) -> None:  # fmt: skip
-        super().__init__(num_features, eps, layout, dtype)
+                 dtype: DTypeLike = np.float32,
+                 **around: Unpack[AroundSettings]) -> None:  # fmt: skip
+        super().__init__(num_features, eps, layout, dtype, **around)
         self._affine(self.num_features)
         self.params["weight"][...] = 0
 

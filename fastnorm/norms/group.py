@@ -11,7 +11,7 @@ from .. import _check as check
 from .. import _core
 from .._core import Context
 from .._types import Array, MaybeArray, Param, WithContext
-from ..around import Around
+from ..around import Around, AroundSettings
 from ._base import Norm, check_channels
 
 __all__ = ["GroupNorm", "group_norm"]
@@ -123,7 +123,7 @@ class GroupNorm(Norm):
         Instance Norm.
     num_channels : int
         C.
-    eps, affine, bias, layout, dtype
+    eps, affine, bias, layout, dtype, **around
         As in :class:`BatchNorm`.
 
     References
@@ -139,8 +139,9 @@ class GroupNorm(Norm):
 
     def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True,
                  *, bias: bool = True, layout: str = "NCHW",
-                 dtype: DTypeLike = np.float32) -> None:  # fmt: skip
-        super().__init__(dtype)
+                 dtype: DTypeLike = np.float32,
+                 **around: Unpack[AroundSettings]) -> None:  # fmt: skip
+        super().__init__(dtype, **around)
         self.num_groups = check.count(num_groups, "num_groups")
         self.num_channels = check.count(num_channels, "num_channels")
         if num_channels % num_groups:

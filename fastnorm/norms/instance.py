@@ -20,7 +20,7 @@ from .._types import (
     Param,
     WithContext,
 )
-from ..around import Around
+from ..around import Around, AroundSettings
 from ._base import RunningNorm
 from ._gradients import backward
 from .batch import Schedule, at_step, schedule
@@ -181,7 +181,7 @@ class InstanceNorm(_InstanceLayer):
 
     Parameters
     ----------
-    num_features, eps, momentum, bias, ddof, layout, dtype
+    num_features, eps, momentum, bias, ddof, layout, dtype, **around
         As in :class:`BatchNorm`.
     affine : bool
         Whether there are a weight and a bias; as in torch, not by default.
@@ -213,10 +213,12 @@ class InstanceNorm(_InstanceLayer):
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
                  affine: bool = False, track_running_stats: bool = False, *, bias: bool = True,
                  ddof: int = 1, layout: str = "NCHW",
-                 dtype: DTypeLike = np.float32) -> None:  # fmt: skip
+                 dtype: DTypeLike = np.float32,
+                 **around: Unpack[AroundSettings]) -> None:  # fmt: skip
         super().__init__(
-            num_features, eps, momentum, affine, bias, track_running_stats, ddof, layout, dtype
-        )
+            num_features, eps, momentum, affine, bias, track_running_stats, ddof, layout, dtype,
+            **around,
+        )  # fmt: skip
 
     def _normalize(self, x: ArrayLike, **around: Any) -> tuple[Array, Context]:
         return instance_norm(
@@ -343,7 +345,7 @@ class InstanceRenorm(_InstanceLayer):
 
     Parameters
     ----------
-    num_features, eps, momentum, affine, bias, ddof, layout, dtype
+    num_features, eps, momentum, affine, bias, ddof, layout, dtype, **around
         As in :class:`BatchNorm`; ddof is 0.
     r_max, d_max : float or callable
         As in :class:`BatchRenorm`.
@@ -370,8 +372,11 @@ class InstanceRenorm(_InstanceLayer):
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
                  affine: bool = True, *, r_max: Schedule = 3.0, d_max: Schedule = 5.0,
                  blend: float = 1.0, bias: bool = True, ddof: int = 0, layout: str = "NCHW",
-                 dtype: DTypeLike = np.float32) -> None:  # fmt: skip
-        super().__init__(num_features, eps, momentum, affine, bias, True, ddof, layout, dtype)
+                 dtype: DTypeLike = np.float32,
+                 **around: Unpack[AroundSettings]) -> None:  # fmt: skip
+        super().__init__(
+            num_features, eps, momentum, affine, bias, True, ddof, layout, dtype, **around
+        )
         self.r_max, self.d_max = schedule(r_max, "r_max", 1.0), schedule(d_max, "d_max", 0.0)
         self.blend = check.number(blend, "blend", 0.0, 1.0)
 

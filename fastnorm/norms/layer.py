@@ -14,7 +14,7 @@ from .. import _core
 from .._check import count
 from .._core import Context
 from .._types import Array, Axes, MaybeArray, Param, WithContext
-from ..around import Around
+from ..around import Around, AroundSettings
 from ._base import Norm
 
 __all__ = ["LayerNorm", "RMSNorm", "layer_norm", "rms_norm"]
@@ -118,6 +118,10 @@ class LayerNorm(Norm):
         normalizes the channels of an NCHW image.
     dtype : dtype
         float32, of an input in float32, float16 or bfloat16; or float64, of one in float64.
+    **around
+        What each call has around it, but where it says otherwise: `activation`, `slope`,
+        `gate_activation`, `weight_offset` (the weight starts at 1 less that), `cast` and
+        `virtual_batch_size` of :class:`fastnorm.Around`.
 
     References
     ----------
@@ -133,8 +137,9 @@ class LayerNorm(Norm):
     def __init__(self, normalized_shape: int | Sequence[int], eps: float = 1e-5,
                  elementwise_affine: bool = True, bias: bool = True, *,
                  axis: int | Sequence[int] | None = None,
-                 dtype: DTypeLike = np.float32) -> None:  # fmt: skip
-        super().__init__(dtype)
+                 dtype: DTypeLike = np.float32,
+                 **around: Unpack[AroundSettings]) -> None:  # fmt: skip
+        super().__init__(dtype, **around)
         self.eps = check.number(eps, "eps")
         self.axis = tuple(axis) if isinstance(axis, list) else axis
         self.normalized_shape, self._axes = _normalized(normalized_shape, axis)
@@ -232,7 +237,7 @@ class RMSNorm(Norm):
 
     Parameters
     ----------
-    normalized_shape, elementwise_affine, axis, dtype
+    normalized_shape, elementwise_affine, axis, dtype, **around
         As in :class:`LayerNorm`; there is no bias.
     eps : float or None
         Added to the mean square; None, as in torch: the machine epsilon, as in :func:`rms_norm`.
@@ -250,8 +255,9 @@ class RMSNorm(Norm):
 
     def __init__(self, normalized_shape: int | Sequence[int], eps: float | None = None,
                  elementwise_affine: bool = True, *, axis: int | Sequence[int] | None = None,
-                 dtype: DTypeLike = np.float32) -> None:  # fmt: skip
-        super().__init__(dtype)
+                 dtype: DTypeLike = np.float32,
+                 **around: Unpack[AroundSettings]) -> None:  # fmt: skip
+        super().__init__(dtype, **around)
         self.eps = None if eps is None else check.number(eps, "eps")
         self.axis = tuple(axis) if isinstance(axis, list) else axis
         self.normalized_shape, self._axes = _normalized(normalized_shape, axis)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from .. import _core
 from .._core import Context
 from .._types import Array, MaybeArray, Param, SwitchableGradients
-from ..around import Around
+from ..around import Around, AroundSettings
 from ._base import RunningNorm
 
 __all__ = ["SwitchableNorm", "switchable_norm"]
@@ -130,7 +130,7 @@ class SwitchableNorm(RunningNorm):
 
     Parameters
     ----------
-    num_features, eps, momentum, bias, ddof, layout, dtype
+    num_features, eps, momentum, bias, ddof, layout, dtype, **around
         As in :class:`BatchNorm`; ddof is 0, as in the paper. ``params`` has ``mean_logits`` and
         ``var_logits`` of shape (3,), in the order instance, layer, batch, which start at 1.
 
@@ -151,8 +151,11 @@ class SwitchableNorm(RunningNorm):
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1, *,
                  bias: bool = True, ddof: int = 0, layout: str = "NCHW",
-                 dtype: DTypeLike = np.float32) -> None:  # fmt: skip
-        super().__init__(num_features, eps, momentum, True, bias, True, ddof, layout, dtype)
+                 dtype: DTypeLike = np.float32,
+                 **around: Unpack[AroundSettings]) -> None:  # fmt: skip
+        super().__init__(
+            num_features, eps, momentum, True, bias, True, ddof, layout, dtype, **around
+        )
         self.params["mean_logits"] = np.ones(3, self.dtype)
         self.params["var_logits"] = np.ones(3, self.dtype)
 
