@@ -375,3 +375,34 @@ def test_virtual_batches_are_calls_of_their_own():
     same(state[0], own[0])
     same(state[1], own[1])
     np.testing.assert_allclose(grads.weight, total, rtol=1e-6)
+
+
+VALID = np.random.default_rng(5).random((7, 1, 5, 5)) < 0.7
+BESIDE = {
+    "a mask": {"mask": VALID},
+    "a mask of all samples": {"mask": VALID[:1]},
+    "a mask of positions": {"mask": VALID[0, 0]},
+    "a gate": {"gate": some(7, 4, 5, 5)},
+    "a residual": {"residual": some(7, 4, 5, 5)},
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE.values(), ids=BESIDE)
+def test_virtual_batches_cut_what_is_beside_them(beside):
+    x, dy, w = some(7, 4, 5, 5), some(7, 4, 5, 5)[::-1].copy(), some(4)
+    call = {"training": True, "return_ctx": True}
+    *found, ctx = fn.batch_norm(x, w, virtual_batch_size=3, **call, **beside)
+    grads = fn.backward(dy, ctx)
+    total = np.zeros(4)
+    for start in (0, 3, 6):
+        at = slice(start, start + 3)
+        parts = {k: a[at] if len(a) == len(x) else a for k, a in beside.items()}
+        *want, c = fn.batch_norm(x[at], w, **call, **parts)
+        g = fn.backward(dy[at], c)
+        for whole, part in zip(found, want, strict=True):
+            same(part, whole[at])
+        same(g.x, grads.x[at])
+        if "gate" in beside:
+            same(g.gate, grads.gate[at])
+        total += g.weight
+    np.testing.assert_allclose(grads.weight, total, rtol=1e-6)
