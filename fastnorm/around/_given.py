@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .. import _core
-from .._types import Array, DerivedContext, Gradients, MaybeArray, Param
+from .. import _arguments, _core
+from .._types import Array, DerivedContext, FusedGradients, Gradients, MaybeArray, Param
+from ._arrays import delivered, dense, like
 from ._call import Call, Result
+from ._separate import Behind
 
-NOT_WITH = ("mask", "lengths", "offsets", "virtual_batch_size", "weight_offset", "cast")
+# what may be around, in calls of its own; a residual is added before its moments are taken
+BEHIND = ("activation", "slope", "shortcut", "gate", "gate_activation")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +65,29 @@ def stage(call: Call) -> Result:
         raise ValueError("moments: expected None; only batch norm takes those of other arrays")
     if not call["training"]:
         raise ValueError("moments: expected None when training is False")
-    for name in NOT_WITH:
-        if name in call.around:
+    for name in call.around:
+        if name not in (*BEHIND, "moments"):
+            name = "cast" if name == "rounds" else name
             raise ValueError(f"{name}: expected None with moments")
-    around = {k: v for k, v in call.around.items() if k != "moments"}
-    if around:
-        raise ValueError(f"{min(around)}: expected None with moments; call it apart")
-    return _normalize(call.but({}), moments)
+    return _with_behind(call, moments)
+
+
+def _with_behind(call: Call, moments: Any) -> Result:
+    from ._stages import numbered
+
+    numbers = numbered(call.around)
+    if numbers is None:
+        return _normalize(call.but({}), moments)
+    x = dense(call["x"], "x")
+    beside = {n: like(call.around[n], n, x) for n in ("shortcut", "gate") if n in call.around}
+    if call["out"] is not None:
+        _arguments.check_out(call["out"], x, x.shape)
+    found = _normalize(call.but({}, x=x, out=None), moments)
+    behind, y = Behind(numbers), np.empty_like(found.y)
+    behind.forward(found.y, beside.get("shortcut"), beside.get("gate"), y)
+    if isinstance(found.ctx, GivenContext):
+        found.ctx.behind, found.ctx.u, found.ctx.beside = behind, found.y, beside
+    return found._replace(y=delivered(y, call["out"]))
 
 
 def _normalize(call: Call, moments: Any) -> Result:
@@ -94,18 +113,31 @@ def _normalize(call: Call, moments: Any) -> Result:
 
 
 class GivenContext(DerivedContext):
-    """Context of a batch norm by given moments."""
+    """Context of a batch norm by given moments, and of what is behind it."""
+
+    behind: Behind | None = None
+    u: Array  # what the norm gave, for what is behind it
+    beside: dict[str, Array]
 
     def __init__(self, own: Any, rstd: Array, elements: float, count: float) -> None:
         self.own, self._rstd, self._elements, self._count = own, rstd, elements, count
 
     def gradient_sums(self, dy: ArrayLike) -> GradientSums:
         """Return this micro-batch's share."""
-        return GradientSums(_core.measure_grad(dy, self.own, None), self._elements)
+        return GradientSums(_core.measure_grad(self._back(dy)[0], self.own, None), self._elements)
+
+    def _back(self, dy: ArrayLike) -> tuple[Any, MaybeArray, MaybeArray]:
+        """Return the gradients of what the norm gave, of the shortcut and of the gate."""
+        if self.behind is None:
+            return dy, None, None
+        beside = self.beside
+        g = like(dy, "dy", self.u)
+        return self.behind.backward(g, self.u, beside.get("shortcut"), beside.get("gate"))
 
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None,
-                 sums: GradientSums | None = None) -> Gradients:  # fmt: skip
+                 sums: GradientSums | None = None) -> Gradients | FusedGradients:  # fmt: skip
         """As :func:`fastnorm.backward`, with the sums of all micro-batches."""
+        dy, *beside = self._back(dy)
         own = _core.measure_grad(dy, self.own, out)
         total = GradientSums(own, self._elements) if sums is None else sums
         if not isinstance(total, GradientSums):
@@ -115,4 +147,5 @@ class GivenContext(DerivedContext):
                 f"sums: expected those of all {self._count:g} elements of a channel that the "
                 f"moments are of, got {total.count:g}"
             )
-        return _core.finish_backward(dy, self.own, own, total.sums, total.count, self._rstd, out)
+        grads = _core.finish_backward(dy, self.own, own, total.sums, total.count, self._rstd, out)
+        return grads if self.behind is None else FusedGradients(*grads, *beside)

@@ -68,6 +68,7 @@ class Around(AroundSettings, total=False):
         are those of a call without weight and bias and of these steps.
     moments : Moments
         Statistics that come from elsewhere, as of several micro-batches, instead of those of x.
+        Beside an activation, a shortcut and a gate, which are passes of their own then.
     virtual_batch_size : int
         Ghost batch norm: so many samples at a time have statistics of their own.
     out_dtype : dtype

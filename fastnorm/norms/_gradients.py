@@ -12,6 +12,7 @@ from .._types import (
     AnyContext,
     DerivedContext,
     FilterResponseGradients,
+    FusedGradients,
     Gradients,
     MaybeArray,
     Param,
@@ -46,7 +47,7 @@ def backward(
     *,
     ds: Param = None,
     sums: GradientSums | None = None,
-) -> AnyGradients:
+) -> AnyGradients | FusedGradients:
     """Gradients of ``sum(dy * y)`` for the forward call that made `ctx`.
 
     Parameters
@@ -68,10 +69,11 @@ def backward(
 
     Returns
     -------
-    Gradients, FilterResponseGradients, SwitchableGradients or WeightGradients
+    Gradients, FilterResponseGradients, SwitchableGradients, WeightGradients or FusedGradients
         Named tuple ``(x, weight, bias)``, after :func:`switchable_norm` with ``mean_logits`` and
         ``var_logits``, after :func:`filter_response_norm` with ``tau``; a parameter that was not
-        given has None. ``(x, g)`` after :func:`weight_norm`.
+        given has None. ``(x, g)`` after :func:`weight_norm`. After a call with something around it
+        ``shortcut`` and ``gate`` too.
 
     Raises
     ------
