@@ -261,6 +261,40 @@ def test_moments_of_a_mask_are_those_of_a_masked_array():
         fn.Moments.from_array(x, mask=np.ones(x.shape))
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_contexts_have_the_statistics_of_the_valid_elements(layout):
+    x = some(4, 6, 5, 5)
+    mask = np.random.default_rng(2).random((4, 1, 5, 5)) < 0.5
+    mask[2] = False
+    last = layout == "NHWC"
+    call = {"layout": layout, "return_ctx": True,
+            "mask": mask.transpose(0, 2, 3, 1) if last else mask}  # fmt: skip
+    given = x.transpose(0, 2, 3, 1).copy() if last else x
+    masked = np.ma.array(x, mask=np.broadcast_to(~mask, x.shape)).astype(np.float64)
+    _, ctx = fn.batch_norm(given, training=True, **call)
+    np.testing.assert_allclose(ctx.mean, masked.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(ctx.var, masked.var((0, 2, 3)), rtol=1e-12)
+    for norm, groups in ((fn.instance_norm, 6), (fn.group_norm, 2)):
+        _, ctx = norm(given, *([groups] if groups == 2 else []), **call)
+        of = masked.reshape(4, groups, -1)
+        np.testing.assert_allclose(ctx.mean, of.mean(2).filled(np.nan), rtol=1e-9)
+        np.testing.assert_allclose(ctx.rstd, (of.var(2) + 1e-5).filled(np.nan) ** -0.5, rtol=1e-9)
+
+
+@pytest.mark.parametrize("axis", [-1, 1, 0, (0, 2), (1, 2)])
+def test_contexts_have_the_statistics_of_rows(axis):
+    x = some(3, 5, 8)
+    mask = np.random.default_rng(3).random((3, 5, 8)) < 0.6
+    mask[1, 2], mask[:, :, 3], mask[2, :, 4] = False, False, False
+    masked = np.ma.array(x, mask=~mask).astype(np.float64)
+    _, ctx = fn.layer_norm(x, axis=axis, mask=mask, return_ctx=True)
+    np.testing.assert_allclose(ctx.mean, masked.mean(axis).filled(np.nan), rtol=1e-9)
+    np.testing.assert_allclose(ctx.var, masked.var(axis).filled(np.nan), rtol=1e-9, atol=1e-12)
+    _, ctx = fn.layer_norm(x, lengths=[5, 0, 2], return_ctx=True)
+    counted = np.arange(5) < np.array([5, 0, 2])[:, None]
+    np.testing.assert_allclose(ctx.mean, np.where(counted, x.mean(-1), np.nan), rtol=1e-6)
+
+
 def test_a_context_can_be_pickled():
     x, mask = image("NCHW"), mask_of("NCHW")
     _, ctx = fn.group_norm(x, 2, mask=mask, activation="silu", return_ctx=True)

@@ -17,8 +17,9 @@ from numpy.typing import ArrayLike
 from .. import _arguments, _core
 from .. import _check as check
 from .._arguments import LAYOUTS
-from .._types import Array, DerivedContext, FusedGradients, MaybeArray, Param
+from .._types import Array, FusedGradients, MaybeArray, Param
 from ._arrays import BESIDE, check_written, delivered, dense, like, overlap
+from ._back import DerivedFromCore
 from ._call import Call, Result
 from ._parameters import Parameter, form_of
 
@@ -48,6 +49,11 @@ class View:
     def lead(self) -> int:
         """How many axes a mask can cut."""
         return len(self.shape) - len(self.last)
+
+    @property
+    def shape_of_lead(self) -> tuple[int, ...]:
+        """Return their sizes."""
+        return tuple(n for a, n in enumerate(self.shape) if a not in self.last)
 
     @property
     def is_flat(self) -> bool:
@@ -99,6 +105,15 @@ class Part:
         if self.pattern is None:
             found = found.reshape(len(self.index[0]), *of.shape[len(self.index) :])
         of[self.index] = found
+
+    def domains(self, lead: tuple[int, ...]) -> Array:
+        """Return the numbers of its domains, of which each element of these axes has one."""
+        axes = self.view.shape_of_lead
+        first = [a[:, 0] if a.ndim > 1 else a for a in self.index]  # the others are of a pattern
+        flat = self.view.is_flat
+        rows = first[0] if flat else np.ravel_multi_index(first[: len(axes)], axes)
+        each = max(1, len(rows) // max(1, self.shape[0]))  # elements of a domain that have a row
+        return rows[::each] * math.prod(lead) // math.prod(axes)
 
 
 # ---- what is valid ---------------------------------------------------------------------------
@@ -257,7 +272,8 @@ def stage(call: Call) -> Result:
     if total is not None:
         total = delivered(total, call.around.get("sum_out"))
     contexts = [(part, found.ctx) for part, found in made]
-    ctx = MaskedContext(contexts, x, given, beside) if keep else None
+    of_channels = "layout" in call.arguments
+    ctx = MaskedContext(contexts, x, given, beside, of_channels) if keep else None
     return Result(y, total, ctx)
 
 
@@ -307,25 +323,40 @@ def zeros_like(x: Array) -> Array:
     return found
 
 
-class MaskedContext(DerivedContext):
+class MaskedContext(DerivedFromCore):
     """Context of a call with a mask: those of its parts, which hold copies of the valid elements.
+
+    Statistics of a domain without a valid element are NaN.
 
     What :func:`fastnorm.backward` returns is a :class:`FusedGradients`, whatever is around. What dy
     holds where the mask is False, NaN too, is not looked at; the gradients are 0 there.
     """
 
     def __init__(
-        self, parts: list[Any], x: Array, given: dict[str, Parameter], beside: dict[str, Array]
-    ) -> None:
+        self, parts: list[Any], x: Array, given: dict[str, Parameter], beside: dict[str, Array],
+        of_channels: bool,
+    ) -> None:  # fmt: skip
         self._parts, self._given, self.has_sum = parts, given, "residual" in beside
         self._beside = [name for name in BESIDE[:2] if name in beside]
-        self._shape, self._dtype = x.shape, x.dtype
+        self._shape, self._dtype, self._of_channels = x.shape, x.dtype, of_channels
         self.is_empty = not any(part.shape[0] for part, _ in parts)
 
     @property
     def inner(self) -> Any:
         """Of the first part: ranks of sync batch norm have one."""
         return self._parts[0][1]
+
+    def statistic(self, name: str) -> Array:
+        """Put those of the parts together: of domains, or of the channels of all samples."""
+        found: list[tuple[Part, Array]] = [(p, getattr(ctx, name)) for p, ctx in self._parts]
+        part, values = found[0]
+        if values.ndim == 1 and self._of_channels:
+            return values
+        lead = self._shape[:1] if self._of_channels else part.view.shape_of_lead
+        whole: Array = np.full((math.prod(lead), *values.shape[1:]), np.nan)
+        for part, values in found:
+            whole[part.domains(lead)] = values
+        return whole.reshape(*lead, *whole.shape[1:])
 
     @check.as_the_core
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> FusedGradients:
