@@ -171,6 +171,7 @@ def tell(rows, names, markdown):
         click.echo("| --- " * len(columns(names)) + "|")
         for cells in rows:
             click.echo(f"| {' | '.join(cells)} |")
+        click.echo("\n## Conditions\n")
         return
     table = Table(title="x the limit: 1 is as fast as memory. Others: times faster than they")
     for i, head in enumerate(columns(names)):
