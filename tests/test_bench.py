@@ -245,11 +245,14 @@ def test_an_interrupt_leaves_no_file(monkeypatch, tmp_path):
 
 
 def ended_by(number, run):
-    """Send a signal until it ends `run`: Python may lose one, in a destructor or a callback."""
+    """Send a signal until it ends `run`: Python may lose one, in a destructor or a callback.
+
+    It does of 3 in 60; and the run, which takes minutes, must not end by itself meanwhile.
+    """
     for _ in range(10):
         run.send_signal(number)
         try:
-            return run.wait(timeout=600)
+            return run.wait(timeout=60)
         except subprocess.TimeoutExpired:
             continue
     raise AssertionError("signals did not end it")
