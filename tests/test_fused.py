@@ -307,18 +307,52 @@ def test_outputs_that_overlap_are_refused():
         fn.rms_norm(X, residual=X, out=out, sum_out=out)
 
 
-@pytest.mark.parametrize("other", ["shortcut", "gate"])
-def test_y_over_what_backward_reads_again(other):
-    beside, dy = X[::-1].copy(), X[:, ::-1].copy()
-    call = {"training": True, "activation": "relu", "return_ctx": True}
-    y, ctx = fn.batch_norm(X, **call, **{other: beside})
+MIXING = {"mean_logits": np.zeros(3, np.float32), "var_logits": np.zeros(3, np.float32)}
+STATES = {"running_mean": np.zeros(4, np.float32), "running_var": np.ones(4, np.float32)}
+MASK = {"mask": np.ones((2, 1, 3, 3), bool)}
+# a call of each stage and of the core: x, a weight of the channels, and what is around
+WAYS = {
+    "core": lambda x, w, **k: fn.batch_norm(x, w, training=True, **k),
+    "moments": lambda x, w, **k: fn.batch_norm(
+        x, w, training=True, moments=fn.Moments.from_array(X, layout="NCHW"), **k),
+    "sync": lambda x, w, **k: fn.sync_batch_norm(x, w, training=True, **k),
+    "mask": lambda x, w, **k: fn.batch_norm(x, w, training=True, **MASK, **k),
+    "mask, switchable": lambda x, w, **k: fn.switchable_norm(
+        x, w, w, **{n: a.copy() for n, a in {**MIXING, **STATES}.items()}, **MASK, **k),
+    "ghost": lambda x, w, **k: fn.batch_norm(x, w, training=True, virtual_batch_size=1, **k),
+    "weight": lambda x, w, **k: fn.batch_norm(x, w, training=True, weight_offset=1.0, **k),
+    "length": lambda x, w, **k: fn.normalize(x, axis=1, ord=3, **k),
+    "packed": lambda x, w, **k: fn.instance_norm(x, w, layout="NC", offsets=[0, 7, 18], **k),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("over", ["shortcut", "gate", "weight"])
+@pytest.mark.parametrize("way", WAYS)
+def test_y_over_what_backward_reads_again(way, over):
+    x = X if way != "packed" else X.transpose(0, 2, 3, 1).reshape(18, 4).copy()
+    w, dy, call = some(4), x[::-1].copy(), {"activation": "relu", "return_ctx": True}
+    beside = {"shortcut": x + 1, "gate": x[::-1] + 2}
+    y, ctx = WAYS[way](x, w, **call, **beside)
     want = fn.backward(dy, ctx)
-    out = beside.copy()
-    got, ctx = fn.batch_norm(X, **call, **{other: out}, out=out)
+    out = np.zeros_like(x)
+    place = out.reshape(-1)[3:7] if over == "weight" else out
+    place[...] = w if over == "weight" else beside[over]
+    given = w if over != "weight" else place
+    own = beside if over == "weight" else {**beside, over: place}
+    got, ctx = WAYS[way](x, given, **call, **own, out=out)
     assert got is out
-    assert out.tobytes() == y.tobytes()
+    same(out, y)
     for found, wanted in zip(fn.backward(dy, ctx), want, strict=True):
         assert found is wanted is None or found.tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_y_over_x_with_a_context_is_refused(way):
+    x = X.copy() if way != "packed" else X.transpose(0, 2, 3, 1).reshape(18, 4).copy()
+    before = x.copy()
+    with pytest.raises(ValueError, match="out: expected an array apart from x when return_ctx"):
+        WAYS[way](x, some(4), activation="relu", return_ctx=True, out=x)
+    same(x, before)
 
 
 def test_a_gradient_of_a_sum_needs_a_residual():
@@ -410,6 +444,25 @@ def test_virtual_batches_are_calls_of_their_own():
     same(state[0], own[0])
     same(state[1], own[1])
     np.testing.assert_allclose(grads.weight, total, rtol=1e-6)
+
+
+def test_virtual_batches_that_overlap_in_memory():
+    memory = np.zeros(60, np.float32)
+    x, out = memory[:28].reshape(7, 4), memory[8:36].reshape(7, 4)
+    x[...] = some(7, 4)
+    want = fn.batch_norm(x.copy(), training=True, layout="NC", virtual_batch_size=2)
+    same(fn.batch_norm(x, training=True, layout="NC", virtual_batch_size=2, out=out), want)
+
+
+@pytest.mark.parametrize("around", [{}, {"mask": np.arange(7)[:, None] < 4}])
+def test_the_last_virtual_batch_is_wrong_and_nothing_is_written(around):
+    x, mean, var = some(7, 4), np.zeros(4, np.float32), np.ones(4, np.float32)
+    out = np.full_like(x, 7)
+    with pytest.raises(ValueError, match="x: expected more than one value"):
+        fn.batch_norm(x, training=True, layout="NC", virtual_batch_size=3, running_mean=mean,
+                      running_var=var, out=out, **around)  # fmt: skip
+    assert (out == 7).all()
+    assert not mean.any()
 
 
 VALID = np.random.default_rng(5).random((7, 1, 5, 5)) < 0.7

@@ -23,6 +23,7 @@ Index: TypeAlias = tuple[slice, ...]
 PIECE = 1 << 16
 
 BESIDE = ("shortcut", "gate", "residual")
+PARAMETERS = ("weight", "bias", "tau", "mean_logits", "var_logits")
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
@@ -144,16 +145,33 @@ def lay(call: Call, has_y: bool = True) -> Laid:
 
     Without `has_y` there is no array for y, but an empty one.
     """
-    x, around = dense(call["x"], "x"), call.around
-    beside = {name: like(around[name], name, x) for name in BESIDE if name in around}
-    keep = check_written(call, x)
-    out, sum_out = call["out"], around.get("sum_out")
-    for name, a in beside.items():
-        if _is_lost(a, name, out, sum_out, keep):
-            beside[name] = a.copy()
+    x = dense(call["x"], "x")
+    beside, keep = beside_of(call, x)
+    out, sum_out = call["out"], call.around.get("sum_out")
     total = target(sum_out, x, x, *beside.values()) if "residual" in beside else None
     y = target(out, x, x, *beside.values()) if has_y else np.empty(0, x.dtype)
     return Laid(x, beside, y, total, out, sum_out, keep)
+
+
+def beside_of(call: Call, x: Array) -> tuple[dict[str, Array], bool]:
+    """Return what is beside x, and whether a context is wanted; raise where a call cannot be.
+
+    What is written before it is read for the last time, as by backward, is a copy.
+    """
+    around = call.around
+    beside = {name: like(around[name], name, x) for name in BESIDE if name in around}
+    keep = check_written(call, x)
+    for name, a in beside.items():
+        if _is_lost(a, name, call["out"], around.get("sum_out"), keep):
+            beside[name] = a.copy()
+    return beside, keep
+
+
+def parameters_apart(call: Call) -> dict[str, Array]:
+    """Return copies of the parameters that lie where y or the sum is written."""
+    written = (call["out"], call.around.get("sum_out"))
+    given: dict[str, Any] = {name: call.arguments.get(name) for name in PARAMETERS}
+    return {name: a.copy() for name, a in given.items() if any(overlap(to, a) for to in written)}
 
 
 def check_written(call: Call, x: Array) -> bool:

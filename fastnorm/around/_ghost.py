@@ -9,10 +9,12 @@ from numpy.typing import ArrayLike
 
 from .. import _arguments, _core
 from .._types import Array, DerivedContext, FusedGradients, MaybeArray, Param
+from ._arrays import Laid, delivered, lay, parameters_apart
+from ._back import Kept, kept, lay_back
 from ._call import Call, Result
 
 KEY = frozenset({"virtual_batch_size"})
-LIKE_X = ("shortcut", "gate", "residual", "sum_out", "mask")
+STATES = frozenset({"running_mean", "running_var"})
 _NORMS = ("batch", "batch_renorm")
 
 
@@ -22,22 +24,34 @@ def needed(call: Call) -> bool:
 
 
 def stage(call: Call) -> Result:
-    """Call the normalizer for so many samples at a time; running statistics take each in turn."""
+    """Call the normalizer for so many samples at a time; running statistics take each in turn.
+
+    If they are alike, all pass what the first one passes: then each is written where the caller
+    wants it. Else nothing of the caller's is written before all are done.
+    """
     from ._stages import proceed
 
-    x = _core.as_array(call["x"], "x")
     each = _size(call)
-    y = _outputs(call, x)
-    total = _core.empty_like(np.ascontiguousarray(x)) if "residual" in call.around else None
-    if total is not None and call.around.get("sum_out") is not None:
-        total = call.around["sum_out"]
-    found = []
-    for start in range(0, max(x.shape[0], 1), each):
-        at = slice(start, start + each)
-        found.append(proceed(_part(call, x, y, total, at)))
-    contexts = [part.ctx for part in found]
-    ctx = None if found[0].ctx is None else _GhostContext(contexts, each, x, total is not None)
-    return Result(y, total, ctx)
+    laid = lay(call)
+    x, n = laid.x, len(laid.x)
+    none = {"x": x[:0], "weight": None, "bias": None, "out": None, "return_ctx": False}
+    call.entry(**{**call.arguments, **none})  # for its checks of the running statistics
+    alike = n % each == 0 and "mask" not in call.around
+    own: dict[str, Any] = parameters_apart(call)
+    y, total = laid.y, laid.sum
+    if not alike:
+        own |= {name: call[name].copy() for name in STATES if call[name] is not None}
+        y, total = _core.empty_like(x), None if total is None else _core.empty_like(x)
+    whole = call.but(**own)
+    cuts = [slice(start, start + each) for start in range(0, max(n, 1), each)]
+    found = [proceed(_part(whole, laid, y, total, at)) for at in cuts]
+    for name in own.keys() & STATES:
+        call[name][...] = own[name]
+    ctx = None
+    if laid.keep:
+        ctx = _GhostContext([part.ctx for part in found], cuts, kept(laid, {}, False), laid.sum)
+    total = None if total is None else delivered(total, laid.sum_out)
+    return Result(delivered(y, laid.out), total, ctx)
 
 
 def checked_size(value: Any, name: str = "virtual_batch_size") -> int:
@@ -61,31 +75,14 @@ def _size(call: Call) -> int:
     return each
 
 
-def _outputs(call: Call, x: Array) -> Array:
-    """Where y goes; what the whole call would refuse is refused before anything is written."""
-    for name in LIKE_X:
-        array = call.around.get(name)
-        if array is not None and name != "mask" and np.shape(array) != x.shape:
-            raise ValueError(f"{name}: expected x's shape {x.shape}, got {np.shape(array)}")
-    if call["out"] is None:
-        return _core.empty_like(np.ascontiguousarray(x))
-    _arguments.check_out(call["out"], x, x.shape)
-    out: Array = call["out"]
-    return out
-
-
-def _part(call: Call, x: Array, y: Array, total: MaybeArray, at: slice) -> Call:
+def _part(call: Call, laid: Laid, y: Array, total: MaybeArray, at: slice) -> Call:
+    x = laid.x
     around = {k: v for k, v in call.around.items() if k not in KEY}
-    for name in LIKE_X:
-        if around.get(name) is not None:
-            around[name] = np.broadcast_to(
-                around[name],
-                x.shape
-                if name != "mask"
-                else np.broadcast_shapes(
-                    np.shape(around[name]), (x.shape[0],) + (1,) * (x.ndim - 1)
-                ),
-            )[at]
+    around |= {name: a[at] for name, a in laid.beside.items()}
+    if "mask" in around:
+        mask = _core.as_array(around["mask"], "mask")
+        shape = np.broadcast_shapes(mask.shape, (len(x),) + (1,) * (x.ndim - 1))
+        around["mask"] = np.broadcast_to(mask, shape)[at]
     if total is not None:
         around["sum_out"] = total[at]
     return call.but(around, x=x[at], out=y[at])
@@ -94,44 +91,33 @@ def _part(call: Call, x: Array, y: Array, total: MaybeArray, at: slice) -> Call:
 class _GhostContext(DerivedContext):
     """The contexts of the virtual batches."""
 
-    def __init__(self, parts: list[Any], each: int, x: Array, has_sum: bool) -> None:
-        self.parts, self.each, self.has_sum = parts, each, has_sum
-        self._shape, self._dtype = x.shape, x.dtype
+    def __init__(self, parts: list[Any], cuts: list[slice], own: Kept, total: MaybeArray) -> None:
+        self.parts, self.cuts, self.has_sum = parts, cuts, total is not None
+        self._kept = own
 
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> FusedGradients:
         """As :func:`fastnorm.backward`; gradients of the parameters are added in float64."""
         from ..norms import backward
 
-        g = _core.as_array(dy, "dy")
-        if g.shape != self._shape or g.dtype != self._dtype:
-            _arguments.refuse_gradient(g, "dy", self._dtype, self._shape)
-        if out is not None:
-            _arguments.check_out(out, g, self._shape)
+        laid = lay_back(self._kept.arrays["x"], self._kept, dy, out, ds)
         parts = []
-        for i, ctx in enumerate(self.parts):
-            at = slice(i * self.each, (i + 1) * self.each)
-            parts.append(backward(g[at], ctx, ds=None if ds is None else np.asarray(ds)[at]))
-        return joined(parts, out)
+        for at, ctx in zip(self.cuts, self.parts, strict=True):
+            extra = None if laid.ds is None else laid.ds[at]
+            parts.append(backward(laid.dy[at], ctx, ds=extra))
+        return _joined(parts, out)
 
 
-def joined(parts: list[Any], out: MaybeArray, axis: int = 0) -> FusedGradients:
-    """Gradients of parts of a batch as those of the batch.
-
-    Parts lie side by side along `axis`; of axis 1 they are samples of which each has an axis 0.
-    """
+def _joined(parts: list[Any], out: MaybeArray) -> FusedGradients:
+    """Gradients of parts of a batch as those of the batch."""
     found: dict[str, Any] = {}
     for name in parts[0]._fields:
         arrays = [getattr(part, name) for part in parts]
         if arrays[0] is None:
             continue
         if name in ("x", "shortcut", "gate"):
-            whole = np.concatenate(arrays, axis)
-            whole = whole[0] if axis else whole
-            if name == "x" and out is not None:
-                out[...] = whole
-                whole = out
-            found[name] = whole
+            found[name] = np.concatenate(arrays)
         else:
             total = np.sum([a.astype(np.float64) for a in arrays], axis=0)
             found[name] = total.astype(arrays[0].dtype)
+    found["x"] = delivered(found["x"], out)
     return FusedGradients(**{"weight": None, "bias": None, **found})

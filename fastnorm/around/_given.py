@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .. import _arguments, _core
+from .. import _core
 from .._types import Array, DerivedContext, FusedGradients, Gradients, MaybeArray, Param
-from ._arrays import delivered, dense, like
+from ._arrays import beside_of, delivered, dense, like, parameters_apart
+from ._back import Kept
 from ._call import Call, Result
 from ._separate import Behind
 
@@ -79,10 +80,8 @@ def _with_behind(call: Call, moments: Any) -> Result:
     if numbers is None:
         return _normalize(call.but({}), moments)
     x = dense(call["x"], "x")
-    beside = {n: like(call.around[n], n, x) for n in ("shortcut", "gate") if n in call.around}
-    if call["out"] is not None:
-        _arguments.check_out(call["out"], x, x.shape)
-    found = _normalize(call.but({}, x=x, out=None), moments)
+    beside, _ = beside_of(call, x)
+    found = _normalize(call.but({}, x=x, out=None, **parameters_apart(call)), moments)
     behind, y = Behind(numbers), np.empty_like(found.y)
     behind.forward(found.y, beside.get("shortcut"), beside.get("gate"), y)
     if isinstance(found.ctx, GivenContext):
@@ -137,6 +136,8 @@ class GivenContext(DerivedContext):
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None,
                  sums: GradientSums | None = None) -> Gradients | FusedGradients:  # fmt: skip
         """As :func:`fastnorm.backward`, with the sums of all micro-batches."""
+        if self.behind is not None:
+            Kept(self.beside).check_out(out, self.u)
         dy, *beside = self._back(dy)
         own = _core.measure_grad(dy, self.own, out)
         total = GradientSums(own, self._elements) if sums is None else sums

@@ -18,7 +18,7 @@ from .. import _arguments, _core
 from .. import _check as check
 from .._arguments import LAYOUTS
 from .._types import Array, FusedGradients, MaybeArray, Param
-from ._arrays import BESIDE, check_written, delivered, dense, like, overlap
+from ._arrays import BESIDE, beside_of, delivered, dense, like, overlap
 from ._back import DerivedFromCore
 from ._call import Call, Result
 from ._parameters import Parameter, form_of
@@ -249,8 +249,7 @@ def stage(call: Call) -> Result:
     x = dense(call["x"], "x")
     view = view_of(call, x)
     valid = valid_of(call, x, view)
-    beside = {n: like(call.around[n], n, x) for n in BESIDE if n in call.around}
-    keep = check_written(call, x)
+    beside, keep = beside_of(call, x)
     given = parameters_of(call, x)
     plain = call.without(KEYS).but(x=x)
     if _core.NORMS[call["norm"]] == "switchable":

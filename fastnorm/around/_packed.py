@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from .. import _arguments, _core
 from .._types import Array, DerivedContext, FusedGradients, MaybeArray, Param
-from ._arrays import BESIDE, check_written, delivered, dense, like, overlap
+from ._arrays import BESIDE, beside_of, delivered, dense, like
 from ._back import Kept
 from ._call import Call, Result
 from ._parameters import Form, Parameter
@@ -29,14 +29,9 @@ def stage(call: Call) -> Result:
 
     x = dense(call["x"], "x")
     offsets = _offsets(call, x)
-    keep = check_written(call, x)
+    beside, keep = beside_of(call, x)
     around = {k: v for k, v in call.around.items() if k != "offsets"}
     written = (call["out"], around.pop("sum_out", None))
-    beside = {n: like(around[n], n, x) for n in BESIDE if n in around}
-    if keep:  # backward reads them again
-        beside = {
-            n: a.copy() if any(overlap(to, a) for to in written) else a for n, a in beside.items()
-        }
     form = Form((len(offsets) - 1, x.shape[1]), (1,), x.shape[1:], True)
     given = {
         name: Parameter(call[name], name, x, form, *written)

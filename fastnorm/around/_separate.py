@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .. import _arguments, _core
 from .. import _check as check
+from .. import _core
 from .._types import Array, DerivedContext, FusedGradients, MaybeArray, Param
-from ._arrays import computed_in, delivered, dense, like
+from ._arrays import BESIDE, beside_of, computed_in, delivered, dense, like, parameters_apart
+from ._back import Kept
+from ._call import Call
 
 
 def add(a: Array, b: Array, out: MaybeArray = None) -> Array:
@@ -91,13 +93,12 @@ def with_around(normalize: Callable[..., Any], arguments: Mapping[str, Any], num
     if numbers is None:
         return normalize(**arguments)
     x = dense(arguments["x"], "x")
-    named = zip(("shortcut", "gate", "residual"), numbers[3:6], strict=True)
-    beside = {name: like(array, name, x) for name, array in named if array is not None}
-    for name, out in (("out", arguments["out"]), ("sum_out", numbers[6])):
-        if out is not None:
-            _arguments.check_out(out, x, x.shape, name)
+    named = zip((*BESIDE, "sum_out"), numbers[3:], strict=True)
+    call = Call(normalize, arguments, {name: a for name, a in named if a is not None})
+    beside, _ = beside_of(call, x)
     total = add(x, beside["residual"]) if "residual" in beside else None
-    found = normalize(**{**arguments, "x": x if total is None else total, "out": None})
+    own = {"x": x if total is None else total, "out": None, **parameters_apart(call)}
+    found = normalize(**{**arguments, **own})
     u, ctx = found if isinstance(found, tuple) else (found, None)
     behind = Behind(numbers)
     y = np.empty_like(u)
@@ -127,6 +128,7 @@ class _Around(DerivedContext):
         from ..norms import backward
 
         try:
+            Kept(self._beside).check_out(out, self._u)
             dy = like(dy, "dy", self._u)
             extra = None if ds is None else like(ds, "ds", self._u)
         except Exception as error:
