@@ -35,8 +35,8 @@ void fn_after_rows(fn_job *job, int64_t p, int64_t p1, int64_t g, int64_t g1, in
 void fn_after_columns(fn_job *job, int64_t p, int64_t p1, int64_t r, int64_t r1, fn_hints hints);
 /* what follows rows of dx that have been written where they belong */
 void fn_after_in_place(fn_job *job, int64_t i, int64_t rows, int64_t len, int64_t stride);
-/* or to a tile, which takes the place of job->out for n elements from i on; NULL if they are more
- */
+/* what follows rows of dx that have been written to a tile.  fn_tile: the tile in the place of
+ * job->out, for n elements from element i on; NULL where they do not fit */
 char *fn_tile(const fn_job *job, int64_t i, int64_t n);
 void fn_after_tile(fn_job *job, int64_t i, int64_t n, int stream);
 

@@ -366,7 +366,8 @@ void fn_place_elem_rows(fn_job *job, int64_t p, int64_t p1, int64_t off, int64_t
             fn_after_in_place(job, p * pl->s + off, p1 - p, len, pl->s);
         return;
     }
-    /* what comes after finds dx in the L1; of 4 rows, as the kernel takes 2 times 2 */
+    /* A few rows at a time, so that what comes after finds dx in the L1.  A multiple of 4, as the
+     * kernel takes two pairs of rows: else their sums would be added in another order. */
     const int64_t few = fn_max(4, AFTER_BYTES / (len * (int64_t)pl->esize) / 4 * 4);
     for (int64_t q = p, end; q < p1; q = end) {
         end = same_weights_end(pl, q, job->after ? fn_min(q + few, p1) : p1);

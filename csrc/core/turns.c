@@ -47,9 +47,9 @@ static char *gather(const fn_job *job, const char *array, const fn_rows *rows, i
     return memory(job, which);
 }
 
-/* s = x + residual, written to the caller's rows, from where the caches have it; or past the
- * caches, and then to the turn's rows too, which are returned. The next residual is fetched
- * meanwhile. */
+/* s = x + residual goes to the caller's rows, and is read there while the caches have it.  Where it
+ * is written past the caches, the turn's rows have it too.  Returns where it is read.  The next
+ * residual is fetched meanwhile. */
 static const char *add_residual(fn_job *job, const char *x, int64_t p, int64_t p1) {
     const fn_kernels *k = job->plan.k;
     const fn_beside *b = &job->beside;

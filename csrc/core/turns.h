@@ -10,8 +10,8 @@
 /* rows above this are not taken by turns */
 #define FN_TURN_ROW (32 * 1024)
 
-/* Bytes of x that a turn takes. Of a sum few: its turn, and the next x and residual, which are
- * fetched meanwhile, stay in the L1 together. */
+/* Bytes of x in a turn.  A turn of a sum is small: it stays in the L1 together with the next x and
+ * residual, which are fetched meanwhile. */
 static inline int64_t fn_turn_most(const fn_job *job) {
     return FN_TURN_ROW / (job->beside.residual ? 4 : 2);
 }
@@ -23,8 +23,8 @@ int fn_goes_by_turns(const fn_plan *plan, const fn_around *around, int backward)
 typedef struct {
     const char *x, *dy;
     char *out;
-    int64_t ahead; /* how far behind what the turn reads that lies which the next one does; 0: not
-                    * to be fetched */
+    int64_t ahead; /* bytes from what this turn reads to what the next one reads; 0: nothing is
+                    * fetched */
 } fn_arrays;
 /* rows [p, p1) are brought in; and brought out, with the job's arrays as they were */
 fn_arrays fn_turn_in(fn_job *job, int64_t p, int64_t p1);

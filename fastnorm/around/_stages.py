@@ -105,15 +105,15 @@ def settings(around: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _offset(value: Any, name: str) -> float:
+def _finite(value: Any, name: str) -> float:
     return check.number(value, name, low=-float("inf"))
 
 
 CHECKS: dict[str, Callable[[Any, str], object]] = {
     "activation": activations.number,
-    "slope": _offset,
+    "slope": _finite,
     "gate_activation": activations.number,
-    "weight_offset": _offset,
+    "weight_finite": _finite,
     "cast": _weights.checked_cast,
     "virtual_batch_size": _ghost.checked_size,
 }
