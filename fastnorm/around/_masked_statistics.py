@@ -17,8 +17,8 @@ from .. import _arguments, _core
 from .. import _check as check
 from .._types import Array, DerivedContext, FusedGradients, MaybeArray, Param
 from ._arrays import delivered, like, overlap
+from ._back import Kept
 from ._call import Call, Result
-from ._masks import check_back
 from ._parameters import Parameter
 from ._separate import Behind, add
 
@@ -218,7 +218,7 @@ class _Switched(DerivedContext):
         zero = np.broadcast_to(np.zeros((), self._dtype), self._shape)
         g0 = self.masked(like(dy, "dy", zero))
         extra = None if ds is None else self.masked(like(ds, "ds", zero))
-        check_back(out, g0, self._given)
+        Kept({name: own.value for name, own in self._given.items()}).check_out(out, g0)
         dz = dgate = None
         if self.behind is not None:
             shortcut, gate = self.beside.get("shortcut"), self.beside.get("gate")

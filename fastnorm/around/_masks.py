@@ -18,8 +18,8 @@ from .. import _arguments, _core
 from .. import _check as check
 from .._arguments import LAYOUTS
 from .._types import Array, FusedGradients, MaybeArray, Param
-from ._arrays import BESIDE, beside_of, delivered, dense, like, overlap
-from ._back import DerivedFromCore
+from ._arrays import BESIDE, beside_of, delivered, dense, like
+from ._back import DerivedFromCore, Kept
 from ._call import Call, Result
 from ._parameters import Parameter, form_of
 
@@ -366,7 +366,7 @@ class MaskedContext(DerivedFromCore):
         try:
             g = like(dy, "dy", whole)
             extra = None if ds is None else like(ds, "ds", whole)
-            check_back(out, g, self._given)
+            Kept({name: own.value for name, own in self._given.items()}).check_out(out, g)
         except Exception as error:
             self.fail(error)
             raise
@@ -400,12 +400,3 @@ class MaskedContext(DerivedFromCore):
             else:
                 total += a
         return own.gradient(total)
-
-
-def check_back(out: MaybeArray, dy: Array, given: dict[str, Parameter]) -> None:
-    """Raise where the gradient of x cannot be written to `out`."""
-    if out is not None:
-        _arguments.check_out(out, dy, dy.shape)
-    for name, parameter in given.items():
-        if overlap(out, parameter.value):
-            _arguments.refuse_shared("out", f"the {name} of the forward call")
