@@ -113,7 +113,7 @@ CHECKS: dict[str, Callable[[Any, str], object]] = {
     "activation": activations.number,
     "slope": _finite,
     "gate_activation": activations.number,
-    "weight_finite": _finite,
+    "weight_offset": _finite,
     "cast": _weights.checked_cast,
     "virtual_batch_size": _ghost.checked_size,
 }
