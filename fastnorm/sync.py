@@ -13,6 +13,7 @@ from . import _core
 from ._reduce import allreduce
 from ._types import Array, DerivedContext, Gradients, MaybeArray, Param, PlainContext
 from .around import Around, AroundSettings, run
+from .around._affine import is_wide
 from .around._separate import with_around
 from .comm import Communicator, SingleProcess
 from .norms import BatchNorm, batch_norm
@@ -65,7 +66,8 @@ def sync_batch_norm(
         This rank's samples, ``(N, C, *)`` or, by `layout`, ``(N, *, C)``. N and the spatial sizes
         may differ from rank to rank, and N may be 0; C and the dtype may not.
     weight, bias : array_like, shape (C,), optional
-        Scale and shift of each channel; x's dtype.
+        Scale and shift of each channel; x's dtype. Also (N, C), of each sample, or of x's number of
+        dimensions, broadcasting against x: of each position; on all ranks or on none.
     comm : Communicator, optional
         The ranks: :class:`fastnorm.comm.MPICommunicator`, one of
         :func:`fastnorm.comm.local_communicators`, or your own. None: this process alone.
@@ -127,24 +129,22 @@ def sync_batch_norm(
             **around,
         )
         return local
-    if around:
-        entry = _Entry(comm)
-        arguments = {
-            "norm": _BATCH, "x": x, "weight": weight, "bias": bias, "running_mean": running_mean,
-            "running_var": running_var, "training": training, "momentum": momentum, "eps": eps,
-            "ddof": ddof, "layout": layout, "out": out, "return_ctx": return_ctx,
-        }  # fmt: skip
-        try:
-            result: Array | tuple[Array, PlainContext] = run(entry, arguments, around)
-        except Exception as error:
-            entry.tell(error)
-            raise
-        return result
-    call = _Training(
-        None, x, weight, bias, running_mean, running_var, training, momentum, eps, ddof, layout,
-        out, return_ctx,
-    )  # fmt: skip
-    return call.normalize(_communicator(comm))
+    entry = _Entry(comm)
+    arguments: dict[str, Any] = {
+        "x": x, "weight": weight, "bias": bias, "running_mean": running_mean,
+        "running_var": running_var, "training": training, "momentum": momentum, "eps": eps,
+        "ddof": ddof, "layout": layout, "out": out, "return_ctx": return_ctx,
+    }  # fmt: skip
+    try:
+        if around or is_wide(arguments):
+            result: Array | tuple[Array, PlainContext] = run(
+                entry, {"norm": "sync_batch", **arguments}, around
+            )
+            return result
+    except Exception as error:
+        entry.tell(error)
+        raise
+    return _Training(None, **arguments).normalize(_communicator(comm))
 
 
 _BATCH = _core.NORMS.index("batch")
@@ -157,8 +157,12 @@ class _Entry:
     comm: Communicator | None
     met: bool = False  # whether the ranks have met
 
-    def __call__(self, norm: int, around: Any = None, **arguments: Any) -> Any:
+    def __call__(self, norm: str, around: Any = None, **arguments: Any) -> Any:
         return with_around(self._normalize, arguments, around)
+
+    def check(self, norm: str, **arguments: Any) -> None:
+        """Raise what is wrong on this rank, without meeting the others."""
+        _core.channel_norm(_BATCH, **arguments)
 
     def _normalize(self, **arguments: Any) -> Any:
         comm, self.met = _communicator(self.comm), True
@@ -168,7 +172,11 @@ class _Entry:
         """Raise on all ranks where this one has met none yet: they would wait for it."""
         if not self.met and isinstance(self.comm, Communicator):
             self.met = True
-            allreduce(self.comm, _Failed(error).measure, np.add)
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Raise it on all ranks."""
+        allreduce(_communicator(self.comm), _Failed(error).measure, np.add)
 
 
 @dataclass(slots=True)

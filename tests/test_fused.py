@@ -323,6 +323,7 @@ WAYS = {
     "weight": lambda x, w, **k: fn.batch_norm(x, w, training=True, weight_offset=1.0, **k),
     "length": lambda x, w, **k: fn.normalize(x, axis=1, ord=3, **k),
     "packed": lambda x, w, **k: fn.instance_norm(x, w, layout="NC", offsets=[0, 7, 18], **k),
+    "whitening": lambda x, w, **k: fn.iter_norm(x, w, training=True, **k),
 }  # fmt: skip
 
 
@@ -421,76 +422,3 @@ def test_cast_does_not_go_with_moments_in_16_bits():
     with pytest.raises(ValueError, match="cast: expected None with moments"):
         fn.batch_norm(x, w, training=True, cast="before_weight",
                       moments=fn.Moments.from_array(x, layout="NCHW"))  # fmt: skip
-
-
-def test_virtual_batches_are_calls_of_their_own():
-    x, z, dy, w = some(7, 4, 5, 5), some(7, 4, 5, 5) + 1, some(7, 4, 5, 5)[::-1].copy(), some(4)
-    state = [np.zeros(4, np.float32), np.ones(4, np.float32)]
-    y, ctx = fn.batch_norm(x, w, training=True, running_mean=state[0], running_var=state[1],
-                           virtual_batch_size=3, shortcut=z, activation="relu",
-                           return_ctx=True)  # fmt: skip
-    grads = fn.backward(dy, ctx)
-    own = [np.zeros(4, np.float32), np.ones(4, np.float32)]
-    total = np.zeros(4)
-    for start in (0, 3, 6):
-        at = slice(start, start + 3)
-        part, c = fn.batch_norm(x[at], w, training=True, running_mean=own[0], running_var=own[1],
-                                shortcut=z[at], activation="relu", return_ctx=True)  # fmt: skip
-        g = fn.backward(dy[at], c)
-        same(part, y[at])
-        same(g.x, grads.x[at])
-        same(g.shortcut, grads.shortcut[at])
-        total += g.weight
-    same(state[0], own[0])
-    same(state[1], own[1])
-    np.testing.assert_allclose(grads.weight, total, rtol=1e-6)
-
-
-def test_virtual_batches_that_overlap_in_memory():
-    memory = np.zeros(60, np.float32)
-    x, out = memory[:28].reshape(7, 4), memory[8:36].reshape(7, 4)
-    x[...] = some(7, 4)
-    want = fn.batch_norm(x.copy(), training=True, layout="NC", virtual_batch_size=2)
-    same(fn.batch_norm(x, training=True, layout="NC", virtual_batch_size=2, out=out), want)
-
-
-@pytest.mark.parametrize("around", [{}, {"mask": np.arange(7)[:, None] < 4}])
-def test_the_last_virtual_batch_is_wrong_and_nothing_is_written(around):
-    x, mean, var = some(7, 4), np.zeros(4, np.float32), np.ones(4, np.float32)
-    out = np.full_like(x, 7)
-    with pytest.raises(ValueError, match="x: expected more than one value"):
-        fn.batch_norm(x, training=True, layout="NC", virtual_batch_size=3, running_mean=mean,
-                      running_var=var, out=out, **around)  # fmt: skip
-    assert (out == 7).all()
-    assert not mean.any()
-
-
-VALID = np.random.default_rng(5).random((7, 1, 5, 5)) < 0.7
-BESIDE = {
-    "a mask": {"mask": VALID},
-    "a mask of all samples": {"mask": VALID[:1]},
-    "a mask of positions": {"mask": VALID[0, 0]},
-    "a gate": {"gate": some(7, 4, 5, 5)},
-    "a residual": {"residual": some(7, 4, 5, 5)},
-}
-
-
-@pytest.mark.parametrize("beside", BESIDE.values(), ids=BESIDE)
-def test_virtual_batches_cut_what_is_beside_them(beside):
-    x, dy, w = some(7, 4, 5, 5), some(7, 4, 5, 5)[::-1].copy(), some(4)
-    call = {"training": True, "return_ctx": True}
-    *found, ctx = fn.batch_norm(x, w, virtual_batch_size=3, **call, **beside)
-    grads = fn.backward(dy, ctx)
-    total = np.zeros(4)
-    for start in (0, 3, 6):
-        at = slice(start, start + 3)
-        parts = {k: a[at] if len(a) == len(x) else a for k, a in beside.items()}
-        *want, c = fn.batch_norm(x[at], w, **call, **parts)
-        g = fn.backward(dy[at], c)
-        for whole, part in zip(found, want, strict=True):
-            same(part, whole[at])
-        same(g.x, grads.x[at])
-        if "gate" in beside:
-            same(g.gate, grads.gate[at])
-        total += g.weight
-    np.testing.assert_allclose(grads.weight, total, rtol=1e-6)

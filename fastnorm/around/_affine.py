@@ -13,21 +13,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .. import _arguments, _core
 from .. import _check as check
+from .. import _core
 from .._core import Context
 from .._types import Array, Gradients, MaybeArray, Param
 from . import _pointwise
-from ._arrays import BESIDE, Index, Laid, computed_in, lay, overlap
+from ._arrays import BESIDE, Index, Laid, check_updated, computed_in, lay
 from ._back import DerivedFromCore, gradients_of, kept, lay_back, made, others_of
 from ._call import Call, Result
-from ._parameters import Form, Parameter, check_rest, form_of
+from ._parameters import Form, Parameter, check_rest, form_of, parameters_of
 from ._stages import numbered
 
 # a call of the core takes as long as some thousands of elements
 LEAST_SLICE = 1 << 12
 
-_COUPLED = {"batch", "batch_renorm", "switchable"}  # whose samples share statistics in training
+# whose samples share statistics in training
+_COUPLED = {"batch", "batch_renorm", "switchable", "sync_batch", "whitening"}
 
 
 def needed(call: Call) -> bool:
@@ -57,13 +58,8 @@ def _normalize(call: Call) -> Result:
     numbers = None if around is None else around[:3]
     laid = lay(call)
     form = form_of(call, laid.x)
-    written = (call["out"], call.around.get("sum_out"))
-    given = {
-        name: Parameter(call[name], name, laid.x, form, *written)
-        for name in ("weight", "bias")
-        if call[name] is not None
-    }
-    _check_states(call)
+    given = parameters_of(call, laid.x, form)
+    check_updated(call)
     check_rest(call, form, laid.x)
     lead = _lead(call, form, given)
     if lead is None:
@@ -75,7 +71,7 @@ def _is_coupled(call: Call) -> bool:
     """Whether samples share statistics, or running ones are updated from all of them."""
     if "axis" in call.arguments:
         return False
-    shares = _core.NORMS[call["norm"]] in _COUPLED
+    shares = call.norm in _COUPLED
     return bool(call["training"]) and (shares or call["running_mean"] is not None)
 
 
@@ -88,24 +84,13 @@ def _lead(call: Call, form: Form, given: dict[str, Parameter]) -> int | None:
     lead = 1 + max(varies, default=-1)
     if "rounds" in call.around or lead > min(form.axes) or (lead and _is_coupled(call)):
         return None
+    if call.norm == "sync_batch":  # ranks meet as often, whether they have one sample or more
+        return None
     if form.of_channels and lead > 1:  # positions of channels last
         return None
     if form.is_blocked:
         return lead if all(p.value.ndim < len(form.x) for p in given.values()) else None
     return lead if not lead or math.prod(form.x[lead:]) >= LEAST_SLICE else None
-
-
-# ---- checks ----------------------------------------------------------------------------------
-
-
-def _check_states(call: Call) -> None:
-    """Raise where running statistics that are updated share memory with what is read."""
-    if "training" not in call.arguments or not call["training"]:
-        return
-    for state in ("running_mean", "running_var"):
-        for name in ("x", "weight", "bias", "tau", "mean_logits", "var_logits"):
-            if overlap(call[state], call[name]):
-                _arguments.refuse_shared(state, name, "since it is updated, ")
 
 
 # ---- sample by sample ------------------------------------------------------------------------
@@ -141,16 +126,23 @@ class Slices(DerivedFromCore):
         self._beside = [name for name in BESIDE[:2] if name in laid.beside]
         self._kept = kept(laid, given, kind is not Gradients)
 
+    @property
+    def inner(self) -> Any:
+        """Of the first slice: ranks of sync batch norm have one."""
+        return self._contexts[0][1] if self._contexts else None
+
     @check.as_the_core
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> Any:
         """As :func:`fastnorm.backward`."""
-        laid = lay_back(self._x, self._kept, dy, out, ds)
+        from ..norms import backward
+
+        laid = lay_back(self, self._x, self._kept, dy, out, ds)
         sums = {name: parameter.total() for name, parameter in self._given.items()}
         others = {name: np.zeros(a.shape) for name, a in self._others.items()}
         beside = {name: np.zeros_like(self._x) for name in self._beside}
         for index, ctx in self._contexts:
             total = None if laid.ds is None else laid.ds[index]
-            found = _core.backward(laid.dy[index], ctx, laid.dx[index], total)
+            found = backward(laid.dy[index], ctx, laid.dx[index], ds=total)
             for name, parameter in self._given.items():
                 parameter.add_core(sums[name], index, getattr(found, name))
             for name, array in others.items():

@@ -182,8 +182,8 @@ def check_written(call: Call, x: Array) -> bool:
         if to is None:
             continue
         _arguments.check_out(to, x, x.shape, name)
-        for state in ("running_mean", "running_var"):
-            if overlap(to, call.arguments.get(state)):
+        for state, a in call.states().items():
+            if overlap(to, a):
                 _arguments.refuse_shared(name, state)
     if sum_out is not None and "residual" not in call.around:
         raise ValueError("sum_out: expected None, as there is no residual")
@@ -192,6 +192,16 @@ def check_written(call: Call, x: Array) -> bool:
     if keep and "residual" not in call.around and overlap(out, x):
         _arguments.refuse_out_over_x()
     return keep
+
+
+def check_updated(call: Call) -> None:
+    """Raise where running statistics that are updated share memory with what is read."""
+    if not call.arguments.get("training"):
+        return
+    for state, a in call.states().items():
+        for name in ("x", *PARAMETERS):
+            if overlap(a, call.arguments.get(name)):
+                _arguments.refuse_shared(state, name, "since it is updated, ")
 
 
 def _is_lost(a: Array, name: str, out: MaybeArray, sum_out: MaybeArray, keep: bool) -> bool:

@@ -38,7 +38,7 @@ def gradients_of(call: Call, numbers: Any) -> type[Any]:
     if numbers is not None:
         return FusedGradients
     kinds = {"switchable": SwitchableGradients, "filter_response": FilterResponseGradients}
-    return kinds.get(_core.NORMS[call["norm"]], Gradients)
+    return kinds.get(call.norm, Gradients)
 
 
 def made(kind: type[Any], x: Array, found: Mapping[str, MaybeArray]) -> Any:
@@ -134,12 +134,17 @@ class LaidBack:
         return delivered(self.dx, self.out)
 
 
-def lay_back(x: Array, kept: Kept, dy: ArrayLike, out: MaybeArray, ds: Param) -> LaidBack:
+def lay_back(ctx: DerivedContext, x: Array, kept: Kept, dy: ArrayLike, out: MaybeArray,
+             ds: Param) -> LaidBack:  # fmt: skip
     """Check the arrays of a backward call; nothing is written yet."""
-    kept.check()
-    g = like(dy, "dy", x)
-    total = None if ds is None else like(ds, "ds", x)
-    kept.check_out(out, x)
+    try:
+        kept.check()
+        g = like(dy, "dy", x)
+        total = None if ds is None else like(ds, "ds", x)
+        kept.check_out(out, x)
+    except Exception as error:
+        ctx.fail(error)
+        raise
     if total is not None and overlap(out, total):
         total = total.copy()
     return LaidBack(g, target(out, x, g), total, out)

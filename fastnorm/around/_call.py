@@ -6,7 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from .. import _core
 from .._types import AnyContext, Array
+
+# what is updated in training
+STATES = ("running_mean", "running_var", "running_cov")
 
 
 class Result(NamedTuple):
@@ -26,8 +30,8 @@ class Result(NamedTuple):
 class Call:
     """Arguments of `channel_norm` or `axis_norm` of the core, and the keywords that are around.
 
-    `entry` is one of the two; a call of the normalizers of axes has an ``axis``, one of the others
-    a ``layout``.
+    `entry` is one of the two, or what a normalizer that the core does not know has in their place;
+    a call of the normalizers of axes has an ``axis``, one of the others a ``layout``.
     """
 
     entry: Callable[..., Any]
@@ -36,6 +40,26 @@ class Call:
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
+
+    @property
+    def norm(self) -> str:
+        """The normalizer: of `_core.NORMS`, or "sync_batch" or "whitening"."""
+        number = self["norm"]
+        return number if isinstance(number, str) else _core.NORMS[number]
+
+    def states(self) -> dict[str, Any]:
+        """Return the running statistics that were given."""
+        given = {name: self.arguments.get(name) for name in STATES}
+        return {name: a for name, a in given.items() if a is not None}
+
+    def check(self, x: Array, **own: Any) -> None:
+        """Raise what the normalizer would of arguments that are no arrays as large as x.
+
+        It is called with an x without samples; sync batch norm on this rank alone.
+        """
+        entry = getattr(self.entry, "check", self.entry)
+        rest = {"weight": None, "bias": None, "out": None, "return_ctx": False, **own}
+        entry(**{**self.arguments, **rest, "x": x[:0]})
 
     def but(self, around: Mapping[str, Any] | None = None, **arguments: Any) -> Call:
         """Return the call with other arguments and, where given, other keywords around."""

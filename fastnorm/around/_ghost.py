@@ -9,13 +9,13 @@ from numpy.typing import ArrayLike
 
 from .. import _arguments, _core
 from .._types import Array, DerivedContext, FusedGradients, MaybeArray, Param
-from ._arrays import Laid, delivered, lay, parameters_apart
+from ._arrays import Laid, check_updated, delivered, lay
 from ._back import Kept, kept, lay_back
 from ._call import Call, Result
+from ._parameters import Parameter, form_of, parameters_of
 
 KEY = frozenset({"virtual_batch_size"})
-STATES = frozenset({"running_mean", "running_var"})
-_NORMS = ("batch", "batch_renorm")
+_NORMS = ("batch", "batch_renorm", "whitening")
 
 
 def needed(call: Call) -> bool:
@@ -29,27 +29,28 @@ def stage(call: Call) -> Result:
     If they are alike, all pass what the first one passes: then each is written where the caller
     wants it. Else nothing of the caller's is written before all are done.
     """
-    from ._stages import proceed
+    from ._stages import numbered, proceed
 
     each = _size(call)
     laid = lay(call)
     x, n = laid.x, len(laid.x)
-    none = {"x": x[:0], "weight": None, "bias": None, "out": None, "return_ctx": False}
-    call.entry(**{**call.arguments, **none})  # for its checks of the running statistics
+    given = parameters_of(call, x, form_of(call, x))
+    check_updated(call)
+    call.check(x)
     alike = n % each == 0 and "mask" not in call.around
-    own: dict[str, Any] = parameters_apart(call)
     y, total = laid.y, laid.sum
+    states = {} if alike else {name: a.copy() for name, a in call.states().items()}
     if not alike:
-        own |= {name: call[name].copy() for name in STATES if call[name] is not None}
         y, total = _core.empty_like(x), None if total is None else _core.empty_like(x)
-    whole = call.but(**own)
+    whole = call.but(**states)
     cuts = [slice(start, start + each) for start in range(0, max(n, 1), each)]
-    found = [proceed(_part(whole, laid, y, total, at)) for at in cuts]
-    for name in own.keys() & STATES:
-        call[name][...] = own[name]
+    found = [proceed(_part(whole, laid, given, y, total, at)) for at in cuts]
+    for name, a in states.items():
+        call[name][...] = a
     ctx = None
     if laid.keep:
-        ctx = _GhostContext([part.ctx for part in found], cuts, kept(laid, {}, False), laid.sum)
+        own = kept(laid, given, numbered(call.around) is not None)
+        ctx = _GhostContext([part.ctx for part in found], cuts, own, laid.sum, given)
     total = None if total is None else delivered(total, laid.sum_out)
     return Result(delivered(y, laid.out), total, ctx)
 
@@ -64,7 +65,7 @@ def checked_size(value: Any, name: str = "virtual_batch_size") -> int:
 
 def _size(call: Call) -> int:
     each = checked_size(call.around["virtual_batch_size"])
-    norm = _core.NORMS[call["norm"]]
+    norm = call.norm
     if norm not in _NORMS:
         raise ValueError(
             "virtual_batch_size: expected None, as the statistics are not those of the batch"
@@ -75,7 +76,8 @@ def _size(call: Call) -> int:
     return each
 
 
-def _part(call: Call, laid: Laid, y: Array, total: MaybeArray, at: slice) -> Call:
+def _part(call: Call, laid: Laid, given: dict[str, Parameter], y: Array, total: MaybeArray,
+          at: slice) -> Call:  # fmt: skip
     x = laid.x
     around = {k: v for k, v in call.around.items() if k not in KEY}
     around |= {name: a[at] for name, a in laid.beside.items()}
@@ -85,36 +87,39 @@ def _part(call: Call, laid: Laid, y: Array, total: MaybeArray, at: slice) -> Cal
         around["mask"] = np.broadcast_to(mask, shape)[at]
     if total is not None:
         around["sum_out"] = total[at]
-    return call.but(around, x=x[at], out=y[at])
+    own = {name: parameter.cut((at,)) for name, parameter in given.items()}
+    return call.but(around, x=x[at], out=y[at], **own)
 
 
 class _GhostContext(DerivedContext):
     """The contexts of the virtual batches."""
 
-    def __init__(self, parts: list[Any], cuts: list[slice], own: Kept, total: MaybeArray) -> None:
+    def __init__(self, parts: list[Any], cuts: list[slice], own: Kept, total: MaybeArray,
+                 given: dict[str, Parameter]) -> None:  # fmt: skip
         self.parts, self.cuts, self.has_sum = parts, cuts, total is not None
         self._kept = own
+        self._of_samples = [name for name, parameter in given.items() if 0 in parameter.varies()]
 
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> FusedGradients:
         """As :func:`fastnorm.backward`; gradients of the parameters are added in float64."""
         from ..norms import backward
 
-        laid = lay_back(self._kept.arrays["x"], self._kept, dy, out, ds)
+        laid = lay_back(self, self._kept.arrays["x"], self._kept, dy, out, ds)
         parts = []
         for at, ctx in zip(self.cuts, self.parts, strict=True):
             extra = None if laid.ds is None else laid.ds[at]
             parts.append(backward(laid.dy[at], ctx, ds=extra))
-        return _joined(parts, out)
+        return _joined(parts, out, ["x", "shortcut", "gate", *self._of_samples])
 
 
-def _joined(parts: list[Any], out: MaybeArray) -> FusedGradients:
+def _joined(parts: list[Any], out: MaybeArray, of_samples: list[str]) -> FusedGradients:
     """Gradients of parts of a batch as those of the batch."""
     found: dict[str, Any] = {}
     for name in parts[0]._fields:
         arrays = [getattr(part, name) for part in parts]
         if arrays[0] is None:
             continue
-        if name in ("x", "shortcut", "gate"):
+        if name in of_samples:
             found[name] = np.concatenate(arrays)
         else:
             total = np.sum([a.astype(np.float64) for a in arrays], axis=0)

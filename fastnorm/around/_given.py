@@ -62,7 +62,7 @@ def stage(call: Call) -> Result:
     moments = call.around["moments"]
     if not isinstance(moments, Moments):
         raise TypeError(f"moments: expected Moments, got {type(moments).__name__}")
-    if _core.NORMS[call["norm"]] != "batch":
+    if call.norm != "batch":
         raise ValueError("moments: expected None; only batch norm takes those of other arrays")
     if not call["training"]:
         raise ValueError("moments: expected None when training is False")

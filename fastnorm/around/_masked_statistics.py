@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from .. import _arguments, _core
 from .. import _check as check
 from .._types import Array, DerivedContext, FusedGradients, MaybeArray, Param
-from ._arrays import delivered, like, overlap
+from ._arrays import check_updated, delivered, like
 from ._back import Kept
 from ._call import Call, Result
 from ._parameters import Parameter
@@ -28,7 +28,7 @@ Update = Callable[[list[Any], Any, Array, Array], None]
 
 def without_running(call: Call) -> tuple[Call, Update | None]:
     """Return the call of a part, and what updates the running statistics when all are done."""
-    norm = _core.NORMS[call["norm"]]
+    norm = call.norm
     check_states(call)
     given = call.arguments.get("running_mean") is not None
     if not given or not call["training"] or norm not in ("instance", "instance_renorm"):
@@ -40,18 +40,11 @@ def without_running(call: Call) -> tuple[Call, Update | None]:
 
 def check_states(call: Call) -> None:
     """Raise what the core would of running statistics, of which the parts show it too little."""
-    if call.arguments.get("running_mean") is None and call.arguments.get("running_var") is None:
+    if not call.states():
         return
-    x, names = call["x"], ("weight", "bias", "tau", "mean_logits", "var_logits")
-    if call["training"]:
-        read = {"x": x, **{name: call.arguments.get(name) for name in names}}
-        for state in ("running_mean", "running_var"):
-            for name, array in read.items():
-                if overlap(call[state], array):
-                    _arguments.refuse_shared(state, name, "since it is updated, ")
-    none = {"x": x[:0], "weight": None, "bias": None, "out": None, "return_ctx": False}
-    if _core.NORMS[call["norm"]] in ("instance", "instance_renorm", "switchable"):
-        call.entry(**{**call.arguments, **none})
+    check_updated(call)
+    if call.norm in ("instance", "instance_renorm", "switchable"):
+        call.check(call["x"])
 
 
 def _move(call: Call, mean: Array, var: Array) -> None:
@@ -108,8 +101,7 @@ def switchable(
     if "rounds" in call.around:
         raise ValueError("cast: expected None for switchable norm with a mask")
     x, numbers = call["x"], numbered(call.around)
-    narrow = {"x": x[:0], "weight": None, "bias": None, "out": None, "return_ctx": False}
-    call.entry(**{**call.arguments, **narrow})  # for its checks
+    call.check(x)
     check_states(call)
     total = add(x, beside["residual"]) if "residual" in beside else None
     ctx = _Switched(call, x if total is None else total, view, valid, given)

@@ -21,12 +21,12 @@ from .._types import Array, FusedGradients, MaybeArray, Param
 from ._arrays import BESIDE, beside_of, delivered, dense, like
 from ._back import DerivedFromCore, Kept
 from ._call import Call, Result
-from ._parameters import Parameter, form_of
+from ._parameters import Parameter, form_of, parameters_of
 
 Index: TypeAlias = tuple[Array, ...]
 
 KEYS = frozenset({"mask", "lengths"})
-_OVER_SAMPLES = ("batch", "batch_renorm")
+_OVER_SAMPLES = ("batch", "batch_renorm", "sync_batch", "whitening")
 
 
 def needed(call: Call) -> bool:
@@ -125,6 +125,17 @@ def valid_of(call: Call, x: Array, view: View) -> Array:
         raise ValueError("mask, lengths: expected one of them, got both")
     mask = _mask_of(call.around["lengths"], call, x) if "lengths" in call.around else (
         _core.as_array(call.around["mask"], "mask"))  # fmt: skip
+    check_mask(mask, x)
+    mask = mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
+    if "layout" in call.arguments and mask.shape[view.last[0]] != 1:
+        raise ValueError(
+            f"mask: expected size 1 along the channels, axis {view.last[0]}, got shape {mask.shape}"
+        )
+    return view.moved(mask)
+
+
+def check_mask(mask: Array, x: Array) -> None:
+    """Raise where it is no array of bool that broadcasts to x's shape."""
     if mask.dtype != np.bool_:
         raise TypeError(f"mask: expected dtype bool, got {mask.dtype}")
     try:
@@ -133,12 +144,6 @@ def valid_of(call: Call, x: Array, view: View) -> Array:
         fits = False
     if not fits:
         raise ValueError(f"mask: expected a shape that broadcasts to {x.shape}, got {mask.shape}")
-    mask = mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
-    if "layout" in call.arguments and mask.shape[view.last[0]] != 1:
-        raise ValueError(
-            f"mask: expected size 1 along the channels, axis {view.last[0]}, got shape {mask.shape}"
-        )
-    return view.moved(mask)
 
 
 def _mask_of(lengths: Any, call: Call, x: Array) -> Array:
@@ -179,8 +184,6 @@ def view_of(call: Call, x: Array) -> View:
     known = LAYOUTS.get(layout) if isinstance(layout, str) else None
     if known is None or x.ndim < 2 or known[0] not in (0, x.ndim):
         _arguments.refuse_layout(layout, x.shape)
-    if known[2] > 1:
-        raise ValueError(f"layout: expected channels first or last with a mask, got {layout!r}")
     return View(x.shape, (known[1] % x.ndim,))
 
 
@@ -197,7 +200,7 @@ def parts_of(call: Call, view: View, valid: Array) -> list[Part]:
         return _of_domains(view, valid, shape)
     positions = np.broadcast_to(valid[..., 0], shape[:-1])
     index = view.index(positions)
-    if _core.NORMS[call["norm"]] in _OVER_SAMPLES or not _is_of_samples(call):
+    if call.norm in _OVER_SAMPLES or not _is_of_samples(call):
         return [Part(view, index, (len(index[0]), shape[-1]))]
     counts = positions.sum(tuple(range(1, positions.ndim)))
     starts = np.cumsum(counts) - counts
@@ -216,7 +219,7 @@ def _some(index: Index, starts: Array, count: int) -> Index:
 
 def _is_of_samples(call: Call) -> bool:
     """Whether statistics are those of a sample: not where running ones serve."""
-    return bool(call["training"]) or _core.NORMS[call["norm"]] != "instance"
+    return bool(call["training"]) or call.norm != "instance"
 
 
 def _of_domains(view: View, valid: Array, shape: tuple[int, ...]) -> list[Part]:
@@ -250,9 +253,10 @@ def stage(call: Call) -> Result:
     view = view_of(call, x)
     valid = valid_of(call, x, view)
     beside, keep = beside_of(call, x)
-    given = parameters_of(call, x)
+    # in the dtype that is computed in, so that the sums of several parts are rounded once
+    given = parameters_of(call, x, form_of(call, x), ("weight", "bias", "tau"))
     plain = call.without(KEYS).but(x=x)
-    if _core.NORMS[call["norm"]] == "switchable":
+    if call.norm == "switchable":
         return statistics.switchable(plain, view, valid, given, beside)
     plain, update = statistics.without_running(plain)
     # all that needs memory of x's size comes before running statistics are written
@@ -274,22 +278,6 @@ def stage(call: Call) -> Result:
     of_channels = "layout" in call.arguments
     ctx = MaskedContext(contexts, x, given, beside, of_channels) if keep else None
     return Result(y, total, ctx)
-
-
-def parameters_of(call: Call, x: Array) -> dict[str, Parameter]:
-    """Return weight, bias and tau, where they are given: checked, and apart from what is written.
-
-    They are used in the dtype that is computed in, so that the sums of several parts are rounded
-    once.
-    """
-    form = form_of(call, x)
-    written = (call["out"], call.around.get("sum_out"))
-    given = {name: call.arguments.get(name) for name in ("weight", "bias", "tau")}
-    return {
-        name: Parameter(value, name, x, form, *written)
-        for name, value in given.items()
-        if value is not None
-    }
 
 
 def _is_wide(parameter: Parameter) -> bool:

@@ -13,7 +13,7 @@ from .._types import Array, DerivedContext, FusedGradients, MaybeArray, Param
 from ._arrays import BESIDE, beside_of, delivered, dense, like
 from ._back import Kept
 from ._call import Call, Result
-from ._parameters import Form, Parameter
+from ._parameters import Form, Parameter, parameters_of
 
 _NORMS = ("instance", "group")
 
@@ -33,11 +33,7 @@ def stage(call: Call) -> Result:
     around = {k: v for k, v in call.around.items() if k != "offsets"}
     written = (call["out"], around.pop("sum_out", None))
     form = Form((len(offsets) - 1, x.shape[1]), (1,), x.shape[1:], True)
-    given = {
-        name: Parameter(call[name], name, x, form, *written)
-        for name in ("weight", "bias")
-        if call[name] is not None
-    }
+    given = parameters_of(call, x, form)
     y = _core.empty_like(x)
     total = _core.empty_like(x) if "residual" in beside else None
     contexts = []
@@ -60,8 +56,7 @@ def _offsets(call: Call, x: Array) -> list[int]:
     for name in ("mask", "lengths"):
         if name in call.around:
             raise ValueError(f"{name}, offsets: expected one of them, got both")
-    states = (call.arguments.get("running_mean"), call.arguments.get("running_var"))
-    if _core.NORMS[call["norm"]] not in _NORMS or any(state is not None for state in states):
+    if call.norm not in _NORMS or call.states():
         raise ValueError(
             "offsets: expected None; instance and group norm, without running statistics, take them"
         )

@@ -97,11 +97,11 @@ def form_of(call: Call, x: Array) -> Form:
 
 
 def check_rest(call: Call, form: Form, x: Array) -> None:
-    """Let the core check what are no arrays as large as x, with an x without samples."""
+    """Let the core check what are no arrays as large as x."""
     if 0 in form.axes:  # then there is one call, of all of x, before anything is written
         return
     weight = np.zeros(form.shared, x.dtype) if form.is_blocked else None
-    call.entry(**{**call.arguments, "x": x[:0], "weight": weight, "bias": None, "out": None})
+    call.check(x, weight=weight)
 
 
 def _channels_in_blocks(call: Call, x: Array, block: int) -> int:
@@ -169,6 +169,18 @@ class Parameter:
         """Return zeros, for the sums that make the gradient."""
         return np.zeros(self.view.shape, self.sums_in)
 
+    def cut(self, index: Index) -> Array:
+        """Return it as a call of a piece of x takes it."""
+        value, form = self.value, self.form
+        if value.shape == form.shared:
+            is_cut = form.of_channels and form.axes == (1,) and len(index) > 1
+            return value[index[1]] if is_cut else value
+        if value.ndim < len(form.x):  # (N, C)
+            is_cut = form.axes == (1,) and len(index) > 1
+            return value[index[:2]] if is_cut else value[index[:1]]
+        sizes = zip(index, value.shape, strict=False)
+        return value[tuple(i if n > 1 else slice(None) for i, n in sizes)]
+
     def add(self, total: Array, index: Index, product: Array) -> None:
         """Add what a piece brings: an array of the piece's shape, of the dtype `sums_in`."""
         to = total[self._index(index)]
@@ -187,3 +199,16 @@ class Parameter:
         if self.form.is_blocked and self.value.ndim < len(self.form.x):
             total = total.reshape(total.shape[0], -1)[:, : self.form.shared[0]]
         return total.reshape(self.value.shape).astype(self.view.dtype).astype(self.value.dtype)
+
+
+def parameters_of(
+    call: Call, x: Array, form: Form, names: tuple[str, ...] = ("weight", "bias")
+) -> dict[str, Parameter]:
+    """Return those that are given: checked, and apart from what is written."""
+    written = (call["out"], call.around.get("sum_out"))
+    given = {name: call.arguments.get(name) for name in names}
+    return {
+        name: Parameter(value, name, x, form, *written)
+        for name, value in given.items()
+        if value is not None
+    }

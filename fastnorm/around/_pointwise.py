@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import _check as check
-from .. import _core
 from .._core import Context
 from .._types import Array, MaybeArray, Param
 from ._arrays import BESIDE, Index, Laid, computed_in, is_same, overlap, pieces
@@ -24,8 +23,6 @@ from ._back import DerivedFromCore, LaidBack, gradients_of, kept, lay_back, made
 from ._call import Call, Result
 from ._parameters import Form, Parameter
 from ._separate import Behind, add
-
-STATES = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True)
@@ -76,12 +73,8 @@ def plain_of(call: Call, x: Array, form: Form) -> Plain:
     arguments = {**call.arguments, "weight": ones, "bias": None}
     for name, a in others_of(call).items():
         arguments[name] = None if name == "tau" else a.astype(wide)
-    states = {
-        name: np.array(arguments[name], wide)
-        for name in STATES
-        if arguments.get(name) is not None
-    }  # fmt: skip
-    adds_x = _core.NORMS[call["norm"]] == "global_response"
+    states = {name: np.array(a, wide) for name, a in call.states().items()}
+    adds_x = call.norm == "global_response"
     dtype = np.dtype(np.float64) if adds_x else x.dtype if "rounds" in call.around else wide
     if adds_x and ones is not None:
         arguments["weight"] = ones.astype(dtype)
@@ -194,10 +187,16 @@ class Pointwise(DerivedFromCore):
 
     # ---- backward ----------------------------------------------------------------------------
 
+    def fail(self, error: Exception) -> None:
+        """Tell the other processes of a sync batch norm, which would wait for this one."""
+        fail = getattr(self._plain.entry, "fail", None)
+        if fail is not None:
+            fail(error)
+
     @check.as_the_core
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> Any:
         """As :func:`fastnorm.backward`."""
-        laid = lay_back(self._x, self._kept, dy, out, ds)
+        laid = lay_back(self, self._x, self._kept, dy, out, ds)
         sums = {name: parameter.total() for name, parameter in self._given.items()}
         beside = {name: np.empty_like(a) for name, a in self._beside.items()}
         logits = {name: np.zeros(3) for name in self._logits}
@@ -258,11 +257,13 @@ class Pointwise(DerivedFromCore):
     def _back_through(self, g: Array, ctx: Context[Any], straight: MaybeArray, unit: Index,
                       laid: LaidBack) -> dict[str, Array]:  # fmt: skip
         """Write dx of a unit; return the gradients of logits."""
+        from ..norms import backward
+
         dx = laid.dx[unit]
         if self._plain.dtype == dx.dtype and straight is None:
-            found = _core.backward(g, ctx, dx, None)
+            found = backward(g, ctx, dx)
         else:
-            found = _core.backward(g, ctx, g, None)
+            found = backward(g, ctx, g)
             wide = computed_in(dx.dtype)
             dx[...] = found.x if straight is None else (found.x + straight).astype(wide)
         if laid.ds is not None:

@@ -19,7 +19,7 @@ from .. import _arguments, _core
 from .._types import Array, MaybeArray
 from ._arrays import BESIDE, Index, Laid, delivered, lay, overlap, pieces
 from ._call import Call, Result
-from ._parameters import Form, Parameter, check_rest, form_of
+from ._parameters import Form, Parameter, check_rest, form_of, parameters_of
 from ._stages import IN_THE_CORE, numbered, proceed
 
 # the largest magnitude of each dtype
@@ -54,7 +54,7 @@ def _quantize(call: Call) -> Result:
     numbers = numbered(around)
     laid = lay(call, has_y=False)
     form = form_of(call, laid.x)
-    given = _parameters(call, laid.x, form, out)
+    given = parameters_of(call.but(out=out), laid.x, form)
     check_rest(call, form, laid.x)
     q = _place(call, laid, out, np.empty(laid.x.shape, dtype) if out is None else out, dtype)
     scales = Scales(scale, form, laid.x, MOST[dtype.name])
@@ -155,7 +155,7 @@ def _dtype(call: Call) -> np.dtype[Any]:
         raise TypeError(
             f"out_dtype: expected one of {', '.join(MOST)}, got {_arguments.shown(wanted)}"
         )
-    norm = _core.NORMS[call["norm"]]
+    norm = call.norm
     if norm not in _NORMS:
         raise ValueError(
             f"out_dtype: expected None for this normalizer, got {dtype}: only layer_norm, "
@@ -211,15 +211,6 @@ def _given(value: Any, form: Form, x: Array) -> Array:
     return view
 
 
-def _parameters(call: Call, x: Array, form: Form, out: MaybeArray) -> dict[str, Parameter]:
-    written = (out, call.around.get("sum_out"))
-    return {
-        name: Parameter(call[name], name, x, form, *written)
-        for name in ("weight", "bias")
-        if call[name] is not None
-    }
-
-
 def _place(call: Call, laid: Laid, out: MaybeArray, q: Array, dtype: np.dtype[Any]) -> Array:
     """Return where to write: `out`, or another array where x or what is beside it lies there."""
     if out is None:
@@ -227,8 +218,8 @@ def _place(call: Call, laid: Laid, out: MaybeArray, q: Array, dtype: np.dtype[An
     _arguments.check_out(out, np.empty(0, dtype), laid.x.shape)
     if overlap(out, laid.sum_out):
         _arguments.refuse_shared("sum_out", "out")
-    for name in ("running_mean", "running_var"):
-        if overlap(out, call.arguments.get(name)):
+    for name, state in call.states().items():
+        if overlap(out, state):
             _arguments.refuse_shared("out", name)
     read = (laid.x, *laid.beside.values())
     return np.empty(q.shape, dtype) if any(overlap(out, a) for a in read) else out
@@ -256,21 +247,8 @@ def _pieces(call: Call, form: Form, x: Array) -> Iterator[Index]:
 def _piece(call: Call, laid: Laid, form: Form, given: dict[str, Parameter], index: Index,
            y: Array) -> dict[str, Any]:  # fmt: skip
     """Return the arguments of a piece, into y."""
-    own: dict[str, Any] = {name: _cut(parameter, index) for name, parameter in given.items()}
+    own: dict[str, Any] = {name: parameter.cut(index) for name, parameter in given.items()}
     if form.of_channels and len(index) > 1 and form.axes == (1,):
         for name in ("running_mean", "running_var"):
             own[name] = _core.as_array(call[name], name)[index[1]]
     return {**call.arguments, **own, "x": laid.x[index], "out": y}
-
-
-def _cut(parameter: Parameter, index: Index) -> Array:
-    """Return a weight or bias of a piece."""
-    value, form = parameter.value, parameter.form
-    if value.shape == form.shared:
-        is_cut = form.of_channels and form.axes == (1,) and len(index) > 1
-        return value[index[1]] if is_cut else value
-    if value.ndim < len(form.x):  # (N, C)
-        is_cut = form.axes == (1,) and len(index) > 1
-        return value[index[:2]] if is_cut else value[index[:1]]
-    sizes = zip(index, value.shape, strict=False)
-    return value[tuple(i if n > 1 else slice(None) for i, n in sizes)]

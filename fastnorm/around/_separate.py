@@ -14,9 +14,9 @@ from numpy.typing import ArrayLike
 
 from .. import _check as check
 from .. import _core
-from .._types import Array, DerivedContext, FusedGradients, MaybeArray, Param
+from .._types import Array, FusedGradients, MaybeArray, Param
 from ._arrays import BESIDE, beside_of, computed_in, delivered, dense, like, parameters_apart
-from ._back import Kept
+from ._back import DerivedFromCore, Kept
 from ._call import Call
 
 
@@ -111,7 +111,7 @@ def with_around(normalize: Callable[..., Any], arguments: Mapping[str, Any], num
     return tuple(result) if len(result) > 1 else result[0]
 
 
-class _Around(DerivedContext):
+class _Around(DerivedFromCore):
     """Context of a normalizer and, in calls of their own, of what is around it."""
 
     def __init__(self, ctx: Any, behind: Behind, u: Array, beside: Mapping[str, Array]) -> None:
@@ -122,6 +122,11 @@ class _Around(DerivedContext):
     def inner(self) -> Any:
         """Of the normalizer alone."""
         return self.own
+
+    def statistic(self, name: str) -> Array:
+        """Of the normalizer alone."""
+        found: Array = getattr(self.own, name)
+        return found
 
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> FusedGradients:
         """As :func:`fastnorm.backward`."""

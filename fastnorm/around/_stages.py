@@ -67,6 +67,7 @@ def at_once(around: Mapping[str, Any]) -> tuple[Any, ...] | None:
 
 from . import (  # noqa: E402  (which need this module)
     _affine,
+    _blocked,
     _ghost,
     _given,
     _masks,
@@ -82,6 +83,7 @@ STAGES: tuple[tuple[Callable[[Call], bool], Callable[[Call], Result]], ...] = (
     (_ghost.needed, _ghost.stage),
     (_weights.needed, _weights.stage),
     (_packed.needed, _packed.stage),
+    (_blocked.needed, _blocked.stage),
     (_masks.needed, _masks.stage),
     (_given.needed, _given.stage),
     (_affine.needed, _affine.stage),

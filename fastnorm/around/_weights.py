@@ -71,7 +71,7 @@ def checked_cast(cast: Any, name: str = "cast") -> str:
 
 def _check_cast(call: Call) -> None:
     cast = checked_cast(call.around["cast"])
-    if _core.NORMS[call["norm"]] == "global_response":
+    if call.norm == "global_response":
         raise ValueError(
             f"cast: expected None for global response norm, which adds x to y, got {cast!r}"
         )

@@ -7,7 +7,8 @@ value are multiplied by a matrix W near the inverse root of S: ``y = weight * W 
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias, overload
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -16,6 +17,9 @@ from .. import _arguments as arguments
 from .. import _check as check
 from .._arguments import LAYOUTS
 from .._types import Array, DerivedContext, MaybeArray, Param
+from ..around import Around, AroundSettings, run
+from ..around._affine import is_wide
+from ..around._separate import with_around
 from ._base import RunningNorm
 from ._whitened import whiten
 
@@ -45,11 +49,18 @@ def decorrelated_batch_norm(
     momentum: float = ..., eps: float = ..., layout: str = ..., out: MaybeArray = ...,
     return_ctx: bool,
 ) -> Array | _WithContext: ...  # fmt: skip
+@overload
+def decorrelated_batch_norm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: MaybeArray = ...,
+    running_cov: MaybeArray = ..., training: bool = ..., group_size: int = ...,
+    momentum: float = ..., eps: float = ..., layout: str = ..., out: MaybeArray = ...,
+    return_ctx: bool = ..., **around: Unpack[Around],
+) -> Any: ...  # fmt: skip
 def decorrelated_batch_norm(
     x: ArrayLike, weight: Param = None, bias: Param = None, *, running_mean: MaybeArray = None,
     running_cov: MaybeArray = None, training: bool = False, group_size: int = 16,
     momentum: float = 0.1, eps: float = 1e-5, layout: str = "NCHW", out: MaybeArray = None,
-    return_ctx: bool = False,
+    return_ctx: bool = False, **around: Unpack[Around],
 ) -> Array | _WithContext:  # fmt: skip
     """Decorrelated Batch Norm: channels of a group get mean 0, variance 1 and no correlation.
 
@@ -62,7 +73,8 @@ def decorrelated_batch_norm(
     x : array_like, float32, float64, float16 or bfloat16
         Input, ``(N, C, *)`` or, by `layout`, ``(N, *, C)``.
     weight, bias : array_like, shape (C,), optional
-        Scale and shift of each channel; x's dtype.
+        Scale and shift of each channel; x's dtype. Also (N, C), of each sample, or of x's number of
+        dimensions, broadcasting against x: of each position.
     running_mean : ndarray, shape (C,), optional
         Read in inference, where it is required; updated in training, when given.
     running_cov : ndarray, shape (C / group_size, group_size, group_size), optional
@@ -83,6 +95,9 @@ def decorrelated_batch_norm(
         Where to write y.
     return_ctx : bool
         Whether to return ``(y, ctx)``; ctx is what :func:`backward` takes.
+    **around
+        What stands around it, an activation, a shortcut, a mask...: see :class:`fastnorm.Around`.
+        They are passes of their own.
 
     Returns
     -------
@@ -121,8 +136,11 @@ def decorrelated_batch_norm(
     >>> np.cov(x.T, ddof=0).tolist(), (np.cov(y.T, ddof=0).round(3) + 0).tolist()
     ([[3.5, 3.25], [3.25, 3.5]], [[1.0, 0.0], [0.0, 1.0]])
     """
-    return whiten(x, weight, bias, running_mean, running_cov, training, group_size, momentum, eps,
-                  layout, out, return_ctx, None)  # fmt: skip
+    return _call(
+        None, around, x=x, weight=weight, bias=bias, running_mean=running_mean,
+        running_cov=running_cov, training=training, group_size=group_size, momentum=momentum,
+        eps=eps, layout=layout, out=out, return_ctx=return_ctx,
+    )  # fmt: skip
 
 
 @overload
@@ -146,11 +164,18 @@ def iter_norm(
     iterations: int = ..., momentum: float = ..., eps: float = ..., layout: str = ...,
     out: MaybeArray = ..., return_ctx: bool,
 ) -> Array | _WithContext: ...  # fmt: skip
+@overload
+def iter_norm(
+    x: ArrayLike, weight: Param = ..., bias: Param = ..., *, running_mean: MaybeArray = ...,
+    running_cov: MaybeArray = ..., training: bool = ..., group_size: int = ...,
+    iterations: int = ..., momentum: float = ..., eps: float = ..., layout: str = ...,
+    out: MaybeArray = ..., return_ctx: bool = ..., **around: Unpack[Around],
+) -> Any: ...  # fmt: skip
 def iter_norm(
     x: ArrayLike, weight: Param = None, bias: Param = None, *, running_mean: MaybeArray = None,
     running_cov: MaybeArray = None, training: bool = False, group_size: int = 16,
     iterations: int = 5, momentum: float = 0.1, eps: float = 1e-5, layout: str = "NCHW",
-    out: MaybeArray = None, return_ctx: bool = False,
+    out: MaybeArray = None, return_ctx: bool = False, **around: Unpack[Around],
 ) -> Array | _WithContext:  # fmt: skip
     """IterNorm: whitening by some steps of Newton, which leaves small directions small.
 
@@ -162,7 +187,7 @@ def iter_norm(
     Parameters
     ----------
     x, weight, bias, running_mean, running_cov, training, group_size, momentum, eps, layout, out, \
-return_ctx
+return_ctx, **around
         As in :func:`decorrelated_batch_norm`. Running statistics are the same for both: the
         covariance, where the paper's code averages W.
     iterations : int
@@ -199,8 +224,36 @@ return_ctx
     [[0.93, 0.07], [0.07, 0.93]]
     [[1.0, 0.0], [0.0, 1.0]]
     """
-    return whiten(x, weight, bias, running_mean, running_cov, training, group_size, momentum, eps,
-                  layout, out, return_ctx, arguments.iterations(iterations))  # fmt: skip
+    return _call(
+        arguments.iterations(iterations), around, x=x, weight=weight, bias=bias,
+        running_mean=running_mean, running_cov=running_cov, training=training,
+        group_size=group_size, momentum=momentum, eps=eps, layout=layout, out=out,
+        return_ctx=return_ctx,
+    )  # fmt: skip
+
+
+def _call(
+    iterations: int | None, around: Around, **arguments: Any
+) -> Array | tuple[Array, DerivedContext]:
+    if not around and not is_wide(arguments):
+        return whiten(**arguments, iterations=iterations)
+    found: Array | tuple[Array, DerivedContext] = run(
+        _Entry(iterations), {"norm": "whitening", **arguments}, around
+    )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What :func:`fastnorm.around.run` calls in place of the core."""
+
+    iterations: int | None
+
+    def __call__(self, norm: str, around: Any = None, **arguments: Any) -> Any:
+        return with_around(self._normalize, arguments, around)
+
+    def _normalize(self, **arguments: Any) -> Any:
+        return whiten(**arguments, iterations=self.iterations)
 
 
 class _WhiteningLayer(RunningNorm):
@@ -208,9 +261,11 @@ class _WhiteningLayer(RunningNorm):
 
     def __init__(
         self, num_features: int, group_size: int, eps: float, momentum: float | None, affine: bool,
-        bias: bool, layout: str, dtype: DTypeLike,
+        bias: bool, layout: str, dtype: DTypeLike, **around: Unpack[AroundSettings],
     ) -> None:  # fmt: skip
-        super().__init__(num_features, eps, momentum, affine, bias, True, 1, layout, dtype)
+        super().__init__(
+            num_features, eps, momentum, affine, bias, True, 1, layout, dtype, **around
+        )
         if self.eps == 0:
             raise ValueError("eps: expected a number above 0, got 0")
         if LAYOUTS[self.layout][2] > 1:
@@ -243,7 +298,7 @@ class DecorrelatedBatchNorm(_WhiteningLayer):
         Channels of a group; divides C. More than C is C.
     eps : float
         Added to the variances, above 0.
-    momentum, affine, bias, layout, dtype
+    momentum, affine, bias, layout, dtype, **around
         As in :class:`BatchNorm`; no blocks of channels.
 
     Notes
@@ -266,8 +321,11 @@ class DecorrelatedBatchNorm(_WhiteningLayer):
 
     def __init__(self, num_features: int, group_size: int = 16, eps: float = 1e-5,
                  momentum: float | None = 0.1, affine: bool = True, *, bias: bool = True,
-                 layout: str = "NCHW", dtype: DTypeLike = np.float32) -> None:  # fmt: skip
-        super().__init__(num_features, group_size, eps, momentum, affine, bias, layout, dtype)
+                 layout: str = "NCHW", dtype: DTypeLike = np.float32,
+                 **around: Unpack[AroundSettings]) -> None:  # fmt: skip
+        super().__init__(
+            num_features, group_size, eps, momentum, affine, bias, layout, dtype, **around
+        )
 
     def _forward(self, x: ArrayLike, **around: Any) -> _WithContext:
         return decorrelated_batch_norm(
@@ -280,7 +338,7 @@ class IterNorm(_WhiteningLayer):
 
     Parameters
     ----------
-    num_features, group_size, eps, momentum, affine, bias, layout, dtype
+    num_features, group_size, eps, momentum, affine, bias, layout, dtype, **around
         As in :class:`DecorrelatedBatchNorm`, whose checkpoints load.
     iterations : int
         Steps, 1 to 1000.
@@ -302,9 +360,11 @@ class IterNorm(_WhiteningLayer):
 
     def __init__(self, num_features: int, group_size: int = 16, eps: float = 1e-5,
                  momentum: float | None = 0.1, affine: bool = True, *, iterations: int = 5,
-                 bias: bool = True, layout: str = "NCHW",
-                 dtype: DTypeLike = np.float32) -> None:  # fmt: skip
-        super().__init__(num_features, group_size, eps, momentum, affine, bias, layout, dtype)
+                 bias: bool = True, layout: str = "NCHW", dtype: DTypeLike = np.float32,
+                 **around: Unpack[AroundSettings]) -> None:  # fmt: skip
+        super().__init__(
+            num_features, group_size, eps, momentum, affine, bias, layout, dtype, **around
+        )
         self.iterations = arguments.iterations(iterations)
 
     def _forward(self, x: ArrayLike, **around: Any) -> _WithContext:

@@ -1,0 +1,79 @@
+"""Sync Batch Norm with weights of samples: as on one process; ranks that fail fail all."""
+
+import functools
+
+import numpy as np
+import pytest
+from cases import assert_close
+from sync_worker import failure
+from test_sync import on_threads
+
+import fastnorm
+
+C, L = 6, 5
+SIZES = (2, 0, 1, 3)  # samples of each rank
+
+
+@pytest.mark.parametrize("positions", [False, True])
+@pytest.mark.parametrize(
+    "around", [{}, {"activation": "silu"}, {"residual": True}, {"mask": True}], ids=str
+)
+def test_weights_of_samples_are_as_on_one_process(around, positions, rng):
+    x, dy, ds = rng.standard_normal((3, sum(SIZES), C, L))
+    w, b = rng.standard_normal((2, sum(SIZES), C, *((L,) if positions else ())))
+    arrays = {"residual": ds * 2, "mask": rng.random((len(x), 1, L)) < 0.7}
+    around = {name: arrays.get(name, value) for name, value in around.items()}
+    ends = np.cumsum(SIZES)
+
+    def state():
+        return {"running_mean": np.zeros(C), "running_var": np.ones(C)}
+
+    def call(comm):
+        at = slice(ends[comm.rank] - SIZES[comm.rank], ends[comm.rank])
+        own = {k: a[at] if isinstance(a, np.ndarray) else a for k, a in around.items()}
+        running = state()
+        *y, ctx = fastnorm.sync_batch_norm(x[at], w[at], b[at], comm=comm, training=True,
+                                           return_ctx=True, **own, **running)  # fmt: skip
+        more = {"ds": ds[at]} if "residual" in around else {}
+        return *y, *fastnorm.backward(dy[at], ctx, **more)[:3], running
+
+    found = on_threads(len(SIZES), call)[0]
+    running = state()
+    *y, ctx = fastnorm.batch_norm(x, w, b, training=True, return_ctx=True, **around, **running)
+    grads = fastnorm.backward(dy, ctx, **({"ds": ds} if "residual" in around else {}))
+    for i, want in enumerate((*y, *grads[:3])):
+        assert_close(np.concatenate([f[i] for f in found]), want, 1e-12, str(i))
+    for f in found:
+        for name, value in running.items():
+            assert_close(f[-1][name], value, 1e-12, name)
+
+
+def test_a_rank_that_fails_fails_all():
+    """Also what is found before the ranks meet: in weights of samples, states, dy and out."""
+
+    def call(comm):
+        wrong, x, w = comm.rank == 1, np.ones((2, C, L)), np.ones((2, C))
+        state = {"running_mean": np.zeros(C), "running_var": np.ones(C)}
+        norm = fastnorm.sync_batch_norm
+        keep = {"comm": comm, "training": True, "return_ctx": True}
+        cases = (
+            {"weight": w[:, :3] if wrong else w},
+            {"weight": [[None]] if wrong else w},
+            {"weight": w, **state, **({"running_var": np.ones(C, "f4")} if wrong else {})},
+            {"weight": w, "virtual_batch_size": 1},
+            {"moments": fastnorm.Moments.from_array(x, layout="NCL")},
+        )
+        found = [failure(functools.partial(norm, x, **keep, **case)) for case in cases]
+        _, ctx = norm(x, w, **keep)
+        found.append(failure(lambda: fastnorm.backward(x[:1] if wrong else x, ctx)))
+        out = w if wrong else None
+        found.append(failure(lambda: fastnorm.backward(x, ctx, out)))
+        return found, fastnorm.backward(x, ctx).x.shape
+
+    messages = ("weight: expected shape", "weight: expected dtype", "running_var: expected dtype",
+                "virtual_batch_size: expected None", "moments: expected None",
+                "dy: expected x's shape", "out: expected shape")  # fmt: skip
+    for found, shape in on_threads(2, call)[0]:
+        for (_, text), message in zip(found, messages, strict=True):
+            assert message in text
+        assert shape == (2, C, L)
