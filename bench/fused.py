@@ -1,11 +1,9 @@
-"""Normalizers with what stands around them: ``python -m fastnorm.bench.fused``.
+"""Normalizers with what stands around them: ``fastnorm bench-fused``.
 
 A sum, a normalizer and an activation in one call of fastnorm, beside the memory limit of as many
 bytes and beside the calls one by one, of fastnorm and of others. All take turns in one process.
 """
 
-import os
-import sys
 from dataclasses import dataclass
 from itertools import product
 
@@ -16,7 +14,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 import fastnorm
-from fastnorm import activations, cli
+from fastnorm import activations
 from fastnorm._core import memory_limit
 from fastnorm.bench import peers as modules
 from fastnorm.bench.cases import QUICK, ROW_NORMS, Case, dtype_of, laid
@@ -182,7 +180,7 @@ def tell(rows, names, markdown):
     (console if console.is_terminal else Console(width=200)).print(table)
 
 
-@click.command("fused")
+@click.command("bench-fused")
 @click.option("--shape", "shapes", type=Shape(), multiple=True, help="NxCxHxW or ROWSxFEATURES.")
 @several("--operations", OPERATIONS, "What to measure; all by default.")
 @click.option("--threads", type=Threads(), default="1,2", help="As 1,2.")
@@ -210,10 +208,3 @@ def command(shapes, operations, threads, peers, rounds, markdown):
     tell(rows, names, markdown)
     for line in said:
         click.echo(f"- {line}")
-
-
-if __name__ == "__main__":
-    if cli.bench_environment():  # all contestants' threads wait alike
-        os.environ.update(cli.bench_environment())
-        os.execv(sys.executable, sys.orig_argv)
-    command()

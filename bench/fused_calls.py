@@ -1,4 +1,4 @@
-"""The contestants of ``fastnorm.bench.fused``: each is a function from arrays to a call, or None.
+"""The contestants of ``fastnorm bench-fused``: each is a function from arrays to a call, or None.
 
 Separate calls are those of a module of `peers`, with a sum and an activation around them.
 """

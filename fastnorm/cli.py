@@ -25,22 +25,27 @@ def bench_environment() -> dict[str, str]:
     }
 
 
-# Which module holds a command; the extra that it needs has the command's name.
-COMMANDS = {"bench": "fastnorm.bench.command", "scale": "fastnorm.outofcore.command"}
+# Which module holds a command, and the extra that it needs.
+COMMANDS = {
+    "bench": ("fastnorm.bench.command", "bench"),
+    "bench-fused": ("fastnorm.bench.fused", "bench"),
+    "scale": ("fastnorm.outofcore.command", "scale"),
+}
 
 
 def main() -> None:
     """Run the command that the arguments name."""
-    alike = sys.argv[1:2] == ["bench"] and "--as-installed" not in sys.argv
+    wanted = sys.argv[1] if sys.argv[1:] else ""
+    alike = wanted.startswith("bench") and "--as-installed" not in sys.argv
     if alike and bench_environment():
         os.environ.update(bench_environment())
         os.execv(sys.executable, sys.orig_argv)
     try:
         import click
     except ModuleNotFoundError:
-        sys.exit(_is_missing("click", sys.argv[1] if sys.argv[1:2] == ["scale"] else "bench"))
-    names = [name for name in COMMANDS if name in sys.argv[1:2]]  # imports no other than it needs
-    commands = {name: _command(name) for name in names or COMMANDS}
+        sys.exit(_is_missing("click", COMMANDS.get(wanted, ("", "bench"))[1]))
+    names = [wanted] if wanted in COMMANDS else COMMANDS  # imports no other than it needs
+    commands = {name: _command(name, *COMMANDS[name]) for name in names}
     group = click.Group("fastnorm", commands, help="Normalizers for NumPy on the CPU.")
     click.version_option(package_name="fastnorm-cpu")(group)(prog_name="fastnorm")
 
@@ -49,14 +54,14 @@ def _is_missing(module: str | None, extra: str) -> str:
     return f'fastnorm: {module} is missing: pip install "fastnorm-cpu[{extra}]"'
 
 
-def _command(name: str) -> Any:
+def _command(name: str, module: str, extra: str) -> Any:
     """Return the command, or one that says what it lacks."""
     import click
 
     try:
-        return importlib.import_module(COMMANDS[name]).command
+        return importlib.import_module(module).command
     except ModuleNotFoundError as error:
-        text = _is_missing(error.name, name)
+        text = _is_missing(error.name, extra)
     return click.Command(
         name,
         callback=lambda: sys.exit(text),

@@ -302,13 +302,18 @@ def test_the_console_script_lets_all_threads_wait_alike(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"),
-    [({}, set(cli.ENVIRONMENT)), ({"OMP_WAIT_POLICY": "passive"}, {"MALLOC_MMAP_MAX_",
-     "MALLOC_TRIM_THRESHOLD_"}), (cli.ENVIRONMENT, set())],
-)  # fmt: skip
-def test_bench_starts_again_only_for_what_is_not_set(given, wanted, monkeypatch):
+    ("command", "given", "wanted"),
+    [
+        ("bench", {}, set(cli.ENVIRONMENT)),
+        ("bench-fused", {}, set(cli.ENVIRONMENT)),
+        ("bench", {"OMP_WAIT_POLICY": "passive"}, set(cli.ENVIRONMENT) - {"GOMP_SPINCOUNT"}),
+        ("bench", cli.ENVIRONMENT, set()),
+        ("scale", {}, set()),
+    ],
+)
+def test_bench_starts_again_only_for_what_is_not_set(command, given, wanted, monkeypatch):
     monkeypatch.setattr(os, "environ", dict(given))
-    monkeypatch.setattr(sys, "argv", ["fastnorm", "bench", "--help"])
+    monkeypatch.setattr(sys, "argv", ["fastnorm", command, "--help"])
     started = []
     monkeypatch.setattr(os, "execv", lambda *command: started.append(command))
     with pytest.raises(SystemExit):

@@ -49,9 +49,9 @@ class Around(AroundSettings, total=False):
         Where to write s: x, the residual, or an array apart from both.
     mask : array_like of bool
         What counts: True for valid elements. It broadcasts against x, with size 1 along the
-        channels, of blocks both axes; for the normalizers of axes to any shape. Statistics and gradients are those of
-        the valid elements; y and dx are 0 elsewhere, whatever x holds there. The gradients are a
-        :class:`FusedGradients`.
+        channels, of blocks along both axes; for the normalizers of axes to any shape. Statistics
+        and gradients are those of the valid elements; y and dx are 0 elsewhere, whatever x holds
+        there. The gradients are a :class:`FusedGradients`.
     lengths : array_like of int, shape (N,)
         Instead of a mask: of each sample, how many elements along the first spatial axis count; for
         the normalizers of axes that is the first axis behind the samples that is not normalized.
