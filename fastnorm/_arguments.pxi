@@ -132,7 +132,7 @@ cdef inline int64_t _groups(object num_groups, int64_t channels) except -1:
 cdef int _check_out(object out, cnp.ndarray x, tuple shape, str name="out") except -1:
     if not (type(out) is cnp.ndarray and cnp.PyArray_TYPE(<cnp.ndarray>out) == cnp.PyArray_TYPE(
             x) and cnp.PyArray_ISWRITEABLE(<cnp.ndarray>out) and _has_shape(out, shape)):
-        _arguments.check_out(out, x, shape, name)
+        _arguments.check_out(out, x.dtype, shape, name)
     return 0
 
 

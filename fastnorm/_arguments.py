@@ -116,13 +116,13 @@ def refuse_state(value: Any, name: str) -> NoReturn:
     )
 
 
-def check_out(out: Any, x: Array, shape: Shape, name: str = "out") -> None:
-    """Raise where `out` cannot take what is of x's dtype and of this shape."""
+def check_out(out: Any, dtype: np.dtype[Any], shape: Shape, name: str = "out") -> None:
+    """Raise where `out` cannot take what is of this dtype and shape."""
     if not isinstance(out, np.ndarray):
         raise TypeError(f"{name}: expected an ndarray, got {type(out).__name__}")
     no_mask(out, name)
-    if out.dtype.num != x.dtype.num:
-        raise TypeError(f"{name}: expected dtype {x.dtype}, got {out.dtype}")
+    if out.dtype.num != dtype.num:
+        raise TypeError(f"{name}: expected dtype {dtype}, got {out.dtype}")
     if out.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {out.shape}")
     if not out.flags.writeable:

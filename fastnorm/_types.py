@@ -55,6 +55,14 @@ class DerivedContext(ABC):
         """Do what :func:`fastnorm.backward` documents."""
 
 
+class RepeatableContext(DerivedContext):
+    """One whose y can be made again from x and the statistics: it need not be kept."""
+
+    @abstractmethod
+    def output(self) -> Array:
+        """Return what the forward call gave."""
+
+
 class Gradients(NamedTuple):
     """Gradients of one normalization with respect to its input and its parameters.
 

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from . import _core
 from ._reduce import allreduce
-from ._types import Array, DerivedContext, Gradients, MaybeArray, Param, PlainContext
+from ._types import Array, Gradients, MaybeArray, Param, PlainContext, RepeatableContext
 from .around import Around, AroundSettings, run
 from .around._affine import is_wide
 from .around._separate import with_around
@@ -252,7 +252,7 @@ class _Training:
         return (result[0], ctx) if self.return_ctx else result
 
 
-class SyncContext(DerivedContext):
+class SyncContext(RepeatableContext):
     """What :func:`sync_batch_norm` in training leaves for :func:`backward`.
 
     Attributes
@@ -283,6 +283,10 @@ class SyncContext(DerivedContext):
     def rstd(self) -> Array:
         """One over the root of variance and eps."""
         return self.own.rstd
+
+    def output(self) -> Array:
+        """Return y; without meeting the other ranks."""
+        return _core.output_again(self.own)
 
     def fail(self, error: Exception) -> None:
         """Raise it on all ranks."""

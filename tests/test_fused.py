@@ -1,5 +1,7 @@
 """What stands around a normalizer has the bits of separate calls, and its gradients are right."""
 
+import pickle
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -325,6 +327,38 @@ WAYS = {
     "packed": lambda x, w, **k: fn.instance_norm(x, w, layout="NC", offsets=[0, 7, 18], **k),
     "whitening": lambda x, w, **k: fn.iter_norm(x, w, training=True, **k),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["core", "moments", "sync", "weight", "whitening"])
+def test_nothing_is_kept_that_can_be_made_again(way):
+    """A context refers to x and what is beside it, not to what the normalizer gave."""
+    x = some(2, 4, 40, 40)
+    beside = {"shortcut": x + 1, "gate": x + 2, "activation": "silu"}
+    moments = fn.Moments.from_array(x, layout="NCHW")
+    ways = {**WAYS, "moments": lambda x, w, **k: fn.batch_norm(x, w, training=True,
+                                                                moments=moments, **k)}  # fmt: skip
+    _, ctx = ways[way](x, some(4), return_ctx=True, **beside)
+    assert 3 * x.nbytes < len(pickle.dumps(ctx)) < 3.2 * x.nbytes
+
+
+@pytest.mark.parametrize("way", ["core", "moments", "sync", "whitening"])
+def test_gradients_are_not_written_over_the_bias(way):
+    """As y is made again, where something is behind it, it is read again."""
+    memory, x = some(76), some(2, 4, 3, 3)
+    bias, out = memory[:4], memory[4:].reshape(x.shape)
+    _, ctx = WAYS[way](x, some(4), bias=bias, activation="relu", return_ctx=True)
+    fn.backward(x, ctx, out=out)
+    over = memory[2:74].reshape(x.shape)
+    with pytest.raises(ValueError, match=r"out: expected an array apart from .*bias"):
+        fn.backward(x, ctx, out=over)
+
+
+def test_contexts_of_given_moments_have_their_statistics():
+    moments = fn.Moments.from_array(X, layout="NCHW")
+    _, ctx = fn.batch_norm(X, training=True, moments=moments, return_ctx=True, activation="relu")
+    _, own = fn.batch_norm(X, training=True, return_ctx=True)
+    for name in ("mean", "var", "rstd"):
+        np.testing.assert_allclose(getattr(ctx, name), getattr(own, name), rtol=1e-6)
 
 
 @pytest.mark.parametrize("over", ["shortcut", "gate", "weight"])

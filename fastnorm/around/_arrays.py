@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -44,7 +44,14 @@ def dense(value: Any, name: str) -> Array:
     return np.array(a, dtype, order="C")
 
 
-def like(value: Any, name: str, x: Array) -> Array:
+class Like(NamedTuple):
+    """An array to which others are compared, where it is not kept."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def like(value: Any, name: str, x: Array | Like) -> Array:
     """Return a dense array of x's shape and dtype."""
     a = dense(value, name)
     if a.dtype != x.dtype or a.shape != x.shape:
@@ -181,7 +188,7 @@ def check_written(call: Call, x: Array) -> bool:
     for name, to in (("out", out), ("sum_out", sum_out)):
         if to is None:
             continue
-        _arguments.check_out(to, x, x.shape, name)
+        _arguments.check_out(to, x.dtype, x.shape, name)
         for state, a in call.states().items():
             if overlap(to, a):
                 _arguments.refuse_shared(name, state)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import _arguments, _core
@@ -20,7 +21,7 @@ from .._types import (
     Param,
     SwitchableGradients,
 )
-from ._arrays import BESIDE, Laid, delivered, like, overlap, target
+from ._arrays import BESIDE, Laid, Like, delivered, like, overlap, target
 from ._call import Call
 from ._parameters import Parameter
 
@@ -92,11 +93,11 @@ class Kept:
             if _place(a) != self._places[name]:
                 _arguments.refuse_changed(name)
 
-    def check_out(self, out: MaybeArray, x: Array) -> None:
+    def check_out(self, out: MaybeArray, x: Array | Like) -> None:
         """Raise where the gradient of x cannot be written to `out`."""
         if out is None:
             return
-        _arguments.check_out(out, x, x.shape)
+        _arguments.check_out(out, x.dtype, x.shape)
         for name, a in self.arrays.items():
             if overlap(out, a):
                 _arguments.refuse_shared("out", f"the {name} of the forward call")
@@ -114,6 +115,14 @@ def kept(laid: Laid, given: Mapping[str, Parameter], reads_bias: bool) -> Kept:
     read = {name: p.value for name, p in given.items() if name != "bias" or reads_bias}
     beside = {name: laid.beside[name] for name in BESIDE[:2] if name in laid.beside}
     return Kept({"x": laid.normalized, **read, **beside})
+
+
+def kept_behind(beside: Mapping[str, Array], bias: Any) -> Kept:
+    """Return what backward reads of what is behind a normalizer, which makes its y again."""
+    read = {name: a for name, a in beside.items() if name in BESIDE[:2]}
+    if isinstance(bias, np.ndarray):
+        read["bias"] = bias
+    return Kept(read)
 
 
 def _place(a: Array) -> tuple[Any, ...]:
@@ -134,9 +143,9 @@ class LaidBack:
         return delivered(self.dx, self.out)
 
 
-def lay_back(ctx: DerivedContext, x: Array, kept: Kept, dy: ArrayLike, out: MaybeArray,
-             ds: Param) -> LaidBack:  # fmt: skip
-    """Check the arrays of a backward call; nothing is written yet."""
+def checked_back(ctx: DerivedContext, x: Array | Like, kept: Kept, dy: ArrayLike, out: MaybeArray,
+                 ds: Param) -> tuple[Array, MaybeArray]:  # fmt: skip
+    """Return dy and ds of a backward call; raise where they, or `out`, are not as they must be."""
     try:
         kept.check()
         g = like(dy, "dy", x)
@@ -145,6 +154,13 @@ def lay_back(ctx: DerivedContext, x: Array, kept: Kept, dy: ArrayLike, out: Mayb
     except Exception as error:
         ctx.fail(error)
         raise
+    return g, total
+
+
+def lay_back(ctx: DerivedContext, x: Array, kept: Kept, dy: ArrayLike, out: MaybeArray,
+             ds: Param) -> LaidBack:  # fmt: skip
+    """Check the arrays of a backward call; nothing is written yet."""
+    g, total = checked_back(ctx, x, kept, dy, out, ds)
     if total is not None and overlap(out, total):
         total = total.copy()
     return LaidBack(g, target(out, x, g), total, out)

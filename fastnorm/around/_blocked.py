@@ -16,8 +16,8 @@ from .. import _core
 from .._arguments import LAYOUTS
 from .._types import Array, FusedGradients, MaybeArray, Param
 from ..blocked import from_blocked, to_blocked
-from ._arrays import beside_of, delivered, dense, like, parameters_apart
-from ._back import DerivedFromCore, Kept
+from ._arrays import Like, beside_of, delivered, dense, parameters_apart
+from ._back import DerivedFromCore, Kept, checked_back
 from ._call import Call, Result
 from ._masks import KEYS, check_mask
 from ._parameters import form_of
@@ -64,7 +64,7 @@ def stage(call: Call) -> Result:
         return Result(y, total)
     given = {name: call.arguments.get(name) for name in _PARAMETERS}
     read = {name: a for name, a in given.items() if isinstance(a, np.ndarray)}
-    return Result(y, total, _Blocked(found.ctx, x.shape, x.dtype, channels, read))
+    return Result(y, total, _Blocked(found.ctx, x, channels, read))
 
 
 def _mask_of(mask: Any, x: Array) -> Array:
@@ -83,9 +83,8 @@ def _mask_of(mask: Any, x: Array) -> Array:
 class _Blocked(DerivedFromCore):
     """Context of a call with channels first, for gradients in blocks."""
 
-    def __init__(self, ctx: Any, shape: tuple[int, ...], dtype: np.dtype[Any], channels: int,
-                 read: Mapping[str, Array]) -> None:  # fmt: skip
-        self._ctx, self._shape, self._dtype, self._channels = ctx, shape, dtype, channels
+    def __init__(self, ctx: Any, x: Array, channels: int, read: Mapping[str, Array]) -> None:
+        self._ctx, self._like, self._channels = ctx, Like(x.shape, x.dtype), channels
         self.has_sum, self.is_empty, self._kept = ctx.has_sum, ctx.is_empty, Kept(read)
 
     @property
@@ -101,17 +100,11 @@ class _Blocked(DerivedFromCore):
     @check.as_the_core
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> FusedGradients:
         """As :func:`fastnorm.backward`."""
-        whole = np.broadcast_to(np.zeros((), self._dtype), self._shape)
-        try:
-            g = like(dy, "dy", whole)
-            extra = None if ds is None else from_blocked(like(ds, "ds", whole), self._channels)
-            self._kept.check_out(out, g)
-        except Exception as error:
-            self.fail(error)
-            raise
+        g, total = checked_back(self, self._like, self._kept, dy, out, ds)
+        extra = None if total is None else from_blocked(total, self._channels)
         grads = self._ctx.backward(from_blocked(g, self._channels), None, extra)
         arrays = {
-            name: to_blocked(a, self._shape[-1])
+            name: to_blocked(a, self._like.shape[-1])
             for name, a in grads._asdict().items()
             if name in ("x", "shortcut", "gate") and a is not None
         }

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import _core
-from .._types import Array, DerivedContext, FusedGradients, Gradients, MaybeArray, Param
-from ._arrays import beside_of, delivered, dense, like, parameters_apart
-from ._back import Kept
+from .._types import Array, FusedGradients, Gradients, MaybeArray, Param
+from ._arrays import Like, beside_of, delivered, dense, parameters_apart
+from ._back import DerivedFromCore, Kept, checked_back, kept_behind
 from ._call import Call, Result
 from ._separate import Behind
 
@@ -81,12 +81,14 @@ def _with_behind(call: Call, moments: Any) -> Result:
         return _normalize(call.but({}), moments)
     x = dense(call["x"], "x")
     beside, _ = beside_of(call, x)
-    found = _normalize(call.but({}, x=x, out=None, **parameters_apart(call)), moments)
-    behind, y = Behind(numbers), np.empty_like(found.y)
-    behind.forward(found.y, beside.get("shortcut"), beside.get("gate"), y)
+    plain = call.but({}, x=x, out=None, **parameters_apart(call))
+    found = _normalize(plain, moments)
+    behind = Behind(numbers[:3])
+    behind.forward(found.y, beside.get("shortcut"), beside.get("gate"), found.y)
     if isinstance(found.ctx, GivenContext):
-        found.ctx.behind, found.ctx.u, found.ctx.beside = behind, found.y, beside
-    return found._replace(y=delivered(y, call["out"]))
+        found.ctx.behind, found.ctx.kept = behind, kept_behind(beside, plain["bias"])
+        found.ctx.like = Like(x.shape, x.dtype)
+    return found._replace(y=delivered(found.y, call["out"]))
 
 
 def _normalize(call: Call, moments: Any) -> Result:
@@ -111,34 +113,39 @@ def _normalize(call: Call, moments: Any) -> Result:
     return Result(found[0], None, GivenContext(started, rstd, own[0], float(moments.count)))
 
 
-class GivenContext(DerivedContext):
+class GivenContext(DerivedFromCore):
     """Context of a batch norm by given moments, and of what is behind it."""
 
     behind: Behind | None = None
-    u: Array  # what the norm gave, for what is behind it
-    beside: dict[str, Array]
+    kept: Kept  # what is beside it, where something is behind it
+    like: Like  # x
 
     def __init__(self, own: Any, rstd: Array, elements: float, count: float) -> None:
         self.own, self._rstd, self._elements, self._count = own, rstd, elements, count
 
     def gradient_sums(self, dy: ArrayLike) -> GradientSums:
         """Return this micro-batch's share."""
-        return GradientSums(_core.measure_grad(self._back(dy)[0], self.own, None), self._elements)
+        g = self._back(dy, None)[0]
+        return GradientSums(_core.measure_grad(g, self.own, None), self._elements)
 
-    def _back(self, dy: ArrayLike) -> tuple[Any, MaybeArray, MaybeArray]:
+    def statistic(self, name: str) -> Array:
+        """Return "mean", "var" or "rstd": those of the moments."""
+        found: Array = getattr(self.own, name)
+        return found
+
+    def _back(self, dy: ArrayLike, out: MaybeArray) -> tuple[Any, MaybeArray, MaybeArray]:
         """Return the gradients of what the norm gave, of the shortcut and of the gate."""
         if self.behind is None:
             return dy, None, None
-        beside = self.beside
-        g = like(dy, "dy", self.u)
-        return self.behind.backward(g, self.u, beside.get("shortcut"), beside.get("gate"))
+        g, _ = checked_back(self, self.like, self.kept, dy, out, None)
+        beside = self.kept.arrays
+        u = _core.output_again(self.own)
+        return self.behind.backward(g, u, beside.get("shortcut"), beside.get("gate"))
 
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None,
                  sums: GradientSums | None = None) -> Gradients | FusedGradients:  # fmt: skip
         """As :func:`fastnorm.backward`, with the sums of all micro-batches."""
-        if self.behind is not None:
-            Kept(self.beside).check_out(out, self.u)
-        dy, *beside = self._back(dy)
+        dy, *beside = self._back(dy, out)
         own = _core.measure_grad(dy, self.own, out)
         total = GradientSums(own, self._elements) if sums is None else sums
         if not isinstance(total, GradientSums):

@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike
 from .. import _arguments, _core
 from .. import _check as check
 from .._types import Array, DerivedContext, FusedGradients, MaybeArray, Param
-from ._arrays import check_updated, delivered, like
-from ._back import Kept
+from ._arrays import Like, check_updated, delivered
+from ._back import Kept, checked_back
 from ._call import Call, Result
 from ._parameters import Parameter
 from ._separate import Behind, add
@@ -107,7 +107,7 @@ def switchable(
     ctx = _Switched(call, x if total is None else total, view, valid, given)
     y = ctx.normalized
     if numbers is not None:
-        ctx.behind, ctx.beside = Behind(numbers), beside
+        ctx.behind, ctx.beside = Behind(numbers[:3]), beside
         y = np.empty_like(y)
         ctx.behind.forward(ctx.normalized, beside.get("shortcut"), beside.get("gate"), y)
     y = ctx.masked(y)
@@ -139,7 +139,8 @@ class _Switched(DerivedContext):
             name: None if call[name] is None else np.array(call[name]) for name in names
         }
         self._call, self._view, self._given, self.beside = copies, view, given, {}
-        self._dtype, self._shape = x.dtype, x.shape
+        self._like = Like(x.shape, x.dtype)
+        self._kept = Kept({name: own.value for name, own in given.items()})
         self._moved = view.moved(x).shape
         rows = (self._moved[0], math.prod(self._moved[1:-1]))
         self.is_empty = not valid.any()
@@ -155,7 +156,7 @@ class _Switched(DerivedContext):
         y = self._back(self._hat)
         y = y * given["weight"].view if "weight" in given else y
         y = y + given["bias"].view if "bias" in given else y
-        self.normalized = self.masked(y.astype(self._dtype))
+        self.normalized = self.masked(y.astype(self._like.dtype))
 
     def _back(self, a: Array) -> Array:
         """Return an array of (samples, space, channels) in x's shape."""
@@ -169,7 +170,7 @@ class _Switched(DerivedContext):
 
     def masked(self, a: Array) -> Array:
         """Return an array of x's shape with 0 where it is not valid."""
-        found = np.zeros(self._shape, a.dtype)
+        found = np.zeros(self._like.shape, a.dtype)
         view, index = self._view.moved(found), self._valid.reshape(self._moved[:-1])
         view[index] = self._view.moved(a)[index]
         return found
@@ -201,16 +202,15 @@ class _Switched(DerivedContext):
             return
         values = count * self._moved[-1]
         if values == 1 or count <= ddof:
-            _arguments.refuse_count("batch", values, count, ddof, self._shape)
+            _arguments.refuse_count("batch", values, count, ddof, self._like.shape)
         _move(call, self._means[2][0], self._vars[2][0] * (count / (count - ddof)))
 
     @check.as_the_core
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> FusedGradients:
         """As :func:`fastnorm.backward`."""
-        zero = np.broadcast_to(np.zeros((), self._dtype), self._shape)
-        g0 = self.masked(like(dy, "dy", zero))
-        extra = None if ds is None else self.masked(like(ds, "ds", zero))
-        Kept({name: own.value for name, own in self._given.items()}).check_out(out, g0)
+        g, extra = checked_back(self, self._like, self._kept, dy, out, ds)
+        g0 = self.masked(g)
+        extra = None if extra is None else self.masked(extra)
         dz = dgate = None
         if self.behind is not None:
             shortcut, gate = self.beside.get("shortcut"), self.beside.get("gate")
@@ -225,7 +225,7 @@ class _Switched(DerivedContext):
                 found[name] = self._given[name].gradient(total)
         g = g * self._given["weight"].view if "weight" in self._given else g
         exact, logits = self._grad_x(self._there(g))
-        dx = np.ascontiguousarray(self._back(exact).astype(self._dtype))
+        dx = np.ascontiguousarray(self._back(exact).astype(self._like.dtype))
         if extra is not None:
             dx = add(dx, extra)
         kinds = [self._call[n].dtype for n in ("mean_logits", "var_logits")]

@@ -18,8 +18,8 @@ from .. import _arguments, _core
 from .. import _check as check
 from .._arguments import LAYOUTS
 from .._types import Array, FusedGradients, MaybeArray, Param
-from ._arrays import BESIDE, beside_of, delivered, dense, like
-from ._back import DerivedFromCore, Kept
+from ._arrays import BESIDE, Like, beside_of, delivered, dense
+from ._back import DerivedFromCore, Kept, checked_back
 from ._call import Call, Result
 from ._parameters import Parameter, form_of, parameters_of
 
@@ -325,7 +325,8 @@ class MaskedContext(DerivedFromCore):
     ) -> None:  # fmt: skip
         self._parts, self._given, self.has_sum = parts, given, "residual" in beside
         self._beside = [name for name in BESIDE[:2] if name in beside]
-        self._shape, self._dtype, self._of_channels = x.shape, x.dtype, of_channels
+        self._like, self._of_channels = Like(x.shape, x.dtype), of_channels
+        self._kept = Kept({name: own.value for name, own in given.items()})
         self.is_empty = not any(part.shape[0] for part, _ in parts)
 
     @property
@@ -339,7 +340,7 @@ class MaskedContext(DerivedFromCore):
         part, values = found[0]
         if values.ndim == 1 and self._of_channels:
             return values
-        lead = self._shape[:1] if self._of_channels else part.view.shape_of_lead
+        lead = self._like.shape[:1] if self._of_channels else part.view.shape_of_lead
         whole: Array = np.full((math.prod(lead), *values.shape[1:]), np.nan)
         for part, values in found:
             whole[part.domains(lead)] = values
@@ -350,14 +351,7 @@ class MaskedContext(DerivedFromCore):
         """As :func:`fastnorm.backward`."""
         from ..norms import backward
 
-        whole = np.broadcast_to(np.zeros((), self._dtype), self._shape)
-        try:
-            g = like(dy, "dy", whole)
-            extra = None if ds is None else like(ds, "ds", whole)
-            Kept({name: own.value for name, own in self._given.items()}).check_out(out, g)
-        except Exception as error:
-            self.fail(error)
-            raise
+        g, extra = checked_back(self, self._like, self._kept, dy, out, ds)
         found = []
         for part, ctx in self._parts:
             more = None if extra is None else part.gather(extra)
@@ -380,7 +374,7 @@ class MaskedContext(DerivedFromCore):
         for part, grads in found:
             a = getattr(grads, name).astype(np.float64)
             if _is_wide(own):
-                whole = np.zeros(self._shape)
+                whole = np.zeros(self._like.shape)
                 part.scatter(a, whole)
                 own.add(total, (), whole)
             elif part.pattern is not None:

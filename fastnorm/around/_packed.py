@@ -5,13 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import _arguments, _core
 from .._types import Array, DerivedContext, FusedGradients, MaybeArray, Param
-from ._arrays import BESIDE, beside_of, delivered, dense, like
-from ._back import Kept
+from ._arrays import BESIDE, Like, beside_of, delivered, dense
+from ._back import Kept, checked_back
 from ._call import Call, Result
 from ._parameters import Form, Parameter, parameters_of
 
@@ -87,17 +86,13 @@ class _PackedContext(DerivedContext):
         self._parts, self._offsets, self.has_sum = parts, offsets, has_sum
         self._given, self._beside = given, [n for n in BESIDE[:2] if n in read]
         self._kept = Kept({**{n: p.value for n, p in given.items()}, **read})
-        self._shape, self._dtype = read["x"].shape, read["x"].dtype
+        self._like = Like(read["x"].shape, read["x"].dtype)
 
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> FusedGradients:
         """As :func:`fastnorm.backward`; gradients of the parameters are added in float64."""
         from ..norms import backward
 
-        whole = np.broadcast_to(np.zeros((), self._dtype), self._shape)
-        self._kept.check()
-        g = like(dy, "dy", whole)
-        extra = None if ds is None else like(ds, "ds", whole)
-        self._kept.check_out(out, g)
+        g, extra = checked_back(self, self._like, self._kept, dy, out, ds)
         arrays = {name: _core.empty_like(g) for name in ("x", *self._beside)}
         totals = {name: parameter.total() for name, parameter in self._given.items()}
         for i, (start, end) in enumerate(pairwise(self._offsets)):

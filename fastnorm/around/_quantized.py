@@ -215,7 +215,7 @@ def _place(call: Call, laid: Laid, out: MaybeArray, q: Array, dtype: np.dtype[An
     """Return where to write: `out`, or another array where x or what is beside it lies there."""
     if out is None:
         return q
-    _arguments.check_out(out, np.empty(0, dtype), laid.x.shape)
+    _arguments.check_out(out, dtype, laid.x.shape)
     if overlap(out, laid.sum_out):
         _arguments.refuse_shared("sum_out", "out")
     for name, state in call.states().items():

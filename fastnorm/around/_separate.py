@@ -14,9 +14,9 @@ from numpy.typing import ArrayLike
 
 from .. import _check as check
 from .. import _core
-from .._types import Array, FusedGradients, MaybeArray, Param
-from ._arrays import BESIDE, beside_of, computed_in, delivered, dense, like, parameters_apart
-from ._back import DerivedFromCore, Kept
+from .._types import Array, FusedGradients, MaybeArray, Param, RepeatableContext
+from ._arrays import BESIDE, Like, beside_of, computed_in, delivered, dense, parameters_apart
+from ._back import DerivedFromCore, Kept, checked_back, kept_behind
 from ._call import Call
 
 
@@ -62,7 +62,7 @@ class Behind:
     @check.as_the_core
     def forward(self, u: Array, shortcut: MaybeArray, gate: MaybeArray, out: Array) -> None:
         """Write it to `out`, dense, which may be one of the arrays."""
-        activation, gate_activation, slope = self.numbers[:3]
+        activation, gate_activation, slope = self.numbers
         gated = None if gate is None else _core.activate(gate_activation, slope, gate, None)
         v = u if shortcut is None else add(u, shortcut)
         _core.activate(activation, slope, v, out)
@@ -74,7 +74,7 @@ class Behind:
         self, dy: Array, u: Array, shortcut: MaybeArray, gate: MaybeArray
     ) -> tuple[Array, MaybeArray, MaybeArray]:
         """Return the gradients of u, the shortcut and the gate."""
-        activation, gate_activation, slope = self.numbers[:3]
+        activation, gate_activation, slope = self.numbers
         v = u if shortcut is None else add(u, shortcut)
         dgate = None
         if gate is not None:
@@ -99,24 +99,27 @@ def with_around(normalize: Callable[..., Any], arguments: Mapping[str, Any], num
     total = add(x, beside["residual"]) if "residual" in beside else None
     own = {"x": x if total is None else total, "out": None, **parameters_apart(call)}
     found = normalize(**{**arguments, **own})
-    u, ctx = found if isinstance(found, tuple) else (found, None)
-    behind = Behind(numbers)
-    y = np.empty_like(u)
-    behind.forward(u, beside.get("shortcut"), beside.get("gate"), y)
-    result = [delivered(y, arguments["out"])]
+    y, ctx = found if isinstance(found, tuple) else (found, None)
+    behind = Behind(numbers[:3])
+    behind.forward(y, beside.get("shortcut"), beside.get("gate"), y)
+    result: list[Any] = [delivered(y, arguments["out"])]
     if total is not None:
         result.append(delivered(total, numbers[6]))
     if ctx is not None:
-        result.append(_Around(ctx, behind, u, beside))  # type: ignore[arg-type]
+        kept = kept_behind(beside, own.get("bias", arguments.get("bias")))
+        result.append(_Around(ctx, behind, x, kept, total is not None))
     return tuple(result) if len(result) > 1 else result[0]
 
 
 class _Around(DerivedFromCore):
     """Context of a normalizer and, in calls of their own, of what is around it."""
 
-    def __init__(self, ctx: Any, behind: Behind, u: Array, beside: Mapping[str, Array]) -> None:
-        self.own, self._behind, self._u, self._beside = ctx, behind, u, beside
-        self.has_sum = "residual" in beside
+    def __init__(
+        self, own: RepeatableContext, behind: Behind, x: Array, kept: Kept, has_sum: bool
+    ) -> None:
+        self.own, self._behind, self.has_sum = own, behind, has_sum
+        self._like = Like(x.shape, x.dtype)
+        self._kept = kept
 
     @property
     def inner(self) -> Any:
@@ -132,15 +135,10 @@ class _Around(DerivedFromCore):
         """As :func:`fastnorm.backward`."""
         from ..norms import backward
 
-        try:
-            Kept(self._beside).check_out(out, self._u)
-            dy = like(dy, "dy", self._u)
-            extra = None if ds is None else like(ds, "ds", self._u)
-        except Exception as error:
-            self.fail(error)
-            raise
+        g, extra = checked_back(self, self._like, self._kept, dy, out, ds)
+        beside = self._kept.arrays
         g, dshortcut, dgate = self._behind.backward(
-            dy, self._u, self._beside.get("shortcut"), self._beside.get("gate")
+            g, self.own.output(), beside.get("shortcut"), beside.get("gate")
         )
         found = backward(g, self.own, out)
         if extra is not None:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from .. import _check as check
 from .. import _core
 from .._arguments import LAYOUTS
-from .._types import Array, DerivedContext, Gradients, MaybeArray, Param
+from .._types import Array, Gradients, MaybeArray, Param, RepeatableContext
 from ._groups import Groups, covariance, load, store
 from ._roots import InverseRoot, NewtonSchulz, Root
 
@@ -28,7 +28,7 @@ def whiten(
     x: ArrayLike, weight: Param, bias: Param, running_mean: MaybeArray, running_cov: MaybeArray,
     training: bool, group_size: int, momentum: float, eps: float, layout: str, out: MaybeArray,
     return_ctx: bool, iterations: int | None,
-) -> Array | tuple[Array, DerivedContext]:  # fmt: skip
+) -> Array | tuple[Array, RepeatableContext]:  # fmt: skip
     """Check, measure, write: by `iterations` steps, or with None by the inverse root."""
     ctx, dense, size, params, running, types = _core.start_whitening(
         x, weight, bias, running_mean, running_cov, training, momentum, eps, group_size, layout,
@@ -77,7 +77,7 @@ def _read(running: tuple[MaybeArray, ...], groups: Groups) -> tuple[Array, Array
     return mean.reshape(groups.groups, groups.size), (cov + cov.transpose(0, 2, 1)) / 2
 
 
-class Whitened(DerivedContext):
+class Whitened(RepeatableContext):
     """A call, and what it leaves for :func:`fastnorm.backward`.
 
     Attributes
@@ -116,6 +116,13 @@ class Whitened(DerivedContext):
 
     def _spread(self, vector: Array) -> Array:
         return self._groups.spread(vector.astype(self._working))
+
+    @check.as_the_core
+    def output(self) -> Array:
+        """Return y."""
+        y = _core.empty_like(self._x)
+        self.write(y)
+        return y
 
     def write(self, y: Array) -> None:
         """Compute y, chunk by chunk: y may be x."""

@@ -11,7 +11,15 @@ from numpy.typing import ArrayLike
 
 from .. import _check as check
 from .. import _core
-from .._types import Array, Axes, DerivedContext, Gradients, MaybeArray, Param, PlainContext
+from .._types import (
+    Array,
+    Axes,
+    Gradients,
+    MaybeArray,
+    Param,
+    PlainContext,
+    RepeatableContext,
+)
 from ..around import Around, run
 from ..around._separate import with_around
 
@@ -152,7 +160,7 @@ def _put(values: Array, like: Array, out: MaybeArray) -> Array:
     return target
 
 
-class _Lengths(DerivedContext):
+class _Lengths(RepeatableContext):
     """What :func:`normalize` keeps in another norm than the Euclidean one."""
 
     @check.as_the_core  # inf and NaN stay in their vectors
@@ -171,6 +179,10 @@ class _Lengths(DerivedContext):
         self._length = np.maximum(length, eps)
         self.y = np.divide(exact, self._length, where=self._length != 0,
                            out=np.zeros_like(exact))  # fmt: skip
+
+    def output(self) -> Array:
+        """Return y."""
+        return _put(self.y, np.empty(self.y.shape, self._dtype), None)
 
     @check.as_the_core
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> Gradients:
