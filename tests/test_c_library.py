@@ -14,15 +14,15 @@ COMPILERS = [c for c in ("cc", "clang", "clang-19") if shutil.which(c)]
 FLAGS = ["-std=c11", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", f"-I{ROOT}/csrc"]
 
 
-def link_and_run(compiler, program, objects, folder, *flags):
-    """Link tests/c/PROGRAM.c with the objects; what it says when all is right."""
+def link_and_run(compiler, program, objects, folder, *flags, source="tests/c", arguments=()):
+    """Link SOURCE/PROGRAM.c with the objects; what it says when all is right."""
     made = folder / program
     subprocess.run(
-        [compiler, *FLAGS, f"{ROOT}/tests/c/{program}.c", *objects, *flags, "-lm", "-lpthread",
+        [compiler, *FLAGS, f"{ROOT}/{source}/{program}.c", *objects, *flags, "-lm", "-lpthread",
          "-o", made],
         check=True,
     )  # fmt: skip
-    done = subprocess.run([made], capture_output=True, text=True)
+    done = subprocess.run([made, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     return done.stdout
 
@@ -39,15 +39,26 @@ def compile_all(compiler, folder, *flags):
         return list(pool.map(compile_one, sorted((ROOT / "csrc").rglob("*.c"))))
 
 
-@pytest.mark.parametrize("program", ["test_fastnorm", "test_around", "test_kernels"])
-def test_what_the_extension_was_made_of(program, tmp_path):
+def run_with_the_library(program, folder, **options):
     assert LIBRARY.exists(), "expected setup.py to have built it: python setup.py build_ext -i"
     symbols = subprocess.run(["nm", LIBRARY], capture_output=True, text=True, check=True).stdout
     flags = os.environ.get("FASTNORM_CFLAGS", "").split()
     if "GOMP" in symbols or "kmpc" in symbols:
         flags.append("-fopenmp")
-    said = link_and_run("cc", program, [LIBRARY], tmp_path, *flags)
-    assert said.endswith("passed\n")
+    return link_and_run("cc", program, [LIBRARY], folder, *flags, **options)
+
+
+@pytest.mark.parametrize("program", ["test_fastnorm", "test_around", "test_kernels"])
+def test_what_the_extension_was_made_of(program, tmp_path):
+    assert run_with_the_library(program, tmp_path).endswith("passed\n")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("program", "arguments", "last"),
+                         [("kernels", [], "choosing"), ("floor", ["1", "0.2"], "backward")])  # fmt: skip
+def test_programs_that_measure(program, arguments, last, tmp_path):
+    said = run_with_the_library(program, tmp_path, source="bench", arguments=arguments)
+    assert last in said.splitlines()[-1]
 
 
 @pytest.mark.long
