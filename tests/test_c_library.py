@@ -54,8 +54,10 @@ def test_what_the_extension_was_made_of(program, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("program", "arguments", "last"),
-                         [("kernels", [], "choosing"), ("floor", ["1", "0.2"], "backward")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("program", "arguments", "last"),
+    [("kernels", [], "choosing"), ("floor", ["1", "0.2"], "backward")],
+)
 def test_programs_that_measure(program, arguments, last, tmp_path):
     said = run_with_the_library(program, tmp_path, source="bench", arguments=arguments)
     assert last in said.splitlines()[-1]
