@@ -161,13 +161,18 @@ class Parameter:
         return self.form.core(self.part(index))
 
     @property
-    def sums_in(self) -> np.dtype[Any]:
-        """In which the gradient is summed; there are no sums where it is as large as x."""
-        return np.dtype(self.view.dtype if self.view.shape == self.form.x else np.float64)
+    def is_whole(self) -> bool:
+        """Whether it is as large as x, so that its gradient is no sum."""
+        return self.view.shape == self.form.x
 
-    def total(self) -> Array:
-        """Return zeros, for the sums that make the gradient."""
-        return np.zeros(self.view.shape, self.sums_in)
+    @property
+    def sums_in(self) -> np.dtype[Any]:
+        """In which the gradient is summed."""
+        return np.dtype(self.view.dtype if self.is_whole else np.float64)
+
+    def total(self, written: bool = False) -> Array:
+        """Return zeros, for the sums that make the gradient; or an array that will be written."""
+        return _core.empty_like(self.view) if written else np.zeros(self.view.shape, self.sums_in)
 
     def cut(self, index: Index) -> Array:
         """Return it as a call of a piece of x takes it."""
@@ -198,7 +203,8 @@ class Parameter:
         """
         if self.form.is_blocked and self.value.ndim < len(self.form.x):
             total = total.reshape(total.shape[0], -1)[:, : self.form.shared[0]]
-        return total.reshape(self.value.shape).astype(self.view.dtype).astype(self.value.dtype)
+        found: Array = total.reshape(self.value.shape).astype(self.view.dtype, copy=False)
+        return found.astype(self.value.dtype, copy=False)
 
 
 def parameters_of(

@@ -197,7 +197,8 @@ class Pointwise(DerivedFromCore):
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> Any:
         """As :func:`fastnorm.backward`."""
         laid = lay_back(self, self._x, self._kept, dy, out, ds)
-        sums = {name: parameter.total() for name, parameter in self._given.items()}
+        # pieces write each element of those that are as large as x
+        sums = {name: p.total(p.is_whole and name != "tau") for name, p in self._given.items()}
         beside = {name: np.empty_like(a) for name, a in self._beside.items()}
         logits = {name: np.zeros(3) for name in self._logits}
         for unit in self._units():
@@ -213,7 +214,6 @@ class Pointwise(DerivedFromCore):
                 if straight is not None:
                     straight[part] = g
                     straight[part] -= weighted
-                x_hat[part] = weighted  # it was read
             for name, a in self._back_through(x_hat, ctx, straight, unit, laid).items():
                 logits[name] += a
         self._zero_padding(laid.dx, *beside.values())
@@ -243,16 +243,25 @@ class Pointwise(DerivedFromCore):
         return g, found
 
     def _weighted(self, g: Array, x_hat: Array, index: Index, sums: dict[str, Array]) -> Array:
-        """Add to the sums of weight and bias; return the gradient of x_hat."""
+        """Add to the sums of weight and bias; put the gradient of x_hat in its place."""
         bias, weight = self._given.get("bias"), self._given.get("weight")
-        if bias is not None:
+        if bias is not None and bias.is_whole:
+            sums["bias"][index] = g
+        elif bias is not None:
             bias.add(sums["bias"], index, g.astype(bias.sums_in, copy=False))
         if weight is None:
-            return g
-        x_hat = x_hat.astype(computed_in(x_hat.dtype), copy=False)
-        product = np.multiply(g, x_hat, dtype=weight.sums_in, casting="same_kind")
-        weight.add(sums["weight"], index, product)
-        return g * weight.part(index)
+            x_hat[...] = g
+            return x_hat
+        wide = x_hat.astype(computed_in(x_hat.dtype), copy=False)
+        if weight.is_whole:
+            np.multiply(g, wide, out=sums["weight"][index])
+        else:
+            product = np.multiply(g, wide, dtype=weight.sums_in, casting="same_kind")
+            weight.add(sums["weight"], index, product)
+        if wide is not x_hat:  # of 16 bits
+            x_hat[...] = g * weight.part(index)
+            return x_hat
+        return np.multiply(g, weight.part(index), out=x_hat)
 
     def _back_through(self, g: Array, ctx: Context[Any], straight: MaybeArray, unit: Index,
                       laid: LaidBack) -> dict[str, Array]:  # fmt: skip
