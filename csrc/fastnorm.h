@@ -173,9 +173,11 @@ fn_status fn_apply(const fn_problem *problem, const fn_params *params, const dou
 /* sums[d] = sum dy, sums[D + d] = sum dy * (x - mean) */
 fn_status fn_measure_grad(const fn_problem *problem, const fn_params *params, const double *saved,
                           const void *x, const void *dy, double *sums);
-/* dx, where the domains have `count` elements in all, whose sums are `sums` */
+/* dx, where the domains have `count` elements in all, whose sums are `sums`; with `weighted` those
+ * are of dy * weight, as they must be where other parts have other weights */
 fn_status fn_apply_grad(const fn_problem *problem, const fn_params *params, const double *saved,
-                        const double *sums, double count, const void *x, const void *dy, void *dx);
+                        const double *sums, double count, int weighted, const void *x,
+                        const void *dy, void *dx);
 
 /* extremes[j] = min x, extremes[cols + j] = max x of column j of x[rows][cols], NaN passed over;
  * NaN where there is nothing else */

@@ -66,7 +66,7 @@ def finish_batch_norm(
 def measure_grad(dy: ArrayLike, ctx: Context, out: MaybeArray) -> Array: ...
 def finish_backward(
     dy: ArrayLike, ctx: Context, own: Array, sums: Array, count: float, rstd: Array,
-    out: MaybeArray,
+    out: MaybeArray, weighted: bool = False,
 ) -> Gradients: ...  # fmt: skip
 def extremes(x: ArrayLike) -> Array: ...
 def affine(

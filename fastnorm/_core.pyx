@@ -124,7 +124,7 @@ cdef extern from "fastnorm.h" nogil:
     fn_status fn_measure_grad(const fn_problem*, const fn_params*, const double*, const void*,
                               const void*, double*)
     fn_status fn_apply_grad(const fn_problem*, const fn_params*, const double*, const double*,
-                            double, const void*, const void*, void*)
+                            double, int, const void*, const void*, void*)
     fn_status fn_extremes(fn_dtype, int64_t, int64_t, const void*, double*)
     fn_status fn_affine(fn_dtype, int64_t, int64_t, int, const void*, const double*,
                         const double*, const double*, void*, int*)

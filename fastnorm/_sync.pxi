@@ -223,9 +223,10 @@ def output_again(ctx):
 
 
 def finish_backward(dy, ctx, cnp.ndarray own, cnp.ndarray sums, double count, cnp.ndarray rstd,
-                    out):
+                    out, bint weighted=False):
     """The gradients, where `own` are this rank's sums, and `sums` those of all, over `count`
-    elements of each channel. Those of weight and bias are this rank's share."""
+    elements of each channel; with `weighted` of dy * weight. Those of weight and bias are this
+    rank's share."""
     cdef Context c = _context(ctx)
     cdef cnp.ndarray g = _gradient(dy, "dy", c), dx
     cdef cnp.ndarray padded = _copied_sums(sums, c.p.c, _padded_channels(c))
@@ -238,7 +239,8 @@ def finish_backward(dy, ctx, cnp.ndarray own, cnp.ndarray sums, double count, cn
                        _param_gradient(c, BIAS, mine, NULL))
     with nogil:
         status = fn_apply_grad(&c.p, &c.q, c.saved, <double*>cnp.PyArray_DATA(padded), count,
-                               cnp.PyArray_DATA(c.x), cnp.PyArray_DATA(g), cnp.PyArray_DATA(dx))
+                               weighted, cnp.PyArray_DATA(c.x), cnp.PyArray_DATA(g),
+                               cnp.PyArray_DATA(dx))
     _check_status(status)
     _deliver(dx, result[0], c.axes)
     return result

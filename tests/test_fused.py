@@ -341,6 +341,16 @@ def test_nothing_is_kept_that_can_be_made_again(way):
     assert 3 * x.nbytes < len(pickle.dumps(ctx)) < 3.2 * x.nbytes
 
 
+@pytest.mark.parametrize("way", ["core", "sync", "mask", "ghost", "weight", "length", "whitening"])
+def test_gradients_of_sums_may_be_overwritten(way):
+    """Where dx is written over dy, which is ds too."""
+    x, dy = some(2, 4, 3, 3), some(2, 4, 3, 3)[::-1].copy()
+    *_, ctx = WAYS[way](x, some(4), residual=x, activation="relu", return_ctx=True)
+    want = fn.backward(dy, ctx, ds=dy).x
+    assert fn.backward(dy, ctx, out=dy, ds=dy).x is dy
+    same(dy, want)
+
+
 @pytest.mark.parametrize("way", ["core", "moments", "sync", "whitening"])
 def test_gradients_are_not_written_over_the_bias(way):
     """As y is made again, where something is behind it, it is read again."""

@@ -117,11 +117,13 @@ static void run_measure_grad(fn_job *job, void *context) {
 typedef struct {
     const double *sums;
     double count; /* elements of a domain, in all arrays */
+    int weighted;
 } everywhere;
 static void run_apply_grad(fn_job *job, void *context) {
     const everywhere *of = context;
     const size_t size = (size_t)job->plan.planes * sizeof *of->sums;
     job->cf.count = of->count > 0 ? of->count : job->cf.count;
+    job->cf.weighted = of->weighted;
     memcpy(job->cf.sum_dy, of->sums, size);
     memcpy(job->cf.sum_dy_xc, of->sums + job->plan.planes, size);
     fn_centers(&job->cf, 0, job->plan.domains);
@@ -142,8 +144,9 @@ fn_status fn_measure_grad(const fn_problem *problem, const fn_params *params, co
 }
 
 fn_status fn_apply_grad(const fn_problem *problem, const fn_params *params, const double *saved,
-                        const double *sums, double count, const void *x, const void *dy, void *dx) {
-    everywhere of = {sums, count};
+                        const double *sums, double count, int weighted, const void *x,
+                        const void *dy, void *dx) {
+    everywhere of = {sums, count, weighted};
     return step(problem, params, saved, x, dy, dx, run_apply_grad, &of);
 }
 

@@ -348,7 +348,7 @@ void fn_flat_everywhere(fn_job *job) {
         if (!may_be_flat(job, d) || !same_gradient(&dy, job, d, pl->planes, &value))
             continue;
         double weight;
-        fn_params_of(cf, job->weight, 1, d % pl->c, 1, &weight);
+        fn_params_of(cf, cf->weighted ? NULL : job->weight, 1, d % pl->c, 1, &weight);
         const double wanted = value * cf->count, sum = weight * cf->sum_dy[d];
         if (fabs(sum - wanted) <= rounding * fabs(wanted))
             cf->marks[d] |= FN_FLAT;

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,12 @@ from .. import _check as check
 from .. import _core
 from .._core import Context
 from .._types import Array, Gradients, MaybeArray, Param
-from . import _pointwise
-from ._arrays import BESIDE, Index, Laid, check_updated, computed_in, lay
+from . import _conditional, _pointwise
+from ._arrays import BESIDE, Index, Laid, check_updated, check_written, computed_in, dense, lay
 from ._back import DerivedFromCore, gradients_of, kept, lay_back, made, others_of
 from ._call import Call, Result
 from ._parameters import Form, Parameter, check_rest, form_of, parameters_of
-from ._stages import numbered
+from ._stages import in_the_core, numbered
 
 # a call of the core takes as long as some thousands of elements
 LEAST_SLICE = 1 << 12
@@ -55,12 +56,17 @@ def stage(call: Call) -> Result:
 
 def _normalize(call: Call) -> Result:
     around = numbered(call.around)
-    numbers = None if around is None else around[:3]
-    laid = lay(call)
-    form = form_of(call, laid.x)
-    given = parameters_of(call, laid.x, form)
+    x = dense(call["x"], "x")
+    form = form_of(call, x)
+    given = parameters_of(call, x, form)
     check_updated(call)
-    check_rest(call, form, laid.x)
+    check_rest(call, form, x)
+    if _is_conditional(call, form, given):
+        check_written(call, x)
+        entry = _conditional.Entry(call.entry, form, given)
+        return in_the_core(replace(call.but(x=x), entry=entry))
+    laid = lay(call.but(x=x))
+    numbers = None if around is None else around[:3]
     lead = _lead(call, form, given)
     if lead is None:
         return _pointwise.run(call, laid, form, given, numbers, _is_coupled(call))
@@ -73,6 +79,16 @@ def _is_coupled(call: Call) -> bool:
         return False
     shares = call.norm in _COUPLED
     return bool(call["training"]) and (shares or call["running_mean"] is not None)
+
+
+def _is_conditional(call: Call, form: Form, given: dict[str, Parameter]) -> bool:
+    """Whether it is a batch norm in training, of samples that are worth a call each."""
+    if call.norm != "batch" or not _is_coupled(call) or "rounds" in call.around:
+        return False
+    if form.is_blocked and any(p.value.ndim == len(form.x) for p in given.values()):
+        return False
+    of_samples = {axis for p in given.values() for axis in p.varies()} == {0}
+    return of_samples and math.prod(form.x[1:]) >= LEAST_SLICE
 
 
 def _lead(call: Call, form: Form, given: dict[str, Parameter]) -> int | None:

@@ -151,6 +151,8 @@ def checked_back(ctx: DerivedContext, x: Array | Like, kept: Kept, dy: ArrayLike
         g = like(dy, "dy", x)
         total = None if ds is None else like(ds, "ds", x)
         kept.check_out(out, x)
+        if total is not None and overlap(out, total):  # it is read when `out` has been written
+            total = total.copy()
     except Exception as error:
         ctx.fail(error)
         raise
@@ -161,6 +163,4 @@ def lay_back(ctx: DerivedContext, x: Array, kept: Kept, dy: ArrayLike, out: Mayb
              ds: Param) -> LaidBack:  # fmt: skip
     """Check the arrays of a backward call; nothing is written yet."""
     g, total = checked_back(ctx, x, kept, dy, out, ds)
-    if total is not None and overlap(out, total):
-        total = total.copy()
     return LaidBack(g, target(out, x, g), total, out)

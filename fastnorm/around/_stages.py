@@ -31,10 +31,10 @@ def proceed(call: Call) -> Result:
     for needed, stage in STAGES:
         if needed(call):
             return stage(call)
-    return _in_the_core(call)
+    return in_the_core(call)
 
 
-def _in_the_core(call: Call) -> Result:
+def in_the_core(call: Call) -> Result:
     around = numbered(call.around)
     found = call.entry(**call.arguments, around=around)
     if "residual" in call.around:
