@@ -264,8 +264,8 @@ static fn_careful plain_backward(const fn_coefs *cf, int64_t plane) {
     double s1 = 0, s2 = 0;
     for (int64_t p = first; p < first + plan->per_domain; p++) {
         double weight;
-        fn_params_of(cf, cf->weighted ? NULL : cf->params->weight, 1,
-                     plan->elem ? 0 : p % plan->c, 1, &weight);
+        fn_params_of(cf, cf->weighted ? NULL : cf->params->weight, 1, plan->elem ? 0 : p % plan->c,
+                     1, &weight);
         s1 += weight * cf->sum_dy[p];
         s2 += r == 0 ? 0 : weight * (cf->sum_dy_xc[p] - shift * cf->sum_dy[p]) / r;
     }
