@@ -50,8 +50,7 @@ static double seconds(const pass *p, int threads) {
     return (omp_get_wtime() - start) / (double)repeats;
 }
 
-/* each array written and read in four ways: through the cache or past it, with or without fetches
- */
+/* the least time of four ways: through the cache or past it, with fetches or without */
 static double best_way(pass p, int threads) {
     double best = 0;
     for (int way = 0; way < 4; way++) {

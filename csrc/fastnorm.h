@@ -173,8 +173,8 @@ fn_status fn_apply(const fn_problem *problem, const fn_params *params, const dou
 /* sums[d] = sum dy, sums[D + d] = sum dy * (x - mean) */
 fn_status fn_measure_grad(const fn_problem *problem, const fn_params *params, const double *saved,
                           const void *x, const void *dy, double *sums);
-/* dx, where the domains have `count` elements in all, whose sums are `sums`; with `weighted` those
- * are of dy * weight, as they must be where other parts have other weights */
+/* dx, where the domains have `count` elements in all, whose sums are `sums`.  With `weighted` these
+ * are of dy * weight: the caller multiplied them, as each part has a weight of its own. */
 fn_status fn_apply_grad(const fn_problem *problem, const fn_params *params, const double *saved,
                         const double *sums, double count, int weighted, const void *x,
                         const void *dy, void *dx);

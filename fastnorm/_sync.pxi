@@ -1,6 +1,6 @@
-# Sync batch norm: batch norm whose moments, and in backward whose sums, are merged over processes
-# before they are used. One context goes through the steps: started (all arguments checked),
-# measured, and, with the moments of all, finished.
+# Batch norm in steps, for moments and sums of more than one call: over processes (sync batch norm),
+# over micro-batches (moments=), over samples whose weights differ. One context goes through the
+# steps: started (all arguments checked), measured, and, with the moments of all, finished.
 #
 # The moments of all channels are one vector, for a message: the count, the means, and the roots of
 # the sums of squared deviations, which are float64 where the sums are not. Nothing here is done by
@@ -92,9 +92,30 @@ def merge_moments(cnp.ndarray first, cnp.ndarray second):
     return merged
 
 
-@cython.cdivision(True)
+def packed_moments(ctx):
+    """The moments that a batch norm has measured and normalized by, as those of a rank."""
+    cdef Context c = _context(ctx)
+    cdef Py_ssize_t channels = c.p.c, features = _padded_channels(c), i
+    cdef cnp.ndarray packed = _empty(1 + 2 * channels, cnp.NPY_FLOAT64)
+    cdef double* to = _doubles(packed, 1 + 2 * channels)
+    cdef fn_float_mode mode = fn_enter_float_mode()
+    to[0] = <double>c.p.n * <double>c.p.s
+    for i in range(channels):
+        to[1 + i] = c.saved[i]
+        to[1 + channels + i] = c.saved[features + i] * sqrt(to[0])
+    fn_leave_float_mode(mode)
+    return packed
+
+
 def finish_batch_norm(Context ctx, cnp.ndarray packed, out, return_ctx):
     """Normalize by the moments of all ranks: what `batch_norm` returns, and rstd (C,)."""
+    rstd = take_moments(ctx, packed)
+    return _forward(ctx, out, return_ctx), rstd
+
+
+@cython.cdivision(True)
+def take_moments(Context ctx, cnp.ndarray packed):
+    """Let a context that was started have the moments of all ranks; return rstd (C,)."""
     cdef Py_ssize_t channels = ctx.p.c, c
     cdef double* moments = _doubles(packed, 1 + 2 * channels)
     cdef double count = moments[0], root = sqrt(ctx.p.eps), deviation, unit, s, e
@@ -130,7 +151,8 @@ def finish_batch_norm(Context ctx, cnp.ndarray packed, out, return_ctx):
                              "together, whose variance updates running_var, got 1")
         ctx.mean_used = _moved(ctx.mean_used, moments + 1, ctx.p.momentum)
         ctx.var_used = _moved(ctx.var_used, variances, ctx.p.momentum)
-    return _forward(ctx, out, return_ctx), rstd
+    _point(ctx)
+    return rstd
 
 
 cdef int _check_running(cnp.ndarray a, str name, tuple shape) except -1:
@@ -160,7 +182,7 @@ cdef cnp.ndarray _moved(cnp.ndarray running, double* batch, double momentum):
 
 def measure_grad(dy, ctx, out):
     """Sums of dy and of dy * (x - mean) over each channel, one behind the other: (2 * C,), float64.
-    `out` is only checked, for `apply_grad`."""
+    `out` is only checked, for `finish_backward`."""
     cdef Context c = _context(ctx)
     cdef cnp.ndarray g = _gradient(dy, "dy", c), sums
     cdef int64_t padded = _padded_channels(c)

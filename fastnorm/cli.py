@@ -36,14 +36,15 @@ COMMANDS = {
 def main() -> None:
     """Run the command that the arguments name."""
     wanted = sys.argv[1] if sys.argv[1:] else ""
-    alike = wanted.startswith("bench") and "--as-installed" not in sys.argv
+    extra = COMMANDS.get(wanted, COMMANDS["bench"])[1]
+    alike = wanted in COMMANDS and extra == "bench" and "--as-installed" not in sys.argv
     if alike and bench_environment():
         os.environ.update(bench_environment())
         os.execv(sys.executable, sys.orig_argv)
     try:
         import click
     except ModuleNotFoundError:
-        sys.exit(_is_missing("click", COMMANDS.get(wanted, ("", "bench"))[1]))
+        sys.exit(_is_missing("click", extra))
     names = [wanted] if wanted in COMMANDS else COMMANDS  # imports no other than it needs
     commands = {name: _command(name, *COMMANDS[name]) for name in names}
     group = click.Group("fastnorm", commands, help="Normalizers for NumPy on the CPU.")

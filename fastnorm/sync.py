@@ -14,7 +14,7 @@ from ._reduce import allreduce
 from ._types import Array, Gradients, MaybeArray, Param, PlainContext, RepeatableContext
 from .around import Around, AroundSettings, run
 from .around._affine import is_wide
-from .around._separate import with_around
+from .around._separate import Outside
 from .comm import Communicator, SingleProcess
 from .norms import BatchNorm, batch_norm
 
@@ -150,21 +150,19 @@ def sync_batch_norm(
 _BATCH = _core.NORMS.index("batch")
 
 
-@dataclass(slots=True)
-class _Entry:
+@dataclass
+class _Entry(Outside):
     """What :func:`fastnorm.around.run` calls in place of the core."""
 
     comm: Communicator | None
     met: bool = False  # whether the ranks have met
 
-    def __call__(self, norm: str, around: Any = None, **arguments: Any) -> Any:
-        return with_around(self._normalize, arguments, around)
-
     def check(self, norm: str, **arguments: Any) -> None:
         """Raise what is wrong on this rank, without meeting the others."""
         _core.channel_norm(_BATCH, **arguments)
 
-    def _normalize(self, **arguments: Any) -> Any:
+    def normalize(self, *, norm: str, **arguments: Any) -> Any:  # type: ignore[override]
+        """Meet the other ranks."""
         comm, self.met = _communicator(self.comm), True
         return _Training(None, **arguments).normalize(comm)
 
@@ -172,11 +170,7 @@ class _Entry:
         """Raise on all ranks where this one has met none yet: they would wait for it."""
         if not self.met and isinstance(self.comm, Communicator):
             self.met = True
-            self.fail(error)
-
-    def fail(self, error: Exception) -> None:
-        """Raise it on all ranks."""
-        allreduce(_communicator(self.comm), _Failed(error).measure, np.add)
+            _fail(self.comm, error)
 
 
 @dataclass(slots=True)
@@ -188,6 +182,11 @@ class _Failed:
     def measure(self) -> tuple[str, Array]:
         """Raise it."""
         raise self.error
+
+
+def _fail(comm: Communicator, error: Exception) -> None:
+    """Raise it on all ranks."""
+    allreduce(comm, _Failed(error).measure, np.add)
 
 
 def _communicator(comm: Communicator | None) -> Communicator:
@@ -290,7 +289,7 @@ class SyncContext(RepeatableContext):
 
     def fail(self, error: Exception) -> None:
         """Raise it on all ranks."""
-        allreduce(self._comm, _Failed(error).measure, np.add)
+        _fail(self._comm, error)
 
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> Gradients:
         """Sum over the ranks what their means need; one collective."""

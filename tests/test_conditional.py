@@ -1,6 +1,8 @@
 """Batch norm in training with weights of samples: large samples are calls of their own, with the
 moments of the batch. They give what pieces give."""
 
+import pickle
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -64,20 +66,53 @@ def test_samples_give_what_pieces_give(kinds, layout, dtype, rng, monkeypatch):
                 np.testing.assert_array_equal(got[name], a)
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30])
+@pytest.mark.parametrize(("dtype", "scale"), [
+    (np.float32, 1e-30), (np.float32, 1e-18), (np.float32, 1e18), (np.float32, 1e30),
+    (np.float64, 1e-200), (np.float64, 1e200),
+])  # fmt: skip
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-def test_numbers_out_of_range(layout, scale, rng):
-    """Of float32, whose squares are no float32: as the same numbers of float64."""
-    x, dy = (laid(a, layout).astype(np.float32) for a in rng.standard_normal((2, N, C, H, W)))
-    x *= np.float32(scale)
-    affine = rng.standard_normal((2, N, C)).astype(np.float32)
+def test_numbers_whose_squares_are_out_of_range(layout, dtype, scale, rng):
+    """y is that of the same numbers without the scale; dx is by the scale."""
+    x, dy = (laid(a, layout).astype(dtype) for a in rng.standard_normal((2, N, C, H, W)))
+    affine = rng.standard_normal((2, N, C)).astype(dtype)
+    tolerance = 1e-5 if dtype == np.float32 else 1e-12
     call = {"training": True, "layout": layout, "eps": 0.0, "return_ctx": True}
-    y, ctx = fn.batch_norm(x, *affine, **call)
-    want, own = fn.batch_norm(x.astype(np.float64), *affine.astype(np.float64), **call)
-    assert_close(y, want, 1e-5, "y")
-    grads, exact = fn.backward(dy, ctx), fn.backward(dy.astype(np.float64), own)
-    assert_close(grads.x * np.float64(scale), exact.x * scale, 1e-5, "dx")
-    assert_close(grads.weight, exact.weight, 1e-5, "dweight")
+    y, ctx = fn.batch_norm(x * dtype(scale), *affine, **call)
+    exact = (x * dtype(scale)).astype(np.float64) / scale  # what is left of x
+    want, own = fn.batch_norm(exact, *affine.astype(np.float64), **call)
+    assert_close(y, want, tolerance, "y")
+    grads, wanted = fn.backward(dy, ctx), fn.backward(dy.astype(np.float64), own)
+    assert_close(grads.x * np.float64(scale), wanted.x, tolerance, "dx")
+    assert_close(grads.weight, wanted.weight, tolerance, "dweight")
+
+
+SHAPES = [((N, 1, 1, 1), (N, C)), ((N, C), (1, 1, 1, 1)), ((1, C, 1, 1), (N, 1, 1, 1))]
+
+
+@pytest.mark.parametrize("shapes", SHAPES, ids=str)
+def test_parameters_that_broadcast(shapes, rng, monkeypatch):
+    x, dy = rng.standard_normal((2, N, C, H, W))
+    given = [rng.standard_normal(shape) for shape in shapes]
+    got = run(x, dy, *given, "NCHW")
+    by_pieces(monkeypatch)
+    for name, a in run(x, dy, *given, "NCHW").items():
+        assert got[name].shape == a.shape
+        assert_close(got[name], a, 1e-12, name)
+
+
+def test_an_empty_batch():
+    x, weight = np.ones((0, C, H, W)), np.ones((0, C))
+    y, ctx = fn.batch_norm(x, weight, training=True, return_ctx=True)
+    grads = fn.backward(y, ctx)
+    assert y.shape == grads.x.shape == x.shape
+    assert grads.weight.shape == (0, C)
+
+
+def test_x_is_kept_once(rng):
+    """Beside x there are the parameters and the moments."""
+    x, weight = rng.standard_normal((N, C, H, W)), rng.standard_normal((N, C))
+    _, ctx = fn.batch_norm(x, weight, training=True, return_ctx=True)
+    assert x.nbytes < len(pickle.dumps(ctx)) < 1.2 * x.nbytes
 
 
 def test_constant_channels_have_no_gradient(rng):

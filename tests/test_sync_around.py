@@ -48,6 +48,32 @@ def test_weights_of_samples_are_as_on_one_process(around, positions, rng):
             assert_close(f[-1][name], value, 1e-12, name)
 
 
+def test_forward_and_backward_are_one_collective_each():
+    """And statistics are at hand: one rank alone may look at them."""
+
+    def call(comm):
+        x = np.random.default_rng(comm.rank).standard_normal((2, C, L))
+        _, ctx = fastnorm.sync_batch_norm(x, np.ones((2, C)), comm=comm, training=True,
+                                          return_ctx=True, mask=x[:, :1] < 2)  # fmt: skip
+        calls = [comm.calls]
+        means = [ctx.mean, ctx.var, ctx.rstd] if comm.rank == 0 else []
+        calls.append(comm.calls)
+        fastnorm.backward(x, ctx)
+        return [*calls, comm.calls], len(means)
+
+    for calls, _ in on_threads(2, call)[0]:
+        assert calls == [1, 1, 2]
+
+
+def test_a_rank_without_samples_counts_the_batches_of_others():
+    def call(comm):
+        layer = fastnorm.SyncBatchNorm(C, comm=comm, cast="before_weight")
+        layer(np.ones((2 * (1 - comm.rank), C, L), np.float16))
+        return int(layer.buffers["num_batches_tracked"])
+
+    assert on_threads(2, call)[0] == [1, 1]
+
+
 def test_a_rank_that_fails_fails_all():
     """Also what is found before the ranks meet: in weights of samples, states, dy and out."""
 

@@ -336,8 +336,8 @@ void fn_careful_grads(fn_job *job, int64_t d, int64_t d1) {
     }
 }
 
-/* Batch norm over processes: dy * weight is constant in all of them where it is here, and where the
- * sum over all is what follows from that. */
+/* Batch norm in parts, processes or samples with weights of their own: dy * weight is constant in
+ * all of them where it is here, and where the sum over all is what follows from that. */
 void fn_flat_everywhere(fn_job *job) {
     const fn_plan *pl = &job->plan;
     const fn_coefs *cf = &job->cf;

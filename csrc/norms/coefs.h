@@ -14,7 +14,7 @@ struct fn_coefs {
     void *center, *scale, *shift; /* y = (x - center) * scale + shift, for each plane */
     void *a, *b, *e;              /* dx = a*dy + b*(x - center) + e, for each plane */
     double *sum_dy, *sum_dy_xc;   /* sums over each plane of dy and dy*(x - center) */
-    int weighted;                 /* they are of dy * weight: fn_apply_grad */
+    int weighted;                 /* whether these are of dy * weight: see fn_apply_grad */
     unsigned char *marks;         /* of each plane: fn_mark */
     void *floor;                  /* what y is at least, for each plane; NULL: nothing */
     double *sum_all;              /* then: sums over each plane of dy, where dy is that above it */

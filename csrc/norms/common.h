@@ -43,6 +43,10 @@ static inline int fn_is_padding(const fn_coefs *cf, int64_t channel) {
 }
 /* weight or bias of channels [c, c + n), for padding only not beyond the array; `none` where there
  * is no such parameter, or it belongs to the elements and not to the channels */
+/* by what sums of dy are still to be multiplied; NULL: by nothing */
+static inline const void *fn_weight_of_sums(const fn_coefs *cf) {
+    return cf->weighted ? NULL : cf->params->weight;
+}
 void fn_params_of(const fn_coefs *cf, const void *param, double none, int64_t c, int64_t n,
                   double *v);
 

@@ -108,13 +108,11 @@ FN_INLINE void take_typed(size_t asize, int64_t n, const double *restrict mean,
 static void take_grad_bundle(const fn_coefs *cf, bundle at, grad_bundle *g) {
     scales_of(cf, at, g->rstd, g->scale, g->shift);
     fn_spread(at, cf->mean + at.d, g->mean);
-    double ones[BUNDLE];
+    fn_params_of(cf, fn_weight_of_sums(cf), 1, at.c, at.n, g->weight); /* elem: it is in the sums */
+    FN_BY_TYPE(cf, take_typed, at.n, g->mean, fn_element(cf->plan, cf->center, at.plane), g->weight,
+               cf->sum_dy + at.plane, cf->sum_dy_xc + at.plane, g->low, g->s1, g->s2);
     if (cf->weighted)
-        fn_params_of(cf, NULL, 1, at.c, at.n, ones);
-    fn_params_of(cf, cf->params->weight, 1, at.c, at.n, g->weight); /* elem: it is in the sums */
-    FN_BY_TYPE(cf, take_typed, at.n, g->mean, fn_element(cf->plan, cf->center, at.plane),
-               cf->weighted ? ones : g->weight, cf->sum_dy + at.plane, cf->sum_dy_xc + at.plane,
-               g->low, g->s1, g->s2);
+        fn_params_of(cf, cf->params->weight, 1, at.c, at.n, g->weight);
 }
 
 /* the sums of the planes of each domain */
@@ -264,8 +262,7 @@ static fn_careful plain_backward(const fn_coefs *cf, int64_t plane) {
     double s1 = 0, s2 = 0;
     for (int64_t p = first; p < first + plan->per_domain; p++) {
         double weight;
-        fn_params_of(cf, cf->weighted ? NULL : cf->params->weight, 1, plan->elem ? 0 : p % plan->c,
-                     1, &weight);
+        fn_params_of(cf, fn_weight_of_sums(cf), 1, plan->elem ? 0 : p % plan->c, 1, &weight);
         s1 += weight * cf->sum_dy[p];
         s2 += r == 0 ? 0 : weight * (cf->sum_dy_xc[p] - shift * cf->sum_dy[p]) / r;
     }

@@ -1,7 +1,8 @@
 """Weights and biases that differ between samples or positions.
 
 Where they differ between samples, whose statistics are their own, each sample is one call of the
-core, with its weight; else `_pointwise` applies them to what the core has normalized.
+core, with its weight. `_conditional` is batch norm in training. For all others `_pointwise` applies
+them to what the core has normalized.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def stage(call: Call) -> Result:
 
 def _normalize(call: Call) -> Result:
     around = numbered(call.around)
+    numbers = None if around is None else around[:3]
     x = dense(call["x"], "x")
     form = form_of(call, x)
     given = parameters_of(call, x, form)
@@ -63,10 +65,9 @@ def _normalize(call: Call) -> Result:
     check_rest(call, form, x)
     if _is_conditional(call, form, given):
         check_written(call, x)
-        entry = _conditional.Entry(call.entry, form, given)
+        entry = _conditional.Conditional(call.entry, form, given, call.states())
         return in_the_core(replace(call.but(x=x), entry=entry))
     laid = lay(call.but(x=x))
-    numbers = None if around is None else around[:3]
     lead = _lead(call, form, given)
     if lead is None:
         return _pointwise.run(call, laid, form, given, numbers, _is_coupled(call))
@@ -83,12 +84,15 @@ def _is_coupled(call: Call) -> bool:
 
 def _is_conditional(call: Call, form: Form, given: dict[str, Parameter]) -> bool:
     """Whether it is a batch norm in training, of samples that are worth a call each."""
-    if call.norm != "batch" or not _is_coupled(call) or "rounds" in call.around:
-        return False
-    if form.is_blocked and any(p.value.ndim == len(form.x) for p in given.values()):
+    if call.norm != "batch" or not call["training"] or "rounds" in call.around or 0 in form.x:
         return False
     of_samples = {axis for p in given.values() for axis in p.varies()} == {0}
-    return of_samples and math.prod(form.x[1:]) >= LEAST_SLICE
+    return of_samples and _fit_blocks(form, given) and math.prod(form.x[1:]) >= LEAST_SLICE
+
+
+def _fit_blocks(form: Form, given: dict[str, Parameter]) -> bool:
+    """Whether the core takes rows of them, where x lies in blocks: not those with x's rank."""
+    return not form.is_blocked or all(p.value.ndim < len(form.x) for p in given.values())
 
 
 def _lead(call: Call, form: Form, given: dict[str, Parameter]) -> int | None:
@@ -105,7 +109,7 @@ def _lead(call: Call, form: Form, given: dict[str, Parameter]) -> int | None:
     if form.of_channels and lead > 1:  # positions of channels last
         return None
     if form.is_blocked:
-        return lead if all(p.value.ndim < len(form.x) for p in given.values()) else None
+        return lead if _fit_blocks(form, given) else None
     return lead if not lead or math.prod(form.x[lead:]) >= LEAST_SLICE else None
 
 
@@ -141,11 +145,6 @@ class Slices(DerivedFromCore):
         self._others, self._kind, self.has_sum = others, kind, laid.sum is not None
         self._beside = [name for name in BESIDE[:2] if name in laid.beside]
         self._kept = kept(laid, given, kind is not Gradients)
-
-    @property
-    def inner(self) -> Any:
-        """Of the first slice: ranks of sync batch norm have one."""
-        return self._contexts[0][1] if self._contexts else None
 
     @check.as_the_core
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> Any:

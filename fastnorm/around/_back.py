@@ -77,6 +77,23 @@ class DerivedFromCore(DerivedContext):
         return self.statistic("rstd")
 
 
+class Wrapping(DerivedFromCore):
+    """A context around another one, whose statistics it shows."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    @property
+    def inner(self) -> Any:
+        """The other one."""
+        return self._inner
+
+    def statistic(self, name: str) -> Array:
+        """Return "mean", "var" or "rstd"."""
+        found: Array = getattr(self._inner, name)
+        return found
+
+
 class Kept:
     """The arrays that backward reads, and where they lay."""
 
@@ -118,7 +135,7 @@ def kept(laid: Laid, given: Mapping[str, Parameter], reads_bias: bool) -> Kept:
 
 
 def kept_behind(beside: Mapping[str, Array], bias: Any) -> Kept:
-    """Return what backward reads of what is behind a normalizer, which makes its y again."""
+    """Return what backward reads: shortcut and gate, and the bias, with which y is made again."""
     read = {name: a for name, a in beside.items() if name in BESIDE[:2]}
     if isinstance(bias, np.ndarray):
         read["bias"] = bias

@@ -17,12 +17,10 @@ from .._arguments import LAYOUTS
 from .._types import Array, FusedGradients, MaybeArray, Param
 from ..blocked import from_blocked, to_blocked
 from ._arrays import Like, beside_of, delivered, dense, parameters_apart
-from ._back import DerivedFromCore, Kept, checked_back
+from ._back import Kept, Wrapping, checked_back
 from ._call import Call, Result
-from ._masks import KEYS, check_mask
+from ._masks import AFFINE, KEYS, checked_mask
 from ._parameters import form_of
-
-_PARAMETERS = ("weight", "bias", "tau")
 
 
 def needed(call: Call) -> bool:
@@ -43,7 +41,7 @@ def stage(call: Call) -> Result:
     beside, keep = beside_of(call, x)
     own: dict[str, Any] = parameters_apart(call)
     call = call.but(x=x, **own)
-    for name in _PARAMETERS:
+    for name in AFFINE:
         value = call.arguments.get(name)
         if value is not None and _core.as_array(value, name).ndim > 2:
             raise ValueError(
@@ -53,7 +51,7 @@ def stage(call: Call) -> Result:
     around = {k: v for k, v in call.around.items() if k != "sum_out"}
     around |= {name: from_blocked(a, channels) for name, a in beside.items()}
     if "mask" in around:
-        around["mask"] = _mask_of(around["mask"], x)
+        around["mask"] = _without_blocks(around["mask"], x)
     first = call.but(around, x=from_blocked(x, channels), layout="channels_first", out=None)
     found = proceed(first)
     y = delivered(to_blocked(found.y, block), call["out"])
@@ -62,51 +60,41 @@ def stage(call: Call) -> Result:
         total = delivered(to_blocked(found.sum, block), call.around.get("sum_out"))
     if not keep:
         return Result(y, total)
-    given = {name: call.arguments.get(name) for name in _PARAMETERS}
+    given = {name: call.arguments.get(name) for name in AFFINE}
     read = {name: a for name, a in given.items() if isinstance(a, np.ndarray)}
     return Result(y, total, _Blocked(found.ctx, x, channels, read))
 
 
-def _mask_of(mask: Any, x: Array) -> Array:
+def _without_blocks(mask: Any, x: Array) -> Array:
     """Return a mask for channels first."""
-    found = _core.as_array(mask, "mask")
-    check_mask(found, x)
-    sizes = found.shape[-1:] + found.shape[-x.ndim :][1:2] * (found.ndim == x.ndim)
-    if any(n != 1 for n in sizes):
+    whole = checked_mask(_core.as_array(mask, "mask"), x)
+    if whole.shape[1] != 1 or whole.shape[-1] != 1:
         raise ValueError(
             f"mask: expected size 1 along the channels, axes 1 and {x.ndim - 1}, got shape "
-            f"{found.shape}"
+            f"{np.shape(mask)}"
         )
-    return found.reshape(found.shape[:-1])
+    return whole[..., 0]
 
 
-class _Blocked(DerivedFromCore):
+class _Blocked(Wrapping):
     """Context of a call with channels first, for gradients in blocks."""
 
     def __init__(self, ctx: Any, x: Array, channels: int, read: Mapping[str, Array]) -> None:
-        self._ctx, self._like, self._channels = ctx, Like(x.shape, x.dtype), channels
+        super().__init__(ctx)
+        self._like, self._channels = Like(x.shape, x.dtype), channels
         self.has_sum, self.is_empty, self._kept = ctx.has_sum, ctx.is_empty, Kept(read)
-
-    @property
-    def inner(self) -> Any:
-        """That of channels first."""
-        return self._ctx
-
-    def statistic(self, name: str) -> Array:
-        """Return "mean", "var" or "rstd"."""
-        found: Array = getattr(self._ctx, name)
-        return found
 
     @check.as_the_core
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> FusedGradients:
         """As :func:`fastnorm.backward`."""
         g, total = checked_back(self, self._like, self._kept, dy, out, ds)
         extra = None if total is None else from_blocked(total, self._channels)
-        grads = self._ctx.backward(from_blocked(g, self._channels), None, extra)
+        grads = self.inner.backward(from_blocked(g, self._channels), None, extra)
         arrays = {
             name: to_blocked(a, self._like.shape[-1])
             for name, a in grads._asdict().items()
             if name in ("x", "shortcut", "gate") and a is not None
         }
+        arrays["x"] = delivered(arrays["x"], out)
         found: FusedGradients = grads._replace(**arrays)
-        return found._replace(x=delivered(found.x, out))
+        return found

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from .. import _core
 from .._types import Array, FusedGradients, Gradients, MaybeArray, Param
 from ._arrays import Like, beside_of, delivered, dense, parameters_apart
-from ._back import DerivedFromCore, Kept, checked_back, kept_behind
+from ._back import Kept, Wrapping, checked_back, kept_behind
 from ._call import Call, Result
 from ._separate import Behind
 
@@ -86,8 +86,7 @@ def _with_behind(call: Call, moments: Any) -> Result:
     behind = Behind(numbers[:3])
     behind.forward(found.y, beside.get("shortcut"), beside.get("gate"), found.y)
     if isinstance(found.ctx, GivenContext):
-        found.ctx.behind, found.ctx.kept = behind, kept_behind(beside, plain["bias"])
-        found.ctx.like = Like(x.shape, x.dtype)
+        found.ctx.put(behind, kept_behind(beside, plain["bias"]), Like(x.shape, x.dtype))
     return found._replace(y=delivered(found.y, call["out"]))
 
 
@@ -113,40 +112,38 @@ def _normalize(call: Call, moments: Any) -> Result:
     return Result(found[0], None, GivenContext(started, rstd, own[0], float(moments.count)))
 
 
-class GivenContext(DerivedFromCore):
+class GivenContext(Wrapping):
     """Context of a batch norm by given moments, and of what is behind it."""
 
     behind: Behind | None = None
-    kept: Kept  # what is beside it, where something is behind it
-    like: Like  # x
 
     def __init__(self, own: Any, rstd: Array, elements: float, count: float) -> None:
-        self.own, self._rstd, self._elements, self._count = own, rstd, elements, count
+        super().__init__(own)
+        self._rstd, self._elements, self._count = rstd, elements, count
+
+    def put(self, behind: Behind, kept: Kept, like: Like) -> None:
+        """Put something behind the normalizer: with what is beside it, of arrays like x."""
+        self.behind, self._kept, self._like = behind, kept, like
 
     def gradient_sums(self, dy: ArrayLike) -> GradientSums:
         """Return this micro-batch's share."""
         g = self._back(dy, None)[0]
-        return GradientSums(_core.measure_grad(g, self.own, None), self._elements)
-
-    def statistic(self, name: str) -> Array:
-        """Return "mean", "var" or "rstd": those of the moments."""
-        found: Array = getattr(self.own, name)
-        return found
+        return GradientSums(_core.measure_grad(g, self.inner, None), self._elements)
 
     def _back(self, dy: ArrayLike, out: MaybeArray) -> tuple[Any, MaybeArray, MaybeArray]:
         """Return the gradients of what the norm gave, of the shortcut and of the gate."""
         if self.behind is None:
             return dy, None, None
-        g, _ = checked_back(self, self.like, self.kept, dy, out, None)
-        beside = self.kept.arrays
-        u = _core.output_again(self.own)
+        g, _ = checked_back(self, self._like, self._kept, dy, out, None)
+        beside = self._kept.arrays
+        u = _core.output_again(self.inner)
         return self.behind.backward(g, u, beside.get("shortcut"), beside.get("gate"))
 
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None,
                  sums: GradientSums | None = None) -> Gradients | FusedGradients:  # fmt: skip
         """As :func:`fastnorm.backward`, with the sums of all micro-batches."""
         dy, *beside = self._back(dy, out)
-        own = _core.measure_grad(dy, self.own, out)
+        own = _core.measure_grad(dy, self.inner, out)
         total = GradientSums(own, self._elements) if sums is None else sums
         if not isinstance(total, GradientSums):
             raise TypeError(f"sums: expected GradientSums, got {type(total).__name__}")
@@ -155,5 +152,5 @@ class GivenContext(DerivedFromCore):
                 f"sums: expected those of all {self._count:g} elements of a channel that the "
                 f"moments are of, got {total.count:g}"
             )
-        grads = _core.finish_backward(dy, self.own, own, total.sums, total.count, self._rstd, out)
+        grads = _core.finish_backward(dy, self.inner, own, total.sums, total.count, self._rstd, out)
         return grads if self.behind is None else FusedGradients(*grads, *beside)

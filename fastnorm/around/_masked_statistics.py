@@ -29,22 +29,15 @@ Update = Callable[[list[Any], Any, Array, Array], None]
 def without_running(call: Call) -> tuple[Call, Update | None]:
     """Return the call of a part, and what updates the running statistics when all are done."""
     norm = call.norm
-    check_states(call)
+    check_updated(call)
+    if call.states() and norm in ("instance", "instance_renorm"):  # parts show too little of them
+        call.check(call["x"])
     given = call.arguments.get("running_mean") is not None
     if not given or not call["training"] or norm not in ("instance", "instance_renorm"):
         return call, None
     if norm == "instance_renorm":  # it corrects by them, and takes the moments of the batch
         return call.but(training=False), _update_by_batch(call)
     return call.but(running_mean=None, running_var=None), _update_by_means(call)
-
-
-def check_states(call: Call) -> None:
-    """Raise what the core would of running statistics, of which the parts show it too little."""
-    if not call.states():
-        return
-    check_updated(call)
-    if call.norm in ("instance", "instance_renorm", "switchable"):
-        call.check(call["x"])
 
 
 def _move(call: Call, mean: Array, var: Array) -> None:
@@ -102,7 +95,7 @@ def switchable(
         raise ValueError("cast: expected None for switchable norm with a mask")
     x, numbers = call["x"], numbered(call.around)
     call.check(x)
-    check_states(call)
+    check_updated(call)
     total = add(x, beside["residual"]) if "residual" in beside else None
     ctx = _Switched(call, x if total is None else total, view, valid, given)
     y = ctx.normalized

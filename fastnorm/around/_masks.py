@@ -25,6 +25,7 @@ from ._parameters import Parameter, form_of, parameters_of
 
 Index: TypeAlias = tuple[Array, ...]
 
+AFFINE = ("weight", "bias", "tau")
 KEYS = frozenset({"mask", "lengths"})
 _OVER_SAMPLES = ("batch", "batch_renorm", "sync_batch", "whitening")
 
@@ -125,8 +126,7 @@ def valid_of(call: Call, x: Array, view: View) -> Array:
         raise ValueError("mask, lengths: expected one of them, got both")
     mask = _mask_of(call.around["lengths"], call, x) if "lengths" in call.around else (
         _core.as_array(call.around["mask"], "mask"))  # fmt: skip
-    check_mask(mask, x)
-    mask = mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
+    mask = checked_mask(mask, x)
     if "layout" in call.arguments and mask.shape[view.last[0]] != 1:
         raise ValueError(
             f"mask: expected size 1 along the channels, axis {view.last[0]}, got shape {mask.shape}"
@@ -134,8 +134,8 @@ def valid_of(call: Call, x: Array, view: View) -> Array:
     return view.moved(mask)
 
 
-def check_mask(mask: Array, x: Array) -> None:
-    """Raise where it is no array of bool that broadcasts to x's shape."""
+def checked_mask(mask: Array, x: Array) -> Array:
+    """Return a mask with x's number of dimensions; raise where it does not broadcast to x."""
     if mask.dtype != np.bool_:
         raise TypeError(f"mask: expected dtype bool, got {mask.dtype}")
     try:
@@ -144,6 +144,7 @@ def check_mask(mask: Array, x: Array) -> None:
         fits = False
     if not fits:
         raise ValueError(f"mask: expected a shape that broadcasts to {x.shape}, got {mask.shape}")
+    return mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape)
 
 
 def _mask_of(lengths: Any, call: Call, x: Array) -> Array:
@@ -254,7 +255,7 @@ def stage(call: Call) -> Result:
     valid = valid_of(call, x, view)
     beside, keep = beside_of(call, x)
     # in the dtype that is computed in, so that the sums of several parts are rounded once
-    given = parameters_of(call, x, form_of(call, x), ("weight", "bias", "tau"))
+    given = parameters_of(call, x, form_of(call, x), AFFINE)
     plain = call.without(KEYS).but(x=x)
     if call.norm == "switchable":
         return statistics.switchable(plain, view, valid, given, beside)

@@ -170,9 +170,18 @@ class Parameter:
         """In which the gradient is summed."""
         return np.dtype(self.view.dtype if self.is_whole else np.float64)
 
-    def total(self, written: bool = False) -> Array:
-        """Return zeros, for the sums that make the gradient; or an array that will be written."""
-        return _core.empty_like(self.view) if written else np.zeros(self.view.shape, self.sums_in)
+    def total(self) -> Array:
+        """Return zeros, for the sums that make the gradient."""
+        return np.zeros(self.view.shape, self.sums_in)
+
+    def rows(self) -> Array:
+        """Return one row of the channels for each sample, or one for all: (N, C) or (1, C).
+
+        Of one that differs between samples at most.
+        """
+        own = [self.form.x[a] if a in self.form.axes else n for a, n in enumerate(self.view.shape)]
+        rows = np.broadcast_to(self.view, own).reshape(own[0], -1)
+        return rows[:, : self.form.shared[0]]
 
     def cut(self, index: Index) -> Array:
         """Return it as a call of a piece of x takes it."""

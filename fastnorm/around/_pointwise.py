@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import _check as check
-from .._core import Context
-from .._types import Array, MaybeArray, Param
+from .. import _core
+from .._types import AnyContext, Array, MaybeArray, Param, RepeatableContext
 from ._arrays import BESIDE, Index, Laid, computed_in, is_same, overlap, pieces
 from ._back import DerivedFromCore, LaidBack, gradients_of, kept, lay_back, made, others_of
 from ._call import Call, Result
@@ -46,24 +46,16 @@ class Plain:
     adds_x: bool
     states: Mapping[str, Array]
 
-    def __call__(self, x: Array, out: MaybeArray = None) -> tuple[Array, dict[str, Array]]:
-        """Return x_hat, and the running statistics after it."""
-        found, states = self._call(x, out, False)
-        return found, states
-
-    def with_context(self, x: Array) -> tuple[Array, Context[Any]]:
-        """Return x_hat, and what the core goes back through."""
-        (found, ctx), _ = self._call(x, None, True)
-        return found, ctx
-
-    def _call(self, x: Array, out: MaybeArray, keep: bool) -> tuple[Any, dict[str, Array]]:
+    def __call__(
+        self, x: Array, out: MaybeArray, keep: bool
+    ) -> tuple[Array, AnyContext | None, dict[str, Array]]:
+        """Return x_hat, what leads back, where that is to be kept, and the running statistics."""
         given = x.astype(self.dtype, copy=False)
         states = {name: a.copy() for name, a in self.states.items()}
         own = {**self.arguments, **states, "x": given, "out": out, "return_ctx": keep}
         found = self.entry(**own, around=None)
-        if not self.adds_x:
-            return found, states
-        return ((found[0] - given, found[1]) if keep else found - given), states
+        x_hat, ctx = found if keep else (found, None)
+        return (x_hat - given if self.adds_x else x_hat), ctx, states
 
 
 def plain_of(call: Call, x: Array, form: Form) -> Plain:
@@ -106,6 +98,13 @@ class Pointwise(DerivedFromCore):
         self._kind = gradients_of(call, numbers)
         self.has_sum = laid.sum is not None
         self._kept = kept(laid, self._given, numbers is not None or tau is not None)
+        self._keeps = laid.keep
+        self._own: RepeatableContext | None = None
+
+    @property
+    def inner(self) -> Any:
+        """Of a normalizer outside the core, as of sync batch norm: all of x is one call."""
+        return self._own
 
     # ---- forward -----------------------------------------------------------------------------
 
@@ -116,7 +115,10 @@ class Pointwise(DerivedFromCore):
             x = laid.x[unit]
             if laid.sum is not None:
                 x = add(x, laid.beside["residual"][unit])
-            x_hat, states = self._plain(x, self._place(laid.y, unit))
+            keep = self._keeps and self._coupled
+            x_hat, ctx, states = self._plain(x, self._place(laid.y, unit), keep)
+            if isinstance(ctx, RepeatableContext):
+                self._own = ctx
             if laid.sum is not None:
                 laid.sum[unit] = x
             for part in pieces(x.shape, x.ndim):
@@ -187,23 +189,23 @@ class Pointwise(DerivedFromCore):
 
     # ---- backward ----------------------------------------------------------------------------
 
-    def fail(self, error: Exception) -> None:
-        """Tell the other processes of a sync batch norm, which would wait for this one."""
-        fail = getattr(self._plain.entry, "fail", None)
-        if fail is not None:
-            fail(error)
+    def _again(self, x: Array) -> tuple[Array, Any]:
+        """Return x_hat of a unit, and what leads back through it."""
+        if self._own is not None:
+            return self._own.output(), self._own
+        x_hat, ctx, _ = self._plain(x, None, True)
+        return x_hat, ctx
 
     @check.as_the_core
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> Any:
         """As :func:`fastnorm.backward`."""
         laid = lay_back(self, self._x, self._kept, dy, out, ds)
-        # pieces write each element of those that are as large as x
-        sums = {name: p.total(p.is_whole and name != "tau") for name, p in self._given.items()}
+        sums = {name: _room(parameter) for name, parameter in self._given.items()}
         beside = {name: np.empty_like(a) for name, a in self._beside.items()}
         logits = {name: np.zeros(3) for name in self._logits}
         for unit in self._units():
             x = self._x[unit]
-            x_hat, ctx = self._plain.with_context(x)
+            x_hat, ctx = self._again(x)
             straight = np.empty_like(x_hat) if self._plain.adds_x else None
             for part in pieces(x.shape, x.ndim):
                 index = within(unit, part)
@@ -236,19 +238,15 @@ class Pointwise(DerivedFromCore):
         g = dy.astype(wide, copy=False)
         if tau is not None:
             is_above = made_it > tau
-            self._given["tau"].add(
-                sums["tau"], index, np.where(is_above, 0.0, g.astype(np.float64))
-            )
+            _take(self._given["tau"], sums["tau"], index, np.where(is_above, g.dtype.type(0), g))
             g = np.where(is_above, g, g.dtype.type(0))
         return g, found
 
     def _weighted(self, g: Array, x_hat: Array, index: Index, sums: dict[str, Array]) -> Array:
         """Add to the sums of weight and bias; put the gradient of x_hat in its place."""
         bias, weight = self._given.get("bias"), self._given.get("weight")
-        if bias is not None and bias.is_whole:
-            sums["bias"][index] = g
-        elif bias is not None:
-            bias.add(sums["bias"], index, g.astype(bias.sums_in, copy=False))
+        if bias is not None:
+            _take(bias, sums["bias"], index, g)
         if weight is None:
             x_hat[...] = g
             return x_hat
@@ -263,7 +261,7 @@ class Pointwise(DerivedFromCore):
             return x_hat
         return np.multiply(g, weight.part(index), out=x_hat)
 
-    def _back_through(self, g: Array, ctx: Context[Any], straight: MaybeArray, unit: Index,
+    def _back_through(self, g: Array, ctx: Any, straight: MaybeArray, unit: Index,
                       laid: LaidBack) -> dict[str, Array]:  # fmt: skip
         """Write dx of a unit; return the gradients of logits."""
         from ..norms import backward
@@ -283,8 +281,22 @@ class Pointwise(DerivedFromCore):
 
     def statistic(self, name: str) -> Array:
         """Return "mean", "var" or "rstd"."""
-        found: Array = getattr(self._plain.with_context(self._x)[1], name)
+        ctx = self._own if self._own is not None else self._again(self._x)[1]
+        found: Array = getattr(ctx, name)
         return found
+
+
+def _room(parameter: Parameter) -> Array:
+    """Return zeros, or of a parameter as large as x, whose gradient is no sum, any numbers."""
+    return _core.empty_like(parameter.view) if parameter.is_whole else parameter.total()
+
+
+def _take(parameter: Parameter, total: Array, index: Index, found: Array) -> None:
+    """Take what a piece, which comes once, brings to a gradient."""
+    if parameter.is_whole:
+        total[index] = found
+    else:
+        parameter.add(total, index, found.astype(parameter.sums_in, copy=False))
 
 
 def within(unit: Index, part: Index) -> Index:

@@ -5,6 +5,7 @@ With the bits that the core gives them in its pass: each rounds to x's dtype.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from .. import _check as check
 from .. import _core
 from .._types import Array, FusedGradients, MaybeArray, Param, RepeatableContext
 from ._arrays import BESIDE, Like, beside_of, computed_in, delivered, dense, parameters_apart
-from ._back import DerivedFromCore, Kept, checked_back, kept_behind
+from ._back import Kept, Wrapping, checked_back, kept_behind
 from ._call import Call
 
 
@@ -54,11 +55,6 @@ class Behind:
 
     numbers: tuple[Any, ...]
 
-    @property
-    def is_needed(self) -> bool:
-        """Whether there is an activation; with arrays beside, it is needed anyway."""
-        return bool(self.numbers[0])
-
     @check.as_the_core
     def forward(self, u: Array, shortcut: MaybeArray, gate: MaybeArray, out: Array) -> None:
         """Write it to `out`, dense, which may be one of the arrays."""
@@ -85,13 +81,24 @@ class Behind:
         return du, None if shortcut is None else du, dgate
 
 
-def with_around(normalize: Callable[..., Any], arguments: Mapping[str, Any], numbers: Any) -> Any:
-    """Call a normalizer that the core does not know, with what is around in calls of its own.
+class Outside(ABC):
+    """A normalizer that the core does not know, to be called in place of a function of the core."""
 
-    It returns y, or with a residual the sum too, and with `return_ctx` a context.
-    """
-    if numbers is None:
-        return normalize(**arguments)
+    @abstractmethod
+    def normalize(self, **arguments: Any) -> Any:
+        """Return y, and with `return_ctx` a :class:`RepeatableContext`; with nothing around."""
+
+    def __call__(self, around: Any = None, **arguments: Any) -> Any:
+        """Return y, or with a residual the sum too, and with `return_ctx` a context.
+
+        What is around, as `numbered` gives it, is done in calls of its own.
+        """
+        if around is None:
+            return self.normalize(**arguments)
+        return _with_around(self.normalize, arguments, around)
+
+
+def _with_around(normalize: Callable[..., Any], arguments: Mapping[str, Any], numbers: Any) -> Any:
     x = dense(arguments["x"], "x")
     named = zip((*BESIDE, "sum_out"), numbers[3:], strict=True)
     call = Call(normalize, arguments, {name: a for name, a in named if a is not None})
@@ -111,25 +118,16 @@ def with_around(normalize: Callable[..., Any], arguments: Mapping[str, Any], num
     return tuple(result) if len(result) > 1 else result[0]
 
 
-class _Around(DerivedFromCore):
+class _Around(Wrapping):
     """Context of a normalizer and, in calls of their own, of what is around it."""
 
     def __init__(
         self, own: RepeatableContext, behind: Behind, x: Array, kept: Kept, has_sum: bool
     ) -> None:
-        self.own, self._behind, self.has_sum = own, behind, has_sum
+        super().__init__(own)
+        self._behind, self.has_sum = behind, has_sum
         self._like = Like(x.shape, x.dtype)
         self._kept = kept
-
-    @property
-    def inner(self) -> Any:
-        """Of the normalizer alone."""
-        return self.own
-
-    def statistic(self, name: str) -> Array:
-        """Of the normalizer alone."""
-        found: Array = getattr(self.own, name)
-        return found
 
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> FusedGradients:
         """As :func:`fastnorm.backward`."""
@@ -138,9 +136,9 @@ class _Around(DerivedFromCore):
         g, extra = checked_back(self, self._like, self._kept, dy, out, ds)
         beside = self._kept.arrays
         g, dshortcut, dgate = self._behind.backward(
-            g, self.own.output(), beside.get("shortcut"), beside.get("gate")
+            g, self.inner.output(), beside.get("shortcut"), beside.get("gate")
         )
-        found = backward(g, self.own, out)
+        found = backward(g, self.inner, out)
         if extra is not None:
             add(found.x, extra, found.x)
         return FusedGradients(found.x, found.weight, found.bias, dshortcut, dgate)

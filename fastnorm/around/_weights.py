@@ -14,9 +14,9 @@ from numpy.typing import ArrayLike
 
 from .. import _arguments, _core
 from .. import _check as check
-from .._types import AnyContext, Array, DerivedContext, MaybeArray, Param
+from .._types import AnyContext, DerivedContext, MaybeArray, Param
 from ._arrays import computed_in, float_dtype
-from ._back import DerivedFromCore
+from ._back import Wrapping
 from ._call import Call, Result
 from ._stages import proceed
 
@@ -77,29 +77,20 @@ def _check_cast(call: Call) -> None:
         )
 
 
-class Retyped(DerivedFromCore):
+class Retyped(Wrapping):
     """A context whose weight was float32, for gradients in the dtype of the caller's."""
 
     def __init__(self, ctx: AnyContext, dtype: np.dtype[Any], has_sum: bool) -> None:
-        self._ctx, self._dtype, self.has_sum = ctx, dtype, has_sum
+        super().__init__(ctx)
+        self._dtype, self.has_sum = dtype, has_sum
         self.is_empty = getattr(ctx, "is_empty", False)
-
-    @property
-    def inner(self) -> Any:
-        """The context."""
-        return self._ctx
 
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> Any:
         """As :func:`fastnorm.backward`."""
-        ctx = self._ctx
+        ctx = self.inner
         if isinstance(ctx, DerivedContext):
             found = ctx.backward(dy, out, ds)
         else:
             found = _core.backward(dy, ctx, out, ds)
         with _core.FloatMode(), np.errstate(all="ignore"):
             return found._replace(weight=found.weight.astype(self._dtype))
-
-    def statistic(self, name: str) -> Array:
-        """Return "mean", "var" or "rstd"."""
-        found: Array = getattr(self._ctx, name)
-        return found

@@ -21,7 +21,7 @@ from .._types import (
     RepeatableContext,
 )
 from ..around import Around, run
-from ..around._separate import with_around
+from ..around._separate import Outside
 
 _L2 = _core.NORMS.index("l2")
 
@@ -127,19 +127,17 @@ def normalize(
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+@dataclass(frozen=True)
+class _Entry(Outside):
     """What :func:`fastnorm.around.run` calls in place of the core."""
 
     ord: float
     least: float
 
-    def __call__(self, around: Any = None, **arguments: Any) -> Any:
-        names = ("x", "axis", "out", "return_ctx")
-        return with_around(self._normalize, {name: arguments[name] for name in names}, around)
-
-    def _normalize(self, **arguments: Any) -> Any:
-        return _divide(**arguments, ord=self.ord, eps=self.least)
+    def normalize(self, **arguments: Any) -> Any:
+        """Divide by the lengths."""
+        own = {name: arguments[name] for name in ("x", "axis", "out", "return_ctx")}
+        return _divide(**own, ord=self.ord, eps=self.least)
 
 
 def _divide(

@@ -13,13 +13,13 @@ from typing import Any, Literal, TypeAlias, Unpack, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from .. import _arguments as arguments
+from .. import _arguments
 from .. import _check as check
 from .._arguments import LAYOUTS
 from .._types import Array, DerivedContext, MaybeArray, Param
 from ..around import Around, AroundSettings, run
 from ..around._affine import is_wide
-from ..around._separate import with_around
+from ..around._separate import Outside
 from ._base import RunningNorm
 from ._whitened import whiten
 
@@ -225,7 +225,7 @@ return_ctx, **around
     [[1.0, 0.0], [0.0, 1.0]]
     """
     return _call(
-        arguments.iterations(iterations), around, x=x, weight=weight, bias=bias,
+        _arguments.iterations(iterations), around, x=x, weight=weight, bias=bias,
         running_mean=running_mean, running_cov=running_cov, training=training,
         group_size=group_size, momentum=momentum, eps=eps, layout=layout, out=out,
         return_ctx=return_ctx,
@@ -243,16 +243,14 @@ def _call(
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+@dataclass(frozen=True)
+class _Entry(Outside):
     """What :func:`fastnorm.around.run` calls in place of the core."""
 
     iterations: int | None
 
-    def __call__(self, norm: str, around: Any = None, **arguments: Any) -> Any:
-        return with_around(self._normalize, arguments, around)
-
-    def _normalize(self, **arguments: Any) -> Any:
+    def normalize(self, *, norm: str, **arguments: Any) -> Any:  # type: ignore[override]
+        """Whiten."""
         return whiten(**arguments, iterations=self.iterations)
 
 
@@ -273,7 +271,7 @@ class _WhiteningLayer(RunningNorm):
                 f"layout: expected channels first or last, got {self.layout!r}, in blocks"
             )
         self.group_size = check.integer(group_size, "group_size")
-        size = arguments.group_size(self.group_size, self.num_features)
+        size = _arguments.group_size(self.group_size, self.num_features)
         cov = np.zeros((self.num_features // size, size, size), self.dtype)
         cov[:] = np.eye(size)
         del self.buffers["running_var"]
@@ -365,7 +363,7 @@ class IterNorm(_WhiteningLayer):
         super().__init__(
             num_features, group_size, eps, momentum, affine, bias, layout, dtype, **around
         )
-        self.iterations = arguments.iterations(iterations)
+        self.iterations = _arguments.iterations(iterations)
 
     def _forward(self, x: ArrayLike, **around: Any) -> _WithContext:
         return iter_norm(
