@@ -45,7 +45,7 @@ def dense(value: Any, name: str) -> Array:
 
 
 class Like(NamedTuple):
-    """An array to which others are compared, where it is not kept."""
+    """Shape and dtype of an array that is not kept."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]

@@ -30,8 +30,8 @@ class Result(NamedTuple):
 class Call:
     """Arguments of `channel_norm` or `axis_norm` of the core, and the keywords that are around.
 
-    `entry` is one of the two, or what a normalizer that the core does not know has in their place;
-    a call of the normalizers of axes has an ``axis``, one of the others a ``layout``.
+    `entry` is one of the two, or is called in their place, for a normalizer outside the core. A
+    call of the normalizers of axes has an ``axis``, one of the others a ``layout``.
     """
 
     entry: Callable[..., Any]
@@ -53,9 +53,9 @@ class Call:
         return {name: a for name, a in given.items() if a is not None}
 
     def check(self, x: Array, **own: Any) -> None:
-        """Raise what the normalizer would of arguments that are no arrays as large as x.
+        """Raise what is wrong with small arguments: call the normalizer with an x without samples.
 
-        It is called with an x without samples; sync batch norm on this rank alone.
+        Sync batch norm looks at this rank alone.
         """
         entry = getattr(self.entry, "check", self.entry)
         rest = {"weight": None, "bias": None, "out": None, "return_ctx": False, **own}

@@ -49,9 +49,9 @@ class Around(AroundSettings, total=False):
         Where to write s: x, the residual, or an array apart from both.
     mask : array_like of bool
         What counts: True for valid elements. It broadcasts against x, with size 1 along the
-        channels, of blocks along both axes; for the normalizers of axes to any shape. Statistics
-        and gradients are those of the valid elements; y and dx are 0 elsewhere, whatever x holds
-        there. The gradients are a :class:`FusedGradients`.
+        channels (in blocks along both of their axes); for the normalizers of axes to any shape.
+        Statistics and gradients are those of the valid elements; y and dx are 0 elsewhere, whatever
+        x holds there. The gradients are a :class:`FusedGradients`.
     lengths : array_like of int, shape (N,)
         Instead of a mask: of each sample, how many elements along the first spatial axis count; for
         the normalizers of axes that is the first axis behind the samples that is not normalized.
@@ -70,7 +70,8 @@ class Around(AroundSettings, total=False):
         Statistics that come from elsewhere, as of several micro-batches, instead of those of x.
         Beside an activation, a shortcut and a gate, which are passes of their own then.
     virtual_batch_size : int
-        Ghost batch norm: so many samples at a time have statistics of their own.
+        Ghost batch norm: so many samples at a time have statistics of their own. Of batch norm,
+        batch renorm and whitening.
     out_dtype : dtype
         Of y: int8, or float8_e4m3fn and float8_e5m2 of the package ml_dtypes. y, in x's dtype, is
         divided in float32 by `scale`, rounded to nearest even, and at most the largest number: 127

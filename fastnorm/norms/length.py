@@ -21,6 +21,7 @@ from .._types import (
     RepeatableContext,
 )
 from ..around import Around, run
+from ..around._back import Kept
 from ..around._separate import Outside
 
 _L2 = _core.NORMS.index("l2")
@@ -146,8 +147,8 @@ def _divide(
     # the core checks x, axis and out, and what is returned has the dtype and memory that it chooses
     bare, axes = _core.checked_rows(x, axis, out, return_ctx)
     ctx = _Lengths(bare, ord, axes, eps)
-    target = _put(ctx.y, bare, out)
-    return (target, ctx) if return_ctx else target  # a flag: the core has looked at it
+    y = ctx.output(out)
+    return (y, ctx) if return_ctx else y  # a flag: the core has looked at it
 
 
 @check.as_the_core
@@ -163,7 +164,8 @@ class _Lengths(RepeatableContext):
 
     @check.as_the_core  # inf and NaN stay in their vectors
     def __init__(self, x: Array, ord: float, axes: tuple[int, ...], eps: float) -> None:
-        self._dtype, self._ord, self._axes = x.dtype, ord, axes
+        self._x, self._ord, self._axes = x, ord, axes
+        self._kept = Kept({"x": x})
         exact = x.astype(np.float64)
         largest = np.abs(exact).max(axes, keepdims=True, initial=0)
         # in units of the largest magnitude, whose powers may be no float64
@@ -175,25 +177,34 @@ class _Lengths(RepeatableContext):
             length = unit * powers ** (1 / ord)
         self._clamped = length < eps
         self._length = np.maximum(length, eps)
-        self.y = np.divide(exact, self._length, where=self._length != 0,
-                           out=np.zeros_like(exact))  # fmt: skip
 
-    def output(self) -> Array:
+    def _over_length(self, a: Array) -> Array:
+        """Return an array divided by the lengths, float64; 0 where the length is."""
+        found: Array = np.divide(
+            a, self._length, where=self._length != 0, out=np.zeros(a.shape), dtype=np.float64
+        )
+        return found
+
+    @check.as_the_core
+    def output(self, out: MaybeArray = None) -> Array:
         """Return y."""
-        return _put(self.y, np.empty(self.y.shape, self._dtype), None)
+        self._kept.check()
+        return _put(self._over_length(self._x), self._x, out)
 
     @check.as_the_core
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> Gradients:
         """As :func:`fastnorm.backward`."""
-        dy = check.gradient(dy, self.y.shape, self._dtype)
+        dy = check.gradient(dy, self._x.shape, self._x.dtype)
         _core.checked_rows(dy, self._axes, out, False)
-        exact, size = dy.astype(np.float64), np.abs(self.y)
+        self._kept.check()
+        self._kept.check_out(out, dy)
+        exact, y = dy.astype(np.float64), self._over_length(self._x)
+        size = np.abs(y)
         if self._ord == math.inf:
             largest = size == size.max(self._axes, keepdims=True, initial=0)
             slope: Any = largest / largest.sum(self._axes, keepdims=True)
         else:
             slope = np.where(size > 0, size ** (self._ord - 1), 0)
-        along = np.sign(self.y) * slope * (exact * self.y).sum(self._axes, keepdims=True)
-        dx = exact - np.where(self._clamped, 0, along)
-        dx = np.divide(dx, self._length, where=self._length != 0, out=np.zeros_like(dx))
+        along = np.sign(y) * slope * (exact * y).sum(self._axes, keepdims=True)
+        dx = self._over_length(exact - np.where(self._clamped, 0, along))
         return Gradients(_put(dx, dy, out), None, None)
