@@ -10,10 +10,12 @@
 /* rows above this are not taken by turns */
 #define FN_TURN_ROW (32 * 1024)
 
-/* Bytes of x in a turn.  A turn of a sum is small: it stays in the L1 together with the next x and
- * residual, which are fetched meanwhile. */
+/* Bytes of x in a turn.  A turn of a sum is small where it comes from memory: it stays in the L1
+ * together with the next x and residual, which are fetched meanwhile.  In the caches it is large,
+ * as what is done for each turn counts. */
 static inline int64_t fn_turn_most(const fn_job *job) {
-    return FN_TURN_ROW / (job->beside.residual ? 4 : 2);
+    const int from_memory = job->use.fetch || job->use.stream;
+    return job->beside.residual ? FN_TURN_ROW / (from_memory ? 4 : 1) : FN_TURN_ROW / 2;
 }
 
 int64_t fn_turn_bytes(const fn_around *around);
