@@ -130,7 +130,14 @@ def made_context(problem, shape, over, axes, param_shape, x, params, types, stat
         if params[i] is not None:
             c.params[i] = params[i]
             c.grad_types[i] = types[i].num
-    if <fn_dtype>_dtype(c.x, "x") != c.p.dtype or np.shape(statistics) != (_make_saved(c),):
+    if <fn_dtype>_dtype(c.x, "x") != c.p.dtype:
+        return None
+    size = _make_saved(c)
+    if cnp.PyArray_SIZE(c.x) == 0 and c.p.norm == FN_BATCH:  # those of other ranks, or nothing
+        size = min(len(statistics), 2 * _padded_channels(c))
+        c.statistics = _empty(size, cnp.NPY_FLOAT64)
+        c.saved = <double*>cnp.PyArray_DATA(c.statistics)
+    if np.shape(statistics) != (size,):
         return None
     c.statistics[:] = statistics
     if around is not None:

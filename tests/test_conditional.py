@@ -100,9 +100,13 @@ def test_parameters_that_broadcast(shapes, rng, monkeypatch):
         assert_close(got[name], a, 1e-12, name)
 
 
-def test_an_empty_batch():
-    x, weight = np.ones((0, C, H, W)), np.ones((0, C))
-    y, ctx = fn.batch_norm(x, weight, training=True, return_ctx=True)
+@pytest.mark.parametrize("layout", ["NCHW", "NCHW8c"])
+@pytest.mark.parametrize("norm", ["batch_norm", "instance_norm"])
+def test_an_empty_batch(norm, layout):
+    x, weight = laid(np.ones((0, C, H, W)), layout), np.ones((0, C))
+    training = {"training": True} if norm == "batch_norm" else {}
+    y, ctx = getattr(fn, norm)(x, weight, layout=layout, return_ctx=True, **training)
+    assert ctx.mean.shape[-1] == C
     grads = fn.backward(y, ctx)
     assert y.shape == grads.x.shape == x.shape
     assert grads.weight.shape == (0, C)

@@ -1,6 +1,7 @@
 """What stands around a normalizer has the bits of separate calls, and its gradients are right."""
 
 import pickle
+import warnings
 
 import ml_dtypes
 import numpy as np
@@ -349,6 +350,53 @@ def test_gradients_of_sums_may_be_overwritten(way):
     want = fn.backward(dy, ctx, ds=dy).x
     assert fn.backward(dy, ctx, out=dy, ds=dy).x is dy
     same(dy, want)
+
+
+IN_BLOCKS = {
+    "core": lambda x, w, **k: fn.batch_norm(x, w, training=True, **k),
+    "samples": lambda x, w, **k: fn.batch_norm(x, np.stack([w, w]), training=True, **k),
+    "sync": lambda x, w, **k: fn.sync_batch_norm(x, w, training=True, **k),
+    "moments": lambda x, w, **k: fn.batch_norm(
+        x, w, training=True,
+        moments=fn.Moments.from_array(fn.from_blocked(x, 12), layout="NCHW"), **k),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["core", "samples", "sync", "moments"])
+def test_the_padding_of_blocks_is_0(way):
+    """Behind the last channel, though the sigmoid of 0 is 0.5; in gradients, too."""
+    x, gate, dy = (fn.to_blocked(some(2, 12, 24, 24) + i, 8) for i in range(3))
+    gate[:, -1, ..., 4:] = dy[:, -1, ..., 4:] = 1
+    call = {"activation": "sigmoid", "gate": gate, "layout": "NCHW8c", "return_ctx": True}
+    y, ctx = IN_BLOCKS[way](x, some(12), **call)
+    grads = fn.backward(dy, ctx)
+    for a in (y, grads.x, grads.gate):
+        assert not a[:, -1, ..., 4:].any()
+        assert a[:, -1, ..., :4].all()
+
+
+@pytest.mark.parametrize("way", ["core", "sync", "whitening", "ghost", "mask", "weight"])
+def test_outputs_in_another_byte_order(way):
+    """Are those in this one: sums are not rounded on the way."""
+    x, dy, ds = some(3, 2, 4, 3, 3, dtype=np.float64)
+    y, s, ctx = WAYS[way](x, some(4, dtype=np.float64), residual=dy, return_ctx=True)
+    want = fn.backward(dy, ctx, ds=ds).x
+    swapped = [np.empty_like(x, dtype=">f8") for _ in range(3)]
+    WAYS[way](x, some(4, dtype=np.float64), residual=dy, out=swapped[0], sum_out=swapped[1])
+    fn.backward(dy, ctx, swapped[2], ds=ds)
+    for got, wanted in zip(swapped, (y, s, want), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("way", ["core", "sync", "ghost", "whitening"])
+def test_sums_that_overflow_are_no_warning(way):
+    x = some(2, 4, 3, 3)
+    large = np.full_like(x, 3e38) * np.sign(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        *_, ctx = WAYS[way](x, some(4), residual=x, return_ctx=True)
+        fn.backward(large, ctx, ds=large)
+        WAYS[way](large, some(4), residual=large)
 
 
 @pytest.mark.parametrize("way", ["core", "moments", "sync", "whitening"])

@@ -130,3 +130,11 @@ def test_virtual_batches_refuse_what_does_not_fit():
     _, ctx = fn.batch_norm(x, memory[24:], training=True, virtual_batch_size=3, return_ctx=True)
     with pytest.raises(ValueError, match="out: expected an array apart from the weight"):
         fn.backward(x, ctx, out=memory[4:].reshape(6, 4))
+
+
+def test_a_batch_without_a_valid_element_is_not_counted():
+    layer = fn.BatchNorm(4, virtual_batch_size=2)
+    layer(some(6, 4, 5), mask=np.zeros((6, 1, 5), bool))
+    assert layer.buffers["num_batches_tracked"] == 0
+    layer(some(6, 4, 5), mask=np.ones((6, 1, 5), bool))
+    assert layer.buffers["num_batches_tracked"] == 1

@@ -380,3 +380,9 @@ def test_contexts_are_copied_and_pickled(norm, rng):
     for other in (copy.deepcopy(ctx), pickle.loads(pickle.dumps(ctx))):
         for a, b in zip(fastnorm.backward(x, other), want, strict=True):
             assert (a is None and b is None) or a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("norm", [fastnorm.layer_norm, fastnorm.rms_norm, fastnorm.normalize])
+def test_no_rows(norm):
+    mask = np.array([True, False, True, True])
+    assert norm(np.ones((0, 4)), mask=mask).shape == (0, 4)

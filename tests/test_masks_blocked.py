@@ -131,3 +131,16 @@ def test_backward_names_what_is_wrong():
         fn.backward(x, ctx, ds=x)
     with pytest.raises(TypeError, match="out: expected dtype"):
         fn.backward(x, ctx, out=np.empty(x.shape, np.float32))
+
+
+def test_running_statistics_are_apart_from_x():
+    x = np.ones((N, 1, H, W, BLOCK))
+    with pytest.raises(ValueError, match="running_mean: expected an array apart from x"):
+        fn.batch_norm(x, np.ones(8), running_mean=x.reshape(-1)[:8], running_var=np.ones(8),
+                      training=True, layout="NCHW8c", lengths=[1, 2, 3])  # fmt: skip
+    assert (x == 1).all()
+
+
+def test_whitening_has_no_blocks():
+    with pytest.raises(ValueError, match="layout: expected channels first or last"):
+        fn.iter_norm(np.ones((N, 1, H, W, 8)), training=True, layout="NCHW8c", lengths=[1, 2, 3])

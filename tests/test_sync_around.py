@@ -1,6 +1,7 @@
 """Sync Batch Norm with weights of samples: as on one process; ranks that fail fail all."""
 
 import functools
+import pickle
 
 import numpy as np
 import pytest
@@ -103,3 +104,35 @@ def test_a_rank_that_fails_fails_all():
         for (_, text), message in zip(found, messages, strict=True):
             assert message in text
         assert shape == (2, C, L)
+
+
+@pytest.mark.parametrize("change", ["x", "weight", "ds", "sums"])
+def test_a_rank_that_fails_in_backward_fails_all(change):
+    """What was changed since the forward call, and what does not belong to it."""
+
+    def call(comm):
+        x, dy, weight = np.ones((3, C, 6)), np.ones((3, C, 6)), np.ones(C)
+        _, ctx = fastnorm.sync_batch_norm(x, weight, comm=comm, training=True, activation="relu",
+                                          return_ctx=True)  # fmt: skip
+        more = {}
+        if comm.rank == 1:
+            if change in ("x", "weight"):
+                array = {"x": x, "weight": weight}[change]
+                array.shape = (-1, 2)
+            else:
+                more = {change: dy}
+        return failure(lambda: fastnorm.backward(dy, ctx, **more))
+
+    for _, text in on_threads(2, call)[0]:
+        assert f"{change}: expected" in text or f"ctx: expected {change} as it was" in text
+
+
+def test_contexts_of_ranks_without_samples_are_pickled():
+    def call(comm):
+        x = np.ones((2 * comm.rank, C, L))
+        _, ctx = fastnorm.sync_batch_norm(x, np.ones(C), training=True, return_ctx=True)
+        again = pickle.loads(pickle.dumps(ctx))
+        np.testing.assert_array_equal(again.mean, ctx.mean)
+        return fastnorm.backward(x, again).x.shape
+
+    assert on_threads(2, call)[0] == [(0, C, L), (2, C, L)]

@@ -176,5 +176,14 @@ def test_running_covariances_are_apart_from_what_is_written(around):
                              running_cov=cov, **around)  # fmt: skip
     with pytest.raises(ValueError, match="out: expected an array apart from running_cov"):
         call(X, out=memory.reshape(X.shape))
-    with pytest.raises(ValueError, match="running_cov: expected an array apart from x"):
-        call(memory.reshape(X.shape))
+    for more in ({}, {"residual": X}):
+        with pytest.raises(ValueError, match="running_cov: expected an array apart from x"):
+            call(memory.reshape(X.shape), **more)
+
+
+def test_an_x_that_was_changed_is_named(rng):
+    x = rng.standard_normal((N, C, H, W))
+    y, ctx = fn.iter_norm(x, training=True, activation="relu", return_ctx=True)
+    x.shape = (N, C, H * W)
+    with pytest.raises(ValueError, match="ctx: expected x as it was in the forward call"):
+        fn.backward(y, ctx)

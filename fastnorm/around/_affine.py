@@ -104,6 +104,8 @@ def _lead(call: Call, form: Form, given: dict[str, Parameter]) -> int | None:
     lead = 1 + max(varies, default=-1)
     if "rounds" in call.around or lead > min(form.axes) or (lead and _is_coupled(call)):
         return None
+    if 0 in form.x:
+        return None
     if call.norm == "sync_batch":  # ranks meet as often, whether they have one sample or more
         return None
     if form.of_channels and lead > 1:  # positions of channels last

@@ -61,7 +61,7 @@ def like(value: Any, name: str, x: Array | Like) -> Array:
 
 def computed_in(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return float64 for float64, and float32 for all others."""
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    return np.dtype(np.float64 if dtype.itemsize == 8 else np.float32)  # in any byte order
 
 
 def overlap(a: Any, b: Any) -> bool:

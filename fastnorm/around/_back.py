@@ -19,6 +19,7 @@ from .._types import (
     Gradients,
     MaybeArray,
     Param,
+    RepeatableContext,
     SwitchableGradients,
 )
 from ._arrays import BESIDE, Laid, Like, delivered, like, overlap, target
@@ -132,6 +133,15 @@ def kept(laid: Laid, given: Mapping[str, Parameter], reads_bias: bool) -> Kept:
     read = {name: p.value for name, p in given.items() if name != "bias" or reads_bias}
     beside = {name: laid.beside[name] for name in BESIDE[:2] if name in laid.beside}
     return Kept({"x": laid.normalized, **read, **beside})
+
+
+def output_of(own: RepeatableContext, ctx: DerivedContext) -> Array:
+    """Return what a normalizer gave, for the context around its own."""
+    try:
+        return own.output()
+    except Exception as error:
+        ctx.fail(error)
+        raise
 
 
 def kept_behind(beside: Mapping[str, Array], bias: Any) -> Kept:

@@ -16,11 +16,11 @@ from .. import _core
 from .._arguments import LAYOUTS
 from .._types import Array, FusedGradients, MaybeArray, Param
 from ..blocked import from_blocked, to_blocked
-from ._arrays import Like, beside_of, delivered, dense, parameters_apart
+from ._arrays import Like, beside_of, check_updated, delivered, dense, parameters_apart
 from ._back import Kept, Wrapping, checked_back
 from ._call import Call, Result
 from ._masks import AFFINE, KEYS, checked_mask
-from ._parameters import form_of
+from ._parameters import check_rest, form_of
 
 
 def needed(call: Call) -> bool:
@@ -38,6 +38,8 @@ def stage(call: Call) -> Result:
     x = dense(call["x"], "x")
     form = form_of(call, x)
     channels, block = form.shared[0], x.shape[-1]
+    check_updated(call)
+    check_rest(call, form, x)
     beside, keep = beside_of(call, x)
     own: dict[str, Any] = parameters_apart(call)
     call = call.but(x=x, **own)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import _arguments, _core
+from .. import _check as check
 from .._types import Array, DerivedContext, FusedGradients, MaybeArray, Param
 from ._arrays import Laid, check_updated, delivered, lay
 from ._back import Kept, kept, lay_back
@@ -98,8 +99,10 @@ class _GhostContext(DerivedContext):
                  given: dict[str, Parameter]) -> None:  # fmt: skip
         self.parts, self.cuts, self.has_sum = parts, cuts, total is not None
         self._kept = own
+        self.is_empty = all(getattr(part, "is_empty", False) for part in parts)
         self._of_samples = [name for name, parameter in given.items() if 0 in parameter.varies()]
 
+    @check.as_the_core
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> FusedGradients:
         """As :func:`fastnorm.backward`; gradients of the parameters are added in float64."""
         from ..norms import backward

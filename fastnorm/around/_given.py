@@ -18,6 +18,7 @@ from .._types import Array, FusedGradients, Gradients, MaybeArray, Param
 from ._arrays import Like, beside_of, delivered, dense, parameters_apart
 from ._back import Kept, Wrapping, checked_back, kept_behind
 from ._call import Call, Result
+from ._parameters import Form, form_of
 from ._separate import Behind
 
 # what may be around, in calls of its own; a residual is added before its moments are taken
@@ -85,8 +86,10 @@ def _with_behind(call: Call, moments: Any) -> Result:
     found = _normalize(plain, moments)
     behind = Behind(numbers[:3])
     behind.forward(found.y, beside.get("shortcut"), beside.get("gate"), found.y)
+    form = form_of(call, x)
+    form.zero_padding(found.y)
     if isinstance(found.ctx, GivenContext):
-        found.ctx.put(behind, kept_behind(beside, plain["bias"]), Like(x.shape, x.dtype))
+        found.ctx.put(behind, kept_behind(beside, plain["bias"]), form, x.dtype)
     return found._replace(y=delivered(found.y, call["out"]))
 
 
@@ -121,9 +124,10 @@ class GivenContext(Wrapping):
         super().__init__(own)
         self._rstd, self._elements, self._count = rstd, elements, count
 
-    def put(self, behind: Behind, kept: Kept, like: Like) -> None:
-        """Put something behind the normalizer: with what is beside it, of arrays like x."""
-        self.behind, self._kept, self._like = behind, kept, like
+    def put(self, behind: Behind, kept: Kept, form: Form, dtype: np.dtype[Any]) -> None:
+        """Put something behind the normalizer, and what is beside it."""
+        self.behind, self._kept = behind, kept
+        self._form, self._like = form, Like(form.x, dtype)
 
     def gradient_sums(self, dy: ArrayLike) -> GradientSums:
         """Return this micro-batch's share."""
@@ -137,7 +141,9 @@ class GivenContext(Wrapping):
         g, _ = checked_back(self, self._like, self._kept, dy, out, None)
         beside = self._kept.arrays
         u = _core.output_again(self.inner)
-        return self.behind.backward(g, u, beside.get("shortcut"), beside.get("gate"))
+        found = self.behind.backward(g, u, beside.get("shortcut"), beside.get("gate"))
+        self._form.zero_padding(*found[1:])
+        return found
 
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None,
                  sums: GradientSums | None = None) -> Gradients | FusedGradients:  # fmt: skip

@@ -231,7 +231,7 @@ def _of_domains(view: View, valid: Array, shape: tuple[int, ...]) -> list[Part]:
         return [Part(view, index, (len(index[0]), *domain))]
     rows = np.broadcast_to(valid, shape).reshape(math.prod(lead), math.prod(domain))
     patterns, which, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
-    order = np.split(np.argsort(which.reshape(-1), kind="stable"), np.cumsum(counts)[:-1])
+    order = np.split(np.argsort(which.reshape(-1), kind="stable"), np.cumsum(counts))[:-1]
     parts = []
     for pattern, some in zip(patterns, order, strict=True):
         if pattern.any():

@@ -8,6 +8,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from .. import _arguments, _core
+from .. import _check as check
 from .._types import Array, DerivedContext, FusedGradients, MaybeArray, Param
 from ._arrays import BESIDE, Like, beside_of, delivered, dense
 from ._back import Kept, checked_back
@@ -88,6 +89,7 @@ class _PackedContext(DerivedContext):
         self._kept = Kept({**{n: p.value for n, p in given.items()}, **read})
         self._like = Like(read["x"].shape, read["x"].dtype)
 
+    @check.as_the_core
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> FusedGradients:
         """As :func:`fastnorm.backward`; gradients of the parameters are added in float64."""
         from ..norms import backward

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import _arguments, _core
-from .._types import Array
+from .._types import Array, MaybeArray
 from ._arrays import Index, computed_in, dense, overlap
 from ._call import Call
 
@@ -47,6 +47,13 @@ class Form:
         """Whether x lies in blocks of channels."""
         return len(self.axes) > len(self.shared)
 
+    def zero_padding(self, *arrays: MaybeArray) -> None:
+        """Let what is behind the last channel of blocks be 0, whatever the activation of 0 is."""
+        last = self.shared[0] % self.x[-1] if self.is_blocked else 0
+        for a in arrays:
+            if last and a is not None:
+                a[:, -1, ..., last:] = 0
+
     def view(self, value: Array, name: str) -> Array:
         """Return a parameter with x's number of dimensions, with 1 where it does not vary."""
         if value.shape == self.shared:
@@ -65,7 +72,7 @@ class Form:
     def _along(self, value: Array, samples: int) -> Array:
         shape = [self.x[a] if a in self.axes else 1 for a in range(len(self.x))]
         if self.is_blocked:
-            value = value.reshape(samples, -1)
+            value = value.reshape(samples, self.shared[0])
             padding = int(np.prod(self.padded)) - value.shape[1]
             value = np.pad(value, ((0, 0), (0, padding)))
         if 0 not in self.axes:
@@ -111,7 +118,8 @@ def _channels_in_blocks(call: Call, x: Array, block: int) -> int:
         value = call.arguments.get(name)
         if value is not None:
             found = _core.as_array(value, name)
-            rows[name] = found if found.ndim < 2 else found[0] if found.ndim == 2 else None
+            one = np.broadcast_to(0.0, found.shape[1:])  # of (N, C), N may be 0
+            rows[name] = found if found.ndim < 2 else one if found.ndim == 2 else None
     return _arguments.blocked_channels(
         x.shape, block, rows.get("weight"), rows.get("bias"), rows.get("running_mean"),
         rows.get("tau"),
@@ -211,7 +219,8 @@ class Parameter:
         16 bits are those of float32 rounded, as in the core.
         """
         if self.form.is_blocked and self.value.ndim < len(self.form.x):
-            total = total.reshape(total.shape[0], -1)[:, : self.form.shared[0]]
+            rows = total.reshape(total.shape[0], int(np.prod(self.form.padded)))
+            total = rows[:, : self.form.shared[0]]
         found: Array = total.reshape(self.value.shape).astype(self.view.dtype, copy=False)
         return found.astype(self.value.dtype, copy=False)
 

@@ -19,7 +19,16 @@ from .. import _check as check
 from .. import _core
 from .._types import AnyContext, Array, MaybeArray, Param, RepeatableContext
 from ._arrays import BESIDE, Index, Laid, computed_in, is_same, overlap, pieces
-from ._back import DerivedFromCore, LaidBack, gradients_of, kept, lay_back, made, others_of
+from ._back import (
+    DerivedFromCore,
+    LaidBack,
+    gradients_of,
+    kept,
+    lay_back,
+    made,
+    others_of,
+    output_of,
+)
 from ._call import Call, Result
 from ._parameters import Form, Parameter
 from ._separate import Behind, add
@@ -125,7 +134,7 @@ class Pointwise(DerivedFromCore):
                 index = within(unit, part)
                 found = self._affine(x_hat[part], x[part], index, is_lost=True)
                 self._finish(self._rounded(found, index), index, laid.y[index])
-        self._zero_padding(laid.y)
+        self._form.zero_padding(laid.y)
         return states
 
     def _units(self) -> Iterator[Index]:
@@ -179,20 +188,12 @@ class Pointwise(DerivedFromCore):
         shortcut, gate = (self._beside.get(name) for name in BESIDE[:2])
         return None if shortcut is None else shortcut[index], None if gate is None else gate[index]
 
-    def _zero_padding(self, *arrays: Array) -> None:
-        """Let what is behind the last channel of blocks be 0, whatever the activation of 0 is."""
-        form = self._form
-        last = form.shared[0] % form.x[-1] if form.is_blocked else 0
-        if last:
-            for a in arrays:
-                a[:, -1, ..., last:] = 0
-
     # ---- backward ----------------------------------------------------------------------------
 
     def _again(self, x: Array) -> tuple[Array, Any]:
         """Return x_hat of a unit, and what leads back through it."""
         if self._own is not None:
-            return self._own.output(), self._own
+            return output_of(self._own, self), self._own
         x_hat, ctx, _ = self._plain(x, None, True)
         return x_hat, ctx
 
@@ -218,7 +219,7 @@ class Pointwise(DerivedFromCore):
                     straight[part] -= weighted
             for name, a in self._back_through(x_hat, ctx, straight, unit, laid).items():
                 logits[name] += a
-        self._zero_padding(laid.dx, *beside.values())
+        self._form.zero_padding(laid.dx, *beside.values())
         grads = {name: p.gradient(sums[name]) for name, p in self._given.items()}
         grads |= {name: a.astype(self._logits[name]) for name, a in logits.items()}
         return made(self._kind, laid.result(), {**grads, **beside})

@@ -16,9 +16,19 @@ from numpy.typing import ArrayLike
 from .. import _check as check
 from .. import _core
 from .._types import Array, FusedGradients, MaybeArray, Param, RepeatableContext
-from ._arrays import BESIDE, Like, beside_of, computed_in, delivered, dense, parameters_apart
-from ._back import Kept, Wrapping, checked_back, kept_behind
+from ._arrays import (
+    BESIDE,
+    Like,
+    beside_of,
+    check_updated,
+    computed_in,
+    delivered,
+    dense,
+    parameters_apart,
+)
+from ._back import Kept, Wrapping, checked_back, kept_behind, output_of
 from ._call import Call
+from ._parameters import Form, form_of
 
 
 def add(a: Array, b: Array, out: MaybeArray = None) -> Array:
@@ -88,6 +98,7 @@ class Outside(ABC):
     def normalize(self, **arguments: Any) -> Any:
         """Return y, and with `return_ctx` a :class:`RepeatableContext`; with nothing around."""
 
+    @check.as_the_core
     def __call__(self, around: Any = None, **arguments: Any) -> Any:
         """Return y, or with a residual the sum too, and with `return_ctx` a context.
 
@@ -103,18 +114,21 @@ def _with_around(normalize: Callable[..., Any], arguments: Mapping[str, Any], nu
     named = zip((*BESIDE, "sum_out"), numbers[3:], strict=True)
     call = Call(normalize, arguments, {name: a for name, a in named if a is not None})
     beside, _ = beside_of(call, x)
+    check_updated(call)
+    form = form_of(call, x)
     total = add(x, beside["residual"]) if "residual" in beside else None
     own = {"x": x if total is None else total, "out": None, **parameters_apart(call)}
     found = normalize(**{**arguments, **own})
     y, ctx = found if isinstance(found, tuple) else (found, None)
     behind = Behind(numbers[:3])
     behind.forward(y, beside.get("shortcut"), beside.get("gate"), y)
+    form.zero_padding(y)
     result: list[Any] = [delivered(y, arguments["out"])]
     if total is not None:
         result.append(delivered(total, numbers[6]))
     if ctx is not None:
         kept = kept_behind(beside, own.get("bias", arguments.get("bias")))
-        result.append(_Around(ctx, behind, x, kept, total is not None))
+        result.append(_Around(ctx, behind, form, x.dtype, kept, total is not None))
     return tuple(result) if len(result) > 1 else result[0]
 
 
@@ -122,23 +136,27 @@ class _Around(Wrapping):
     """Context of a normalizer and, in calls of their own, of what is around it."""
 
     def __init__(
-        self, own: RepeatableContext, behind: Behind, x: Array, kept: Kept, has_sum: bool
-    ) -> None:
+        self, own: RepeatableContext, behind: Behind, form: Form, dtype: np.dtype[Any], kept: Kept,
+        has_sum: bool,
+    ) -> None:  # fmt: skip
         super().__init__(own)
         self._behind, self.has_sum = behind, has_sum
-        self._like = Like(x.shape, x.dtype)
+        self._form, self._like = form, Like(form.x, dtype)
         self._kept = kept
 
+    @check.as_the_core
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> FusedGradients:
         """As :func:`fastnorm.backward`."""
         from ..norms import backward
 
         g, extra = checked_back(self, self._like, self._kept, dy, out, ds)
         beside = self._kept.arrays
+        u = output_of(self.inner, self)
         g, dshortcut, dgate = self._behind.backward(
-            g, self.inner.output(), beside.get("shortcut"), beside.get("gate")
+            g, u, beside.get("shortcut"), beside.get("gate")
         )
         found = backward(g, self.inner, out)
         if extra is not None:
             add(found.x, extra, found.x)
+        self._form.zero_padding(found.x, dshortcut, dgate)
         return FusedGradients(found.x, found.weight, found.bias, dshortcut, dgate)

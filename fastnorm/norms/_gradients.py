@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias, TypeVar, overload
+from typing import NoReturn, TypeAlias, TypeVar, overload
 
 from numpy.typing import ArrayLike
 
@@ -100,17 +100,25 @@ def backward(
         return _core.backward(dy, ctx, out, ds)
     if isinstance(ctx, GivenContext):
         if ds is not None and not ctx.has_sum:
-            raise ValueError("ds: expected None, as the forward call had no residual")
+            _refuse(ctx, "ds: expected None, as the forward call had no residual")
         return ctx.backward(dy, out, ds, sums)
     if sums is not None:
-        raise ValueError("sums: expected None, as the forward call was given no moments")
+        _refuse(ctx, "sums: expected None, as the forward call was given no moments")
     if isinstance(ctx, DerivedContext):
         if ds is None:
             return ctx.backward(dy, out)
         if not ctx.has_sum:
-            raise ValueError("ds: expected None, as the forward call had no residual")
+            _refuse(ctx, "ds: expected None, as the forward call had no residual")
         return ctx.backward(dy, out, ds)
     return _core.backward(dy, ctx, out, ds)
+
+
+def _refuse(ctx: object, message: str) -> NoReturn:
+    """Raise an error, on all processes of the call."""
+    error = ValueError(message)
+    if isinstance(ctx, DerivedContext):
+        ctx.fail(error)
+    raise error
 
 
 def gradient_sums(dy: ArrayLike, ctx: AnyContext) -> GradientSums:

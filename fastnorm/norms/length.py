@@ -194,9 +194,9 @@ class _Lengths(RepeatableContext):
     @check.as_the_core
     def backward(self, dy: ArrayLike, out: MaybeArray, ds: Param = None) -> Gradients:
         """As :func:`fastnorm.backward`."""
+        self._kept.check()
         dy = check.gradient(dy, self._x.shape, self._x.dtype)
         _core.checked_rows(dy, self._axes, out, False)
-        self._kept.check()
         self._kept.check_out(out, dy)
         exact, y = dy.astype(np.float64), self._over_length(self._x)
         size = np.abs(y)
