@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Unpack, overload
 
 import numpy as np
@@ -365,18 +366,18 @@ class SyncBatchNorm(BatchNorm):
         if around:
             try:
                 super()._check(x)
+                call = partial(sync_batch_norm, x, comm=self.comm, training=True, return_ctx=True,
+                               **self._common(), **around)  # fmt: skip
             except Exception as error:
                 _Entry(self.comm).tell(error)
                 raise
-            return sync_batch_norm(
-                x, comm=self.comm, training=True, return_ctx=True, **self._common(), **around
-            )
+            return call()
         common = {"weight": None, "bias": None, "running_mean": None, "running_var": None}
-        call = _Training(
+        training = _Training(
             super()._check, x, training=True, out=None, return_ctx=True,
             **{**common, **self._common()},
         )  # fmt: skip
-        return call.normalize(_communicator(self.comm))
+        return training.normalize(_communicator(self.comm))
 
     def __call__(self, x: ArrayLike, **around: Unpack[Around]) -> Any:
         """Normalize x."""

@@ -127,6 +127,19 @@ def test_a_rank_that_fails_in_backward_fails_all(change):
         assert f"{change}: expected" in text or f"ctx: expected {change} as it was" in text
 
 
+@pytest.mark.parametrize("around", [{}, {"activation": "relu"}])
+def test_a_layer_that_fails_on_one_rank_fails_on_all(around):
+    def call(comm):
+        layer, x = fastnorm.SyncBatchNorm(C, comm=comm), np.ones((2, C, L), np.float32)
+        found = [failure(lambda: layer(x, **around, **({"weight": x} if comm.rank else {})))]
+        layer.buffers["num_batches_tracked"].flags.writeable = comm.rank == 0
+        return [*found, failure(lambda: layer(x, **around))]
+
+    for (_, first), (_, second) in on_threads(2, call)[0]:
+        assert "multiple values for keyword argument 'weight'" in first
+        assert "num_batches_tracked: expected a writeable array" in second
+
+
 def test_contexts_of_ranks_without_samples_are_pickled():
     def call(comm):
         x = np.ones((2 * comm.rank, C, L))

@@ -138,6 +138,9 @@ class Norm(Layer):
         array = check.array(x, "x")
         self._check_dtype(array.dtype)
         self._check_sizes(array)
+        count = self.buffers.get("num_batches_tracked")
+        if self.training and count is not None and not count.flags.writeable:
+            raise ValueError("num_batches_tracked: expected a writeable array, got a read-only one")
 
     def _check_sizes(self, x: Array) -> None:
         """Raise where the sizes of x are not the layer's; without a weight nothing else would."""
@@ -182,8 +185,6 @@ class Norm(Layer):
         self._ctx = None  # after a call that fails there is nothing to go back through
         self._check(x)
         counts = self.training and "num_batches_tracked" in self.buffers
-        if counts and not self.buffers["num_batches_tracked"].flags.writeable:
-            raise ValueError("num_batches_tracked: expected a writeable array, got a read-only one")
         *found, self._ctx = self._forward(x, **{**self.around, **around})
         # an empty batch leaves the running statistics alone, so their average must not count it
         if counts and found[0].size and not getattr(self._ctx, "is_empty", False):
