@@ -252,3 +252,15 @@ def check_against_oracle(norm, x, args, kwargs, dy, **where):
             assert_close(own[name], want_own[name], stat_tol, name)
             changed = not np.array_equal(own[name], kwargs[name])
             assert changed == (norm.running == "update"), f"{name}: changed {changed}"
+
+
+def some(*shape, dtype=np.float32):
+    """Numbers, each time the same."""
+    return np.random.default_rng(5).standard_normal(shape).astype(dtype)
+
+
+def same(a, b):
+    """Whether arrays have the same bytes."""
+    assert a.dtype == b.dtype
+    assert a.shape == b.shape
+    assert a.tobytes() == b.tobytes()

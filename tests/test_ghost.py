@@ -2,15 +2,9 @@
 
 import numpy as np
 import pytest
+from cases import same, some
 
 import fastnorm as fn
-
-
-def some(*shape, dtype=np.float32):
-    return np.random.default_rng(5).standard_normal(shape).astype(dtype)
-
-
-same = np.testing.assert_array_equal
 
 
 def test_virtual_batches_are_calls_of_their_own():
