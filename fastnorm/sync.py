@@ -13,9 +13,7 @@ from numpy.typing import ArrayLike, DTypeLike
 from . import _core
 from ._reduce import allreduce
 from ._types import Array, Gradients, MaybeArray, Param, PlainContext, RepeatableContext
-from .around import Around, AroundSettings, run
-from .around._affine import is_wide
-from .around._separate import Outside
+from .around import Around, AroundSettings, Outside, is_wide, run
 from .comm import Communicator, SingleProcess
 from .norms import BatchNorm, batch_norm
 

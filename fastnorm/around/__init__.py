@@ -6,8 +6,23 @@ own keywords from a call, changes the call, and lets the next stage go on. The b
 calls one by one.
 """
 
+from ._back import Kept
 from ._call import Call, Result, public
 from ._keywords import Around, AroundSettings
+from ._parameters import is_wide
+from ._separate import Outside
 from ._stages import at_once, run, settings
 
-__all__ = ["Around", "AroundSettings", "Call", "Result", "at_once", "public", "run", "settings"]
+__all__ = [
+    "Around",
+    "AroundSettings",
+    "Call",
+    "Kept",
+    "Outside",
+    "Result",
+    "at_once",
+    "is_wide",
+    "public",
+    "run",
+    "settings",
+]

@@ -8,7 +8,6 @@ them to what the core has normalized.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +22,7 @@ from . import _conditional, _pointwise
 from ._arrays import BESIDE, Index, Laid, check_updated, check_written, computed_in, dense, lay
 from ._back import DerivedFromCore, gradients_of, kept, lay_back, made, others_of
 from ._call import Call, Result
-from ._parameters import Form, Parameter, check_rest, form_of, parameters_of
+from ._parameters import Form, Parameter, check_rest, form_of, is_wide, parameters_of
 from ._stages import in_the_core, numbered
 
 # a call of the core takes as long as some thousands of elements
@@ -36,17 +35,6 @@ _COUPLED = {"batch", "batch_renorm", "switchable", "sync_batch", "whitening"}
 def needed(call: Call) -> bool:
     """Whether a parameter has more dimensions than a shared one, or x is rounded before them."""
     return "rounds" in call.around or is_wide(call.arguments)
-
-
-def is_wide(arguments: Mapping[str, Any]) -> bool:
-    """Whether a parameter has more dimensions than a shared one."""
-    axis = arguments.get("axis")
-    shared = len(axis) if isinstance(axis, (tuple, list)) else 1
-    for name in ("weight", "bias"):
-        value = arguments[name]
-        if value is not None and _core.as_array(value, name).ndim > shared:
-            return True
-    return False
 
 
 def stage(call: Call) -> Result:

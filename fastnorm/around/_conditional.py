@@ -37,8 +37,8 @@ class Conditional(Outside):
         y = target(out, x, x)
         # running statistics are written last, when nothing can fail any more
         moved = {name: a.copy() for name, a in self._states.items()}
-        moments = self._measure({**arguments, **moved}, None if overlap(y, x) else y)
-        ctx = _Conditional(x, self._given, moments, arguments["eps"], arguments["layout"])
+        whole = self._measure({**arguments, **moved}, None if overlap(y, x) else y)
+        ctx = _Conditional(x, self._given, whole, arguments["eps"], arguments["layout"])
         ctx.write(y)
         for name, a in moved.items():
             self._states[name][...] = a

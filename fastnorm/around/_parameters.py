@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,17 @@ class Form:
         shape = [self.x[a] if a in self.axes else 1 for a in range(len(self.x))]
         flat = np.ascontiguousarray(np.broadcast_to(view, shape)).reshape(-1)
         return flat[: int(np.prod(self.shared))].reshape(self.shared)
+
+
+def is_wide(arguments: Mapping[str, Any]) -> bool:
+    """Whether a parameter has more dimensions than a shared one."""
+    axis = arguments.get("axis")
+    shared = len(axis) if isinstance(axis, (tuple, list)) else 1
+    for name in ("weight", "bias"):
+        value = arguments[name]
+        if value is not None and _core.as_array(value, name).ndim > shared:
+            return True
+    return False
 
 
 def form_of(call: Call, x: Array) -> Form:

@@ -20,9 +20,7 @@ from .._types import (
     PlainContext,
     RepeatableContext,
 )
-from ..around import Around, run
-from ..around._back import Kept
-from ..around._separate import Outside
+from ..around import Around, Kept, Outside, run
 
 _L2 = _core.NORMS.index("l2")
 

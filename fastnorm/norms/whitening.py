@@ -17,9 +17,7 @@ from .. import _arguments
 from .. import _check as check
 from .._arguments import LAYOUTS
 from .._types import Array, DerivedContext, MaybeArray, Param
-from ..around import Around, AroundSettings, run
-from ..around._affine import is_wide
-from ..around._separate import Outside
+from ..around import Around, AroundSettings, Outside, is_wide, run
 from ._base import RunningNorm
 from ._whitened import whiten
 
